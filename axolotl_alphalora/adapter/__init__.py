@@ -1,0 +1,28 @@
+"""AlphaLoRA as a PEFT method: importing this package makes PEFT know ``ALPHALORA``."""
+
+from typing import Any
+
+from peft.mapping import (
+    PEFT_TYPE_TO_CONFIG_MAPPING,
+    PEFT_TYPE_TO_PREFIX_MAPPING,
+    PEFT_TYPE_TO_TUNER_MAPPING,
+)
+
+from .config import AlphaLoraConfig, AlphaLoraPeftType
+from .layer import AlphaLoraLayer
+from .model import AlphaLoraModel, find_balancer
+from .targets import resolve_targets
+
+__all__ = [
+    "AlphaLoraConfig",
+    "AlphaLoraLayer",
+    "AlphaLoraModel",
+    "find_balancer",
+    "resolve_targets",
+]
+
+# register_peft_method takes only names of PEFT's own enum; these are the tables it fills.
+_METHOD: Any = AlphaLoraPeftType.ALPHALORA
+PEFT_TYPE_TO_CONFIG_MAPPING[_METHOD] = AlphaLoraConfig
+PEFT_TYPE_TO_TUNER_MAPPING[_METHOD] = AlphaLoraModel
+PEFT_TYPE_TO_PREFIX_MAPPING[_METHOD] = AlphaLoraModel.prefix

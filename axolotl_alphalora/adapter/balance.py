@@ -1,0 +1,286 @@
+"""The load-balancing loss: how its gradient reaches the routers, and its value the log.
+
+The loss is never added to the model's loss. Every routed layer attaches its own share to the
+gates with an identity whose backward also emits the share's gradient (`attach_loss`). The
+layer is recomputed under gradient checkpointing, and the share with it, so neither
+checkpointing mode can lose it. How much the model's loss counts in the total that is
+differentiated (gradient accumulation, loss scaling, data parallel averaging) is read from a
+second identity on the loss itself, whose backward runs first (`probe_loss`).
+
+Both meet in a `LoadBalancer`, one for each base model, which is found by a plain key from
+inside opaque operators: a value read from a Python attribute in a backward would be frozen
+by torch.compile.
+"""
+
+from __future__ import annotations
+
+import itertools
+import weakref
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+from torch import nn
+from transformers.loss.loss_utils import LOSS_MAPPING, ForCausalLMLoss
+from transformers.utils import ModelOutput
+
+from .functional import load_balancing_loss
+
+Phase = Literal["train", "eval"]
+
+_IGNORE_INDEX = -100
+_keys = itertools.count()
+_balancers: weakref.WeakValueDictionary[int, LoadBalancer] = weakref.WeakValueDictionary()
+
+
+@dataclass
+class _Meter:
+    """Weighted mean of a scalar that stays on its device until it is read."""
+
+    total: torch.Tensor | None = None
+    weight: torch.Tensor | float = 0.0
+
+    def add(self, value: torch.Tensor, weight: torch.Tensor | float) -> None:
+        value = value * weight
+        self.total = value if self.total is None else self.total.to(value.device) + value
+        self.weight = self.weight + weight
+
+    def pop(self) -> float | None:
+        if self.total is None:
+            return None
+        mean = float(self.total) / float(self.weight)
+        self.total, self.weight = None, 0.0
+        return mean
+
+
+@dataclass
+class _Pass:
+    """What the routers need to know of the forward pass they are in."""
+
+    phase: Phase | None = None
+    valid: torch.Tensor | None = None
+    weight: torch.Tensor | float = 1.0
+    losses: dict[str, torch.Tensor] = field(default_factory=dict)
+
+
+class LoadBalancer:
+    """State shared by the routed layers of one base model.
+
+    Its two hooks sit on the base model's forward, so that they also work where a caller goes
+    around the `PeftModel`. What they note (padding mask, share of the batch) is read again when
+    a layer is recomputed in the backward pass; a second forward pass of another batch between a
+    forward and its backward is therefore not supported under gradient checkpointing.
+
+    Attributes:
+        default_scale: d(total) / d(loss) where the model does not compute the loss itself, as
+            in reinforcement learning: 1 / accumulation steps, set by the trainer's callback.
+    """
+
+    def __init__(self, default_scale: float = 1.0) -> None:
+        self.default_scale = default_scale
+        self.recorded_scale: torch.Tensor | None = None
+        self.key = next(_keys)
+        self._pass = _Pass()
+        self._meters: dict[Phase, _Meter] = {"train": _Meter(), "eval": _Meter()}
+        _balancers[self.key] = self
+
+    def __reduce__(self) -> tuple[type[LoadBalancer], tuple[float]]:
+        """Copy and pickle as a fresh balancer: the key must stay unique, the rest is transient."""
+        return LoadBalancer, (self.default_scale,)
+
+    def install(self, model: nn.Module) -> list[torch.utils.hooks.RemovableHandle]:
+        """Put the two hooks on the base model; the handles remove them again."""
+        return [
+            model.register_forward_pre_hook(self._before_forward, with_kwargs=True),
+            model.register_forward_hook(self._after_forward, with_kwargs=True),
+        ]
+
+    def observe(
+        self,
+        module: str,
+        gates: torch.Tensor,
+        probabilities: torch.Tensor,
+        selected: torch.Tensor,
+        *,
+        block_share: float,
+        coefficient: float,
+    ) -> torch.Tensor:
+        """Account for one router's decisions and attach its load-balancing loss to the gates.
+
+        Args:
+            module: Name under which the value is kept until the end of the forward pass.
+            gates: [..., N] fp32.
+            probabilities: [..., N] fp32.
+            selected: [..., N], 1 for the chosen experts.
+            block_share: 1 / number of routers in this router's block.
+            coefficient: `aux_loss_coef`; 0 attaches nothing.
+
+        Returns:
+            The gates, with the loss attached where a gradient is being recorded in training.
+        """
+        current = self._pass
+        attach = coefficient > 0.0 and current.phase == "train" and gates.requires_grad
+        if not attach and current.phase is None:
+            return gates
+        num_experts = gates.shape[-1]
+        tokens = probabilities.reshape(-1, num_experts)
+        valid = _token_mask(current.valid, probabilities.shape[:-1])
+        loss = load_balancing_loss(tokens, selected.reshape(-1, num_experts), valid)
+        current.losses[module] = loss.detach() * block_share
+        if not attach:
+            return gates
+        return attach_loss(gates, loss, current.weight, coefficient * block_share, self.key)
+
+    def pop(self, phase: Phase) -> float | None:
+        """Mean load-balancing loss (sum over blocks, before the coefficient) since the last call.
+
+        Reading it waits for the device. None where no routed layer ran in that phase.
+        """
+        return self._meters[phase].pop()
+
+    def _before_forward(
+        self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> None:
+        labels = kwargs.get("labels")
+        self._pass = _Pass(valid=_padding_mask(args, kwargs))
+        if model.training and torch.is_grad_enabled():
+            self._pass.phase = "train"
+            self._pass.weight = _micro_batch_weight(model, labels, kwargs)
+            self.recorded_scale = None
+        elif not model.training and labels is not None:
+            self._pass.phase = "eval"
+
+    def _after_forward(
+        self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
+    ) -> Any:
+        current = self._pass
+        if current.phase is not None and current.losses:
+            values = list(current.losses.values())
+            total = torch.stack([value.to(values[0].device) for value in values]).sum()
+            self._meters[current.phase].add(total, current.weight)
+        if current.phase != "train" or kwargs.get("labels") is None:
+            return output
+        return _probe_output(output, self.key)
+
+
+def attach_loss(
+    gates: torch.Tensor,
+    loss: torch.Tensor,
+    weight: torch.Tensor | float,
+    coefficient: float,
+    key: int,
+) -> torch.Tensor:
+    """Return the gates unchanged; their backward also differentiates the loss.
+
+    Args:
+        gates: [..., N] fp32.
+        loss: 0-d fp32, a function of the same router's logits.
+        weight: Share of this micro-batch in the step: 0-d tensor, or 1.
+        coefficient: Factor on the loss.
+        key: The `LoadBalancer` to ask for d(total) / d(model's loss).
+    """
+    if not isinstance(weight, torch.Tensor):
+        weight = loss.new_tensor(weight)
+    return _AttachLoss.apply(gates, loss, weight.to(loss.device) * coefficient, key)
+
+
+def probe_loss(loss: torch.Tensor, key: int) -> torch.Tensor:
+    """Return a copy of the loss whose backward records d(total) / d(loss) for `key`."""
+    return _ProbeLoss.apply(loss, key)
+
+
+class _AttachLoss(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, gates, loss, weight, key):
+        ctx.save_for_backward(weight)
+        ctx.key = key
+        return gates.view_as(gates)
+
+    @staticmethod
+    def backward(ctx, grad):
+        (weight,) = ctx.saved_tensors
+        return grad, weight * _read_loss_scale(grad, ctx.key), None, None
+
+
+class _ProbeLoss(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, loss, key):
+        ctx.key = key
+        # The HF Trainer multiplies the loss it gets in place.
+        return loss.clone()
+
+    @staticmethod
+    def backward(ctx, grad):
+        return _record_loss_scale(grad, ctx.key), None
+
+
+@torch.library.custom_op("alphalora::record_loss_scale", mutates_args=())
+def _record_loss_scale(grad: torch.Tensor, key: int) -> torch.Tensor:
+    _balancers[key].recorded_scale = grad.detach().float().clone()
+    return grad.clone()
+
+
+@_record_loss_scale.register_fake
+def _(grad: torch.Tensor, key: int) -> torch.Tensor:
+    return torch.empty_like(grad)
+
+
+@torch.library.custom_op("alphalora::read_loss_scale", mutates_args=())
+def _read_loss_scale(grad: torch.Tensor, key: int) -> torch.Tensor:
+    balancer = _balancers[key]
+    if balancer.recorded_scale is None:
+        return grad.new_full((), balancer.default_scale)
+    return balancer.recorded_scale.to(device=grad.device, dtype=grad.dtype, copy=True)
+
+
+@_read_loss_scale.register_fake
+def _(grad: torch.Tensor, key: int) -> torch.Tensor:
+    return grad.new_empty(())
+
+
+def _padding_mask(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> torch.Tensor | None:
+    """The 2-D mask of the batch: by keyword, or second after the ids as in every HF model."""
+    mask = kwargs.get("attention_mask")
+    if mask is None and len(args) > 1:
+        mask = args[1]
+    if isinstance(mask, torch.Tensor) and mask.ndim == 2:
+        return mask.ne(0)
+    return None
+
+
+def _token_mask(mask: torch.Tensor | None, shape: torch.Size) -> torch.Tensor | None:
+    """The mask as [T] for a layer whose tokens have `shape`; None where it does not apply.
+
+    With a key-value cache the layer sees only the last positions of the mask.
+    """
+    if mask is None:
+        return None
+    if len(shape) == 2 and mask.shape[0] == shape[0] and mask.shape[1] > shape[1]:
+        mask = mask[:, -shape[1] :]
+    return mask.reshape(-1) if mask.numel() == shape.numel() else None
+
+
+def _micro_batch_weight(
+    model: nn.Module, labels: torch.Tensor | None, kwargs: Mapping[str, Any]
+) -> torch.Tensor | float:
+    """This micro-batch's share of the step's target tokens, counted as the HF Trainer does."""
+    num_items = kwargs.get("num_items_in_batch")
+    if num_items is None or labels is None:
+        return 1.0
+    if kwargs.get("shift_labels") is not None:
+        labels = kwargs["shift_labels"]
+    elif LOSS_MAPPING.get(str(getattr(model, "loss_type", None))) is ForCausalLMLoss:
+        labels = labels[..., 1:]
+    return labels.ne(_IGNORE_INDEX).sum() / num_items
+
+
+def _probe_output(output: Any, key: int) -> Any:
+    """Put the probe on the loss of a model's output: a ModelOutput, or a tuple led by it."""
+    if isinstance(output, ModelOutput):
+        loss = output.get("loss")
+        if loss is not None and loss.requires_grad:
+            output["loss"] = probe_loss(loss, key)
+    elif isinstance(output, tuple) and output[0].ndim == 0 and output[0].requires_grad:
+        return (probe_loss(output[0], key), *output[1:])
+    return output

@@ -1,0 +1,143 @@
+"""Configuration of the AlphaLoRA adapter."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any
+
+from peft import PeftConfig
+
+
+class AlphaLoraPeftType(StrEnum):
+    """The method's name in ``adapter_config.json``; PEFT's own enum cannot be extended."""
+
+    ALPHALORA = "ALPHALORA"
+
+
+@dataclass
+class AlphaLoraConfig(PeftConfig):
+    """Configuration of an [`AlphaLoraModel`]: LoRA experts, their number per module, the router.
+
+    Args:
+        r (`int`):
+            Rank of one expert.
+        lora_alpha (`float`):
+            Scale: every expert's output is multiplied with `lora_alpha / r`.
+        lora_dropout (`float`):
+            Dropout on the experts' input. The router sees the input without it.
+        use_rslora (`bool`):
+            Scale with `lora_alpha / sqrt(r)` instead (rank-stabilised LoRA).
+        target_modules (`Union[list[str], str]`, *optional*):
+            Names or a regex of the linear layers to adapt, or `"all-linear"`. Not needed where
+            `num_experts` is a mapping.
+        exclude_modules (`Union[list[str], str]`, *optional*):
+            Names or a regex of modules to leave alone.
+        layers_to_transform (`Union[list[int], int]`, *optional*):
+            Indices of the blocks to adapt.
+        layers_pattern (`Union[list[str], str]`, *optional*):
+            Name of the list of blocks, where it is not the usual one.
+        modules_to_save (`list[str]`, *optional*):
+            Modules trained in full and saved beside the experts.
+        num_experts (`Union[int, dict[str, int]]`):
+            Experts per target module: one number for all, or a mapping from a module's exact name
+            to its number, where 0 leaves the module alone. After the adapter was added it always
+            holds the resolved mapping, which is what is saved.
+        top_k (`int`):
+            Experts used per token. A module with fewer experts uses all of them.
+        aux_loss_coef (`float`):
+            Coefficient of the load-balancing loss, which is averaged over the routers of a block
+            and summed over blocks. 0 switches it off.
+        init_weights (`bool`):
+            Start with all `B` at zero, so that the adapted model equals the base. `False` draws
+            them at random, which only tests need.
+        plan (`dict`, *optional*):
+            The allocation plan that the counts come from, as one JSON object. Provenance only.
+
+    Raises:
+        ValueError: If a value is out of range; the message names the field.
+        TypeError: If a count is not a whole number; the message names the module.
+    """
+
+    r: int = field(default=8, metadata={"help": "Rank of one expert."})
+    lora_alpha: float = field(default=16, metadata={"help": "Scale of the experts' output."})
+    lora_dropout: float = field(default=0.0, metadata={"help": "Dropout on the experts' input."})
+    use_rslora: bool = field(default=False, metadata={"help": "Scale with alpha / sqrt(r)."})
+    target_modules: list[str] | set[str] | str | None = field(
+        default=None, metadata={"help": "Names or regex of the linear layers to adapt."}
+    )
+    exclude_modules: list[str] | set[str] | str | None = field(
+        default=None, metadata={"help": "Names or regex of modules to leave alone."}
+    )
+    layers_to_transform: list[int] | int | None = field(
+        default=None, metadata={"help": "Indices of the blocks to adapt."}
+    )
+    layers_pattern: list[str] | str | None = field(
+        default=None, metadata={"help": "Name of the list of blocks."}
+    )
+    modules_to_save: list[str] | None = field(
+        default=None, metadata={"help": "Modules trained in full beside the experts."}
+    )
+    num_experts: int | dict[str, int] = field(
+        default=4, metadata={"help": "Experts per module: a number, or exact name -> number."}
+    )
+    top_k: int = field(default=2, metadata={"help": "Experts used per token."})
+    aux_loss_coef: float = field(
+        default=0.001, metadata={"help": "Coefficient of the load-balancing loss."}
+    )
+    init_weights: bool = field(default=True, metadata={"help": "Start with B at zero."})
+    plan: dict[str, Any] | None = field(
+        default=None, metadata={"help": "The plan that the counts come from."}
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.peft_type = AlphaLoraPeftType.ALPHALORA
+        if isinstance(self.target_modules, list):
+            self.target_modules = set(self.target_modules)
+        if isinstance(self.exclude_modules, list):
+            self.exclude_modules = set(self.exclude_modules)
+        self._check_numbers()
+        self._check_counts()
+        if self.layers_pattern and self.layers_to_transform is None:
+            raise ValueError("layers_pattern has no effect without layers_to_transform: set both.")
+        if isinstance(self.target_modules, str) and self.target_modules != "all-linear":
+            if self.layers_to_transform is not None:
+                raise ValueError(
+                    "layers_to_transform cannot be combined with a regex in target_modules: put "
+                    "the block's index into the regex, or list module names."
+                )
+
+    @property
+    def scaling(self) -> float:
+        """Factor on every expert's output: ``lora_alpha / r``, or ``/ sqrt(r)`` with rsLoRA."""
+        return self.lora_alpha / (math.sqrt(self.r) if self.use_rslora else self.r)
+
+    def _check_numbers(self) -> None:
+        for name in ("r", "top_k"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise ValueError(f"{name} must be a whole number of at least 1, not {value!r}.")
+        if not 0.0 <= self.lora_dropout < 1.0:
+            raise ValueError(f"lora_dropout must be in [0, 1), not {self.lora_dropout!r}.")
+        if not (math.isfinite(self.aux_loss_coef) and self.aux_loss_coef >= 0.0):
+            raise ValueError(f"aux_loss_coef must be at least 0, not {self.aux_loss_coef!r}.")
+
+    def _check_counts(self) -> None:
+        if not isinstance(self.num_experts, Mapping):
+            _check_count("num_experts", self.num_experts, minimum=1)
+            return
+        self.num_experts = dict(self.num_experts)
+        for module, count in self.num_experts.items():
+            _check_count(f"num_experts[{module!r}]", count, minimum=0)
+        if not any(self.num_experts.values()):
+            raise ValueError("num_experts gives no module an expert: at least one count must be 1.")
+
+
+def _check_count(name: str, count: object, minimum: int) -> None:
+    if isinstance(count, bool) or not isinstance(count, int):
+        raise TypeError(f"{name} must be a whole number (a plain int), not {count!r}.")
+    if count < minimum:
+        raise ValueError(f"{name} must be at least {minimum}, not {count}.")

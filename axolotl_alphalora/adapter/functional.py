@@ -1,0 +1,90 @@
+"""The arithmetic of a routed mixture of LoRA experts, as plain functions of tensors.
+
+Notation: T tokens (any leading shape), N experts, rank r of one expert, k experts per token.
+The experts of a module are stored stacked, so that N experts cost two matrix products and
+no loop: ``A`` is [N*r, in], ``B`` is [out, N*r], the router is [N, in].
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+
+
+def route(logits: torch.Tensor, top_k: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Turn router logits into gates (MoLA, arXiv 2402.08562, section 3).
+
+    The softmax runs in fp32 over all experts. The ``top_k`` largest probabilities are kept and
+    renormalised to sum to 1. With one expert per token out of several they are *not*
+    renormalised: a gate that is always exactly 1 would carry no gradient from the task to
+    the router.
+
+    Args:
+        logits: [..., N], any floating dtype.
+        top_k: Experts per token, from 1 to N.
+
+    Returns:
+        ``(gates, probabilities, selected)``, each [..., N] in fp32. ``selected`` is 1 for the
+        chosen experts, else 0, and carries no gradient.
+    """
+    num_experts = logits.shape[-1]
+    probabilities = F.softmax(logits, dim=-1, dtype=torch.float32)
+    if top_k == num_experts:
+        return probabilities, probabilities, torch.ones_like(probabilities)
+    chosen = probabilities.topk(top_k, dim=-1).indices
+    selected = torch.zeros_like(probabilities).scatter(-1, chosen, 1.0)
+    gates = probabilities * selected
+    if top_k > 1:
+        gates = gates / gates.sum(dim=-1, keepdim=True)
+    return gates, probabilities, selected
+
+
+def mix_experts(
+    x: torch.Tensor, a: torch.Tensor, b: torch.Tensor, gates: torch.Tensor | None, scaling: float
+) -> torch.Tensor:
+    """Sum of the experts' outputs, each weighted with its gate: ``s * sum_e g_e B_e A_e x``.
+
+    Args:
+        x: [..., in], in the dtype of ``a`` and ``b``.
+        a: [N*r, in], the experts' down projections stacked.
+        b: [out, N*r], the experts' up projections side by side.
+        gates: [..., N] in fp32, or None for a single expert whose gate is exactly 1.
+        scaling: ``lora_alpha / r`` (or its rank-stabilised form).
+
+    Returns:
+        [..., out], in the dtype of ``x``.
+    """
+    hidden = F.linear(x, a)  # [..., N*r]
+    if gates is None:
+        return F.linear(hidden * scaling, b)
+    weights = (gates * scaling).to(hidden.dtype).unsqueeze(-1)  # [..., N, 1]
+    hidden = hidden.unflatten(-1, (gates.shape[-1], -1)) * weights  # [..., N, r]
+    return F.linear(hidden.flatten(-2), b)
+
+
+def load_balancing_loss(
+    probabilities: torch.Tensor, selected: torch.Tensor, valid: torch.Tensor | None
+) -> torch.Tensor:
+    """Load-balancing loss of one router, ``N * sum_e f_e P_e``; 1 at perfect balance.
+
+    ``f_e`` is expert e's share of all selected slots (no gradient), ``P_e`` its mean
+    probability, both over the valid tokens (Switch Transformer, arXiv 2101.03961, equation 4,
+    with k slots per token).
+
+    Args:
+        probabilities: [T, N], fp32, the full softmax.
+        selected: [T, N], 1 for the chosen experts, else 0.
+        valid: [T], 1 for real tokens and 0 for padding, or None when all are real.
+
+    Returns:
+        A scalar in fp32.
+    """
+    if valid is None:
+        share = selected.sum(0)
+        mean = probabilities.mean(0)
+    else:
+        weight = valid.to(probabilities.dtype).unsqueeze(-1)
+        share = (selected * weight).sum(0)
+        mean = (probabilities * weight).sum(0) / weight.sum().clamp_min(1.0)
+    share = share / share.sum().clamp_min(1.0)
+    return probabilities.shape[-1] * (share.detach() * mean).sum()

@@ -1,0 +1,205 @@
+"""One linear layer with a mixture of LoRA experts and its router."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from peft.tuners.tuners_utils import BaseTunerLayer, _get_in_out_features
+from peft.utils import quantization_extra_repr, resolve_quantization_backend
+from torch import nn
+
+from .balance import LoadBalancer
+from .config import AlphaLoraConfig
+from .functional import mix_experts, route
+
+MERGE_REFUSAL = (
+    "An AlphaLoRA adapter cannot be merged into the base weights: its router chooses and weighs "
+    "the experts anew for every token, so no single weight matrix gives the same outputs. "
+    "Load the adapter beside the base model instead (PeftModel.from_pretrained)."
+)
+
+
+class AlphaLoraLayer(nn.Module, BaseTunerLayer):
+    """A linear layer (plain, quantised or Conv1D) with stacked LoRA experts.
+
+    ``h = W0 x + s * sum_e g_e B_e A_e dropout(x)``, gates ``g`` from one bias-free router on x.
+    Per adapter it holds ``alphalora_A`` [N*r, in], ``alphalora_B`` [out, N*r] and, for more than
+    one expert, ``alphalora_router`` [N, in].
+
+    Args:
+        base_layer: The layer to adapt.
+        adapter_name: Name of the adapter.
+        config: The adapter's configuration.
+        num_experts: Experts of this layer, at least 1.
+        module_name: The layer's name in the base model.
+        balancer: State shared by the routed layers of the model.
+        get_apply_tensor_subclass: Passed on to PEFT's torchao back end.
+
+    Raises:
+        TypeError: If PEFT cannot tell the layer's sizes.
+    """
+
+    adapter_layer_names = ("alphalora_A", "alphalora_B", "alphalora_router")
+    other_param_names = (
+        "alphalora_dropout",
+        "r",
+        "num_experts",
+        "top_k",
+        "scaling",
+        "aux_loss_coef",
+        "block_share",
+    )
+
+    def __init__(
+        self,
+        base_layer: nn.Module,
+        adapter_name: str,
+        config: AlphaLoraConfig,
+        num_experts: int,
+        module_name: str,
+        balancer: LoadBalancer,
+        **quantization_kwargs: Any,
+    ) -> None:
+        super().__init__()
+        self.base_layer = base_layer
+        self.module_name = module_name
+        self.balancer = balancer
+        base = self.get_base_layer()
+        in_features, out_features = _get_in_out_features(base)
+        if in_features is None or out_features is None:
+            raise TypeError(f"{module_name}: the sizes of a {type(base).__name__} are unknown.")
+        self.in_features: int = in_features
+        self.out_features: int = out_features
+        self.quantization_backend = resolve_quantization_backend(base, **quantization_kwargs)
+
+        self.alphalora_A = nn.ParameterDict()
+        self.alphalora_B = nn.ParameterDict()
+        self.alphalora_router = nn.ParameterDict()
+        self.alphalora_dropout = nn.ModuleDict()
+        self.r: dict[str, int] = {}
+        self.num_experts: dict[str, int] = {}
+        self.top_k: dict[str, int] = {}
+        self.scaling: dict[str, float] = {}
+        self.aux_loss_coef: dict[str, float] = {}
+        self.block_share: dict[str, float] = {}
+        self._disable_adapters = False
+        self.merged_adapters: list[str] = []
+        self.cast_input_dtype_enabled = True
+        self._active_adapter = adapter_name
+        self.update_layer(adapter_name, config, num_experts)
+
+    def update_layer(
+        self,
+        adapter_name: str,
+        config: AlphaLoraConfig,
+        num_experts: int,
+        inference_mode: bool = False,
+    ) -> None:
+        """Add an adapter, or replace the one of that name.
+
+        Args:
+            adapter_name: Name of the adapter.
+            config: Its configuration.
+            num_experts: Its experts on this layer, at least 1.
+            inference_mode: Whether to start without gradients.
+        """
+        width = num_experts * config.r
+        self.r[adapter_name] = config.r
+        self.num_experts[adapter_name] = num_experts
+        self.top_k[adapter_name] = min(config.top_k, num_experts)
+        self.scaling[adapter_name] = config.scaling
+        self.aux_loss_coef[adapter_name] = config.aux_loss_coef
+        self.block_share[adapter_name] = 1.0
+        self.alphalora_dropout[adapter_name] = (
+            nn.Dropout(config.lora_dropout) if config.lora_dropout > 0.0 else nn.Identity()
+        )
+        self.alphalora_A[adapter_name] = nn.Parameter(torch.empty(width, self.in_features))
+        self.alphalora_B[adapter_name] = nn.Parameter(torch.empty(self.out_features, width))
+        if num_experts > 1:
+            self.alphalora_router[adapter_name] = nn.Parameter(
+                torch.empty(num_experts, self.in_features)
+            )
+        self.reset_alphalora_parameters(adapter_name, zero_b=config.init_weights)
+        self._move_adapter_to_device_of_base_layer(adapter_name)
+        self.set_adapter(self.active_adapters, inference_mode=inference_mode)
+
+    def reset_alphalora_parameters(self, adapter_name: str, zero_b: bool = True) -> None:
+        """Draw A and router as MoLA does (Kaiming uniform, a = sqrt 5); B is zero, or drawn too."""
+        nn.init.kaiming_uniform_(self.alphalora_A[adapter_name], a=math.sqrt(5))
+        if adapter_name in self.alphalora_router:
+            nn.init.kaiming_uniform_(self.alphalora_router[adapter_name], a=math.sqrt(5))
+        if zero_b:
+            nn.init.zeros_(self.alphalora_B[adapter_name])
+        else:
+            nn.init.kaiming_uniform_(self.alphalora_B[adapter_name], a=math.sqrt(5))
+
+    def forward(self, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+        """Apply the base layer and the active adapters.
+
+        Args:
+            x: [..., in].
+            *args: Passed on to the base layer.
+            **kwargs: Passed on to the base layer.
+
+        Returns:
+            [..., out], in the base layer's output dtype.
+        """
+        result = self.base_layer(x, *args, **kwargs)
+        adapters = [name for name in self.active_adapters if name in self.alphalora_A]
+        if self.disable_adapters or not adapters:
+            return result
+        if self.quantization_backend is not None:
+            result = self.quantization_backend.maybe_clone_base_result(result)
+        for name in adapters:
+            result = result + self._delta(name, x).to(result.dtype)
+        return result
+
+    def _delta(self, name: str, x: torch.Tensor) -> torch.Tensor:
+        """What one adapter adds to the base layer's output for input x: [..., out]."""
+        x = self._cast_input_dtype(x, self.alphalora_A[name].dtype)
+        gates = self._gates(name, x) if self.num_experts[name] > 1 else None
+        return mix_experts(
+            self.alphalora_dropout[name](x),
+            self.alphalora_A[name],
+            self.alphalora_B[name],
+            gates,
+            self.scaling[name],
+        )
+
+    def _gates(self, name: str, x: torch.Tensor) -> torch.Tensor:
+        """Gates of one adapter's experts, [..., N] fp32, with the load-balancing loss attached."""
+        logits = F.linear(x, self.alphalora_router[name])
+        gates, probabilities, selected = route(logits, self.top_k[name])
+        return self.balancer.observe(
+            f"{self.module_name}.{name}",
+            gates,
+            probabilities,
+            selected,
+            block_share=self.block_share[name],
+            coefficient=self.aux_loss_coef[name],
+        )
+
+    def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
+        """Not possible for a routed adapter.
+
+        Raises:
+            NotImplementedError: Always, with the reason.
+        """
+        raise NotImplementedError(MERGE_REFUSAL)
+
+    def unmerge(self) -> None:
+        """Nothing to undo: an adapter of this kind is never merged."""
+
+    def extra_repr(self) -> str:
+        """Show counts and ranks in the printed model."""
+        counts = ", ".join(
+            f"{name}: {self.num_experts[name]} x r{self.r[name]}, top-{self.top_k[name]}"
+            for name in self.alphalora_A
+        )
+        return f"experts=({counts}) {quantization_extra_repr(self)}".rstrip()
+
+    def __repr__(self) -> str:
+        return "alphalora." + super().__repr__()

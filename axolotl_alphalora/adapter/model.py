@@ -1,0 +1,198 @@
+"""Injection of AlphaLoRA layers into a model, as a PEFT tuner."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from typing import Any
+
+import torch
+from peft.tuners.tuners_utils import BaseTuner, check_target_module_exists
+from peft.utils import (
+    TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING,
+    get_quantization_kwargs,
+)
+from torch import nn
+
+from ..blocks import block_name
+from .balance import LoadBalancer
+from .config import AlphaLoraConfig
+from .layer import MERGE_REFUSAL, AlphaLoraLayer
+from .targets import check_counts, resolve_targets
+
+
+class AlphaLoraModel(BaseTuner):
+    """A model whose linear layers carry mixtures of LoRA experts, their number per module.
+
+    Created by `peft.get_peft_model` and `PeftModel.from_pretrained`; see [`AlphaLoraConfig`].
+
+    Args:
+        model: The base model.
+        peft_config: The adapter's configuration. Its `num_experts` is replaced by the resolved
+            mapping from exact module name to count.
+        adapter_name: Name of the adapter.
+        low_cpu_mem_usage: Create the adapter's weights on the meta device.
+        state_dict: Keys of a checkpoint, where PEFT takes the targets from those.
+
+    Raises:
+        TypeError: If a target is no linear layer; names the module.
+        ValueError: If counts and targets do not fit the model; names the first module.
+    """
+
+    prefix = "alphalora_"
+    tuner_layer_cls = AlphaLoraLayer
+    target_module_mapping: dict[str, Any] = TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
+
+    def _prepare_adapter_config(
+        self, peft_config: AlphaLoraConfig, model_config: dict[str, Any]
+    ) -> AlphaLoraConfig:
+        if peft_config.target_modules is None and isinstance(peft_config.num_experts, dict):
+            peft_config.target_modules = {
+                name for name, count in peft_config.num_experts.items() if count
+            }
+        else:
+            super()._prepare_adapter_config(peft_config, model_config)
+        return peft_config
+
+    def _prepare_model(self, peft_config: AlphaLoraConfig, model: nn.Module) -> None:
+        """Resolve the counts and refuse what does not fit, before any module is replaced."""
+        # PEFT moves targets of older checkpoints of such bases to this attribute.
+        stacked = getattr(peft_config, "target_parameters", None)
+        if stacked:
+            raise ValueError(
+                f"Targets {stacked} are stacked expert parameters of a "
+                "mixture-of-experts base; AlphaLoRA adapts linear layers only."
+            )
+        targets = resolve_targets(peft_config, model)
+        if isinstance(peft_config.num_experts, dict):
+            check_counts(peft_config.num_experts, targets, model)
+        else:
+            peft_config.num_experts = dict.fromkeys(targets, peft_config.num_experts)
+
+    @staticmethod
+    def _check_target_module_exists(peft_config: AlphaLoraConfig, key: str) -> Any:
+        assert isinstance(peft_config.num_experts, dict)
+        if peft_config.num_experts.get(key) == 0:
+            return False
+        return check_target_module_exists(peft_config, key)
+
+    def _create_and_replace(
+        self,
+        peft_config: AlphaLoraConfig,
+        adapter_name: str,
+        target: nn.Module,
+        target_name: str,
+        parent: nn.Module,
+        current_key: str,
+        parameter_name: str | None = None,
+    ) -> None:
+        assert isinstance(peft_config.num_experts, dict)
+        num_experts = peft_config.num_experts[current_key]
+        if isinstance(target, AlphaLoraLayer):
+            target.update_layer(adapter_name, peft_config, num_experts)
+            return
+        layer = AlphaLoraLayer(
+            target,
+            adapter_name,
+            peft_config,
+            num_experts,
+            current_key,
+            self._balancer(),
+            **get_quantization_kwargs(self),
+        )
+        if adapter_name not in self.active_adapters:
+            layer.requires_grad_(False)
+        self._replace_module(parent, target_name, layer, target)
+
+    def inject_adapter(
+        self, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any
+    ) -> None:
+        """Replace the targets by AlphaLoRA layers; see [`BaseTuner.inject_adapter`]."""
+        super().inject_adapter(model, adapter_name, *args, **kwargs)
+        _share_blocks(model, adapter_name)
+
+    def _balancer(self) -> LoadBalancer:
+        """The base model's balancer: that of a layer which is there already, or a new one."""
+        balancer = find_balancer(self.model)
+        if balancer is None:
+            balancer = LoadBalancer()
+            self._balancer_hooks = balancer.install(self.model)
+        return balancer
+
+    def _check_merge_allowed(self) -> None:
+        raise ValueError(MERGE_REFUSAL)
+
+    def _unload_and_optionally_merge(self, *args: Any, **kwargs: Any) -> nn.Module:
+        super()._unload_and_optionally_merge(*args, **kwargs)
+        for hook in getattr(self, "_balancer_hooks", ()):
+            hook.remove()
+        return self.model
+
+    @classmethod
+    def _remap_adapter_state_dict_for_load(
+        cls,
+        model: nn.Module,
+        config: AlphaLoraConfig,
+        adapter_name: str,
+        state_dict: dict[str, torch.Tensor],
+    ) -> dict[str, torch.Tensor]:
+        """Give the checkpoint's keys the adapter's name; refuse weights that do not fit.
+
+        Raises:
+            ValueError: Names the first tensor that is missing, left over or of another shape.
+        """
+        remapped = super()._remap_adapter_state_dict_for_load(
+            model, config, adapter_name, state_dict
+        )
+        _check_weights(model, adapter_name, remapped)
+        return remapped
+
+
+def find_balancer(model: nn.Module) -> LoadBalancer | None:
+    """The balancer that the routed layers of a model share; None if it has no AlphaLoRA layer."""
+    for module in model.modules():
+        if isinstance(module, AlphaLoraLayer):
+            return module.balancer
+    return None
+
+
+def _share_blocks(model: nn.Module, adapter_name: str) -> None:
+    """Tell every router of an adapter its share of its block: 1 / routers of the block."""
+    routed: dict[str, list[AlphaLoraLayer]] = defaultdict(list)
+    for module in model.modules():
+        if isinstance(module, AlphaLoraLayer) and adapter_name in module.alphalora_router:
+            routed[block_name(module.module_name)].append(module)
+    for layers in routed.values():
+        for layer in layers:
+            layer.block_share[adapter_name] = 1.0 / len(layers)
+
+
+def _check_weights(
+    model: nn.Module, adapter_name: str, state_dict: dict[str, torch.Tensor]
+) -> None:
+    """Compare the weights to load with the adapter that the config built."""
+    expected = {
+        f"{name}.{part}.{adapter_name}": parameter.shape
+        for name, module in model.named_modules()
+        if isinstance(module, AlphaLoraLayer)
+        for part in module.adapter_layer_names
+        for key, parameter in getattr(module, part).items()
+        if key == adapter_name
+    }
+    for key, shape in expected.items():
+        if key not in state_dict:
+            raise ValueError(
+                f"The adapter's weights have no tensor for {key} (expected shape "
+                f"{tuple(shape)}): adapter_config.json and the weights do not belong together."
+            )
+        if state_dict[key].shape != shape:
+            raise ValueError(
+                f"The adapter's weights do not fit its config at {key}: the file holds "
+                f"{tuple(state_dict[key].shape)}, counts and rank of the config give "
+                f"{tuple(shape)}."
+            )
+    left_over = next((k for k in state_dict if "alphalora_" in k and k not in expected), None)
+    if left_over is not None:
+        raise ValueError(
+            f"The adapter's weights hold {left_over}, for which the config or the model has no "
+            "place: adapter_config.json, the weights and the base model do not belong together."
+        )

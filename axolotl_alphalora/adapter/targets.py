@@ -1,0 +1,155 @@
+"""Which modules of a model an AlphaLoRA config adapts, decided before any of them is touched."""
+
+from __future__ import annotations
+
+import copy
+import difflib
+import warnings
+from collections.abc import Iterable
+
+from peft.tuners.tuners_utils import (
+    BaseTunerLayer,
+    _maybe_include_all_linear_layers,
+    check_target_module_exists,
+)
+from peft.utils import resolve_quantization_backend
+from torch import nn
+from transformers.pytorch_utils import Conv1D
+
+from .config import AlphaLoraConfig
+
+
+def resolve_targets(config: AlphaLoraConfig, model: nn.Module) -> list[str]:
+    """Exact names of the modules that `config` targets in `model`, in the model's order.
+
+    Works on a model on the meta device too. The config is not changed.
+
+    Args:
+        config: Its `target_modules`, `exclude_modules`, `layers_to_transform`, `layers_pattern` and
+            `modules_to_save` decide; its counts do not.
+        model: The base model, adapted already or not.
+
+    Raises:
+        TypeError: If a target is not a linear layer that PEFT can adapt; names the module.
+        ValueError: If a target names stacked expert weights of a mixture-of-experts base, or an
+            entry of `target_modules` matches nothing.
+    """
+    probe = copy.copy(config)
+    all_linear = isinstance(probe.target_modules, str) and probe.target_modules == "all-linear"
+    _maybe_include_all_linear_layers(probe, model)
+    _check_fused_experts(probe, model, refuse=not all_linear)
+    names = []
+    modules = _outside_adapters(model)
+    for name, module in modules:
+        if _is_match(probe, name):
+            check_supported(name, module)
+            names.append(name)
+    idle = _idle_targets(probe, [name for name, _ in modules])
+    if idle or not names:
+        raise ValueError(
+            f"target_modules={idle or config.target_modules!r} matches no module of "
+            f"{type(model).__name__}. Its linear layers are called: "
+            + ", ".join(sorted(_linear_leaf_names(model)))
+        )
+    return names
+
+
+def check_supported(name: str, module: nn.Module) -> None:
+    """Check that a target is a linear layer which PEFT can adapt.
+
+    Raises:
+        TypeError: If it is not; names the module and its class.
+    """
+    base = module.get_base_layer() if isinstance(module, BaseTunerLayer) else module
+    if isinstance(base, (nn.Linear, Conv1D)):
+        return
+    backend = resolve_quantization_backend(base)
+    if backend is not None and backend.layer_type == "linear":
+        return
+    raise TypeError(
+        f"Target module {name} is a {type(base).__name__}, which AlphaLoRA cannot adapt: only "
+        "linear layers (nn.Linear, Conv1D and their quantised forms) are supported. Take it out "
+        "of target_modules, or name it in exclude_modules."
+    )
+
+
+def check_counts(counts: dict[str, int], targets: Iterable[str], model: nn.Module) -> None:
+    """Check that a mapping of experts per module and the model's targets are about the same.
+
+    Raises:
+        ValueError: Names the first module that only one of the two knows.
+    """
+    targets = list(targets)
+    modules = dict(_outside_adapters(model))
+    for name in counts:
+        if name not in modules:
+            near = difflib.get_close_matches(name, modules, n=1)
+            hint = f" Did you mean {near[0]}?" if near else ""
+            raise ValueError(f"num_experts names {name}, which the model does not have.{hint}")
+        if counts[name] and name not in targets:
+            raise ValueError(
+                f"num_experts gives {name} {counts[name]} experts, but target_modules or "
+                "exclude_modules leave it out."
+            )
+    for name in targets:
+        if name not in counts:
+            raise ValueError(
+                f"Target module {name} has no entry in num_experts. Give it a count (0 leaves it "
+                "alone) or take it out of target_modules."
+            )
+
+
+def _is_match(config: AlphaLoraConfig, name: str) -> bool:
+    """PEFT answers with a bool, a regex match, or a false object for an excluded module."""
+    return bool(check_target_module_exists(config, name))
+
+
+def _outside_adapters(model: nn.Module) -> list[tuple[str, nn.Module]]:
+    """The model's modules without the insides of tuner layers that are there already."""
+    inside: tuple[str, ...] = ()
+    found = []
+    for name, module in model.named_modules():
+        if not name or name.startswith(inside):
+            continue
+        found.append((name, module))
+        if isinstance(module, BaseTunerLayer):
+            inside += (name + ".",)
+    return found
+
+
+def _check_fused_experts(config: AlphaLoraConfig, model: nn.Module, refuse: bool) -> None:
+    """Refuse, or with "all-linear" point out, the 3-D weights of a base model's own experts."""
+    fused = [name for name, p in model.named_parameters() if p.ndim == 3]
+    if refuse:
+        hit = next((name for name in fused if _is_match(config, name)), None)
+        if hit is not None:
+            raise ValueError(
+                f"Target {hit} is a stacked (3-D) expert weight of a mixture-of-experts base, "
+                "not a linear layer; AlphaLoRA cannot adapt it. Name the linear layers more "
+                f"exactly, or add {hit!r} to exclude_modules."
+            )
+    elif fused:
+        warnings.warn(
+            f"The base model keeps its own experts in stacked weights (first: {fused[0]}), which "
+            "AlphaLoRA cannot adapt. Only its linear layers get experts.",
+            stacklevel=3,
+        )
+
+
+def _idle_targets(config: AlphaLoraConfig, names: list[str]) -> list[str]:
+    """Entries of a list of targets that no module answers to; a regex is one entry."""
+    if isinstance(config.target_modules, str) or config.target_modules is None:
+        return []
+    return sorted(
+        entry
+        for entry in config.target_modules
+        if not any(name == entry or name.endswith(f".{entry}") for name in names)
+    )
+
+
+def _linear_leaf_names(model: nn.Module) -> set[str]:
+    return {
+        name.rpartition(".")[2]
+        for name, module in model.named_modules()
+        if isinstance(module, (nn.Linear, Conv1D))
+    }

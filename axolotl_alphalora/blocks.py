@@ -1,0 +1,54 @@
+"""Which decoder block a module belongs to."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+
+__all__ = ["block_name", "group_by_block"]
+
+_NUMBER = re.compile(r"(\d+)")
+
+
+def block_name(module_name: str) -> str:
+    """Return the decoder block that a module belongs to.
+
+    The block is the dotted prefix up to and including the first integer component.
+
+    Args:
+        module_name: Dotted module name, such as ``model.layers.3.self_attn.q_proj``.
+
+    Returns:
+        The block's name, such as ``model.layers.3``. A module outside any numbered block is a
+        block by itself: its own name is returned.
+    """
+    parts = module_name.split(".")
+    for position, part in enumerate(parts):
+        if part.isdecimal():
+            return ".".join(parts[: position + 1])
+    return module_name
+
+
+def group_by_block(names: Iterable[str]) -> dict[str, list[str]]:
+    """Group module names by their decoder block.
+
+    Args:
+        names: Dotted module names, in any order.
+
+    Returns:
+        Block name to the names of its modules. Blocks come in natural order (block 2 before
+        block 10), the modules of a block in the order given.
+    """
+    groups: dict[str, list[str]] = {}
+    for name in names:
+        groups.setdefault(block_name(name), []).append(name)
+    return {block: groups[block] for block in sorted(groups, key=_natural_key)}
+
+
+def _natural_key(name: str) -> list[tuple[int, int, str]]:
+    """Return a sort key in which runs of digits compare as numbers."""
+    return [
+        (0, int(piece), "") if piece.isdecimal() else (1, 0, piece)
+        for piece in _NUMBER.split(name)
+        if piece
+    ]

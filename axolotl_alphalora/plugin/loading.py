@@ -1,0 +1,157 @@
+"""From the host's configuration to an adapted model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import peft
+from torch import nn
+
+from ..adapter import AlphaLoraConfig
+from ..allocation import Plan
+from ..planning import (
+    PlanRequest,
+    WeightsNotReadable,
+    check_plan,
+    plan_from_files,
+    plan_from_model,
+)
+from .request import plan_request, read_block
+from .saved import check_against_yaml, read_saved, saved_adapter
+
+
+class Allocation:
+    """The counts of one run, settled before the model is loaded wherever that is possible.
+
+    Attributes:
+        counts: Exact module name to experts, or None until the model is loaded.
+        plan: Where the counts come from, as a JSON object; None for an adapter without one.
+    """
+
+    def __init__(self, cfg: Any) -> None:
+        self._key = _key(cfg)
+        self.request: PlanRequest = self._key[0]
+        self.counts: dict[str, int] | None = None
+        self.plan: dict[str, Any] | None = None
+        self._settle(cfg)
+
+    def serves(self, cfg: Any) -> bool:
+        """Whether this is the allocation for a configuration too."""
+        return self._key == _key(cfg)
+
+    def settle_from_model(self, model: nn.Module) -> None:
+        """Plan from the loaded model, if the base's files could not be read."""
+        if self.counts is None:
+            self._take(plan_from_model(self.request, model, _progress))
+
+    def _settle(self, cfg: Any) -> None:
+        _, saved, path = self._key
+        if saved is not None:
+            config = read_saved(*saved)
+            check_against_yaml(cfg, *saved, config)
+            self.counts, self.plan = config["num_experts"], config["plan"]
+            _logger().info("AlphaLoRA: experts per module as saved in %s", saved[1])
+            return
+        if path is not None:
+            plan = Plan.load(path)
+            try:
+                check_plan(plan, self.request)
+            except ValueError as error:
+                raise ValueError(
+                    f"alphalora.plan {path} does not fit this run: {error}."
+                ) from error
+            self._take(plan)
+            return
+        try:
+            self._take(plan_from_files(self.request, _progress))
+        except WeightsNotReadable as error:
+            _logger().warning(
+                "AlphaLoRA: %s. The plan is made from the loaded model's weights instead.", error
+            )
+
+    def _take(self, plan: Plan) -> None:
+        from axolotl.utils.distributed import is_main_process
+
+        self.counts, self.plan = plan.counts, plan.to_dict()
+        if is_main_process():
+            from ..cli.tables import print_plan
+
+            print_plan(plan)
+
+
+def _key(cfg: Any) -> tuple[PlanRequest, tuple[str, str] | None, str | None]:
+    """Everything an allocation depends on."""
+    return plan_request(cfg), saved_adapter(cfg), read_block(cfg).plan
+
+
+def adapter_config(cfg: Any, allocation: Allocation, model: nn.Module) -> AlphaLoraConfig:
+    """The PEFT config for the run; every honoured option of the YAML is in it."""
+    from axolotl.loaders.adapter import _get_peft_task_type
+
+    allocation.settle_from_model(model)
+    assert allocation.counts is not None
+    block = read_block(cfg)
+    return AlphaLoraConfig(
+        task_type=_get_peft_task_type(model),
+        base_model_name_or_path=cfg.base_model,
+        revision=cfg.revision_of_model,
+        r=allocation.request.rank,
+        lora_alpha=cfg.lora_alpha,
+        lora_dropout=cfg.lora_dropout or 0.0,
+        use_rslora=bool(cfg.peft_use_rslora),
+        modules_to_save=allocation.request.targets.modules_to_save,
+        num_experts=dict(allocation.counts),
+        top_k=block.top_k,
+        aux_loss_coef=block.aux_loss_coef,
+        plan=allocation.plan,
+    )
+
+
+def adapt(cfg: Any, allocation: Allocation, model: Any) -> tuple[peft.PeftModel, peft.PeftConfig]:
+    """Wrap the host's model: a new adapter, or the one in `lora_model_dir`."""
+    from axolotl.utils.distributed import is_main_process
+    from transformers import set_seed
+
+    options: dict[str, Any] = {}
+    if cfg.peft_autocast_adapter_dtype is not None:
+        options["autocast_adapter_dtype"] = cfg.peft_autocast_adapter_dtype
+    if cfg.lora_model_dir:
+        config = AlphaLoraConfig.from_pretrained(cfg.lora_model_dir)
+        # These two do not change what was learnt, so the YAML may.
+        config.lora_dropout = cfg.lora_dropout or 0.0
+        config.aux_loss_coef = read_block(cfg).aux_loss_coef
+        if cfg.lora_on_cpu:
+            options |= {"max_memory": {"cpu": "256GiB"}, "device_map": {"": "cpu"}}
+        adapted = peft.PeftModel.from_pretrained(
+            model, cfg.lora_model_dir, config=config, is_trainable=True, **options
+        )
+    else:
+        if cfg.seed is not None:
+            set_seed(cfg.seed)
+        adapted = peft.get_peft_model(model, adapter_config(cfg, allocation, model), **options)
+    if is_main_process():
+        adapted.print_trainable_parameters()
+    return adapted, adapted.peft_config["default"]
+
+
+def _progress(names: Sequence[str]) -> Callable[[str], None]:
+    from axolotl.utils.distributed import is_main_process
+    from transformers.utils import logging as hf_logging
+
+    bar = hf_logging.tqdm(
+        total=len(names), desc="AlphaLoRA: spectra", unit="matrix", disable=not is_main_process()
+    )
+
+    def step(name: str) -> None:
+        bar.update()
+        if bar.n >= len(names):
+            bar.close()
+
+    return step
+
+
+def _logger() -> Any:
+    from axolotl.utils.logging import get_logger
+
+    return get_logger(__name__)

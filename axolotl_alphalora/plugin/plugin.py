@@ -1,0 +1,75 @@
+"""The plugin: which of Axolotl's hooks does what. The work is done by the modules beside it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from axolotl.integrations.base import AdapterCapabilities, BasePlugin
+
+from . import quantization
+from .args import ADAPTER
+
+if TYPE_CHECKING:
+    from transformers import Trainer, TrainerCallback
+
+    from .loading import Allocation
+
+
+class AlphaLoraPlugin(BasePlugin):
+    """Adds `adapter: alphalora` to Axolotl; acts on no other run."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._allocation: Allocation | None = None
+
+    def get_input_args(self) -> str:
+        """The schema of the `alphalora:` block, by its dotted name."""
+        return "axolotl_alphalora.plugin.args.AlphaLoraArgs"
+
+    def get_adapter_capabilities(self) -> list[AdapterCapabilities]:
+        """Not `lora_like`: the host's LoRA loader must not stand in for ours."""
+        return [AdapterCapabilities(name=ADAPTER, lora_like=False, relora=False)]
+
+    def pre_model_load(self, cfg: Any) -> None:
+        """Settle the counts and the base's quantisation; errors come before the model does."""
+        if cfg.adapter != ADAPTER:
+            return
+        from .loading import Allocation
+
+        # A reference model is loaded with the same configuration, and needs no second plan.
+        if self._allocation is None or not self._allocation.serves(cfg):
+            self._allocation = Allocation(cfg)
+        quantization.apply(cfg)
+
+    def post_model_build(self, cfg: Any, model: Any) -> None:
+        """Check that the base is what the YAML asked for, and ready it for training."""
+        if cfg.adapter != ADAPTER:
+            return
+        quantization.assert_quantized(model, cfg)
+        quantization.prepare(model, cfg)
+
+    def load_adapter(
+        self, model: Any, cfg: Any, inference: bool = False, config_only: bool = False
+    ) -> tuple[Any, Any] | None:
+        """Wrap the model; with `config_only` (DPO and its kin) the trainer does that."""
+        if cfg.adapter != ADAPTER:
+            return None
+        from .loading import adapt, adapter_config
+
+        assert self._allocation is not None
+        if config_only:
+            return None, adapter_config(cfg, self._allocation, model)
+        return adapt(cfg, self._allocation, model)
+
+    def add_callbacks_post_trainer(self, cfg: Any, trainer: Trainer) -> list[TrainerCallback]:
+        """Connect the load-balancing loss with the trainer, for training and evaluation."""
+        if cfg.adapter != ADAPTER:
+            return []
+        from ..adapter import find_balancer
+        from .trainer import AlphaLoraCallback
+
+        model: Any = trainer.model
+        balancer = find_balancer(model)
+        if balancer is None:
+            return []
+        return [AlphaLoraCallback(trainer, balancer, fresh=not cfg.lora_model_dir)]

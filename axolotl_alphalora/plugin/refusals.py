@@ -1,0 +1,333 @@
+"""Which of the host's adapter options `adapter: alphalora` honours, and which it refuses.
+
+The two tables are data: the documentation is generated from them, and the tests check that every
+adapter option of the host's schema is in exactly one of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+HONOURED: Mapping[str, str] = {
+    "load_in_4bit": "nf4 base with double quantisation, as for `qlora`",
+    "load_in_8bit": "LLM.int8 base, as for `lora`",
+    "bnb_config_kwargs": "bitsandbytes settings of `load_in_4bit`",
+    "embeddings_skip_upcast": "whether embeddings stay out of fp32 on a quantised base",
+    "lora_r": "rank of one expert",
+    "lora_alpha": "scaling numerator of one expert",
+    "lora_dropout": "dropout on the experts' input",
+    "lora_target_modules": "linear layers that get experts: names, or one regular expression",
+    "lora_target_linear": "every linear layer except the output head gets experts",
+    "lora_exclude_modules": "linear layers left out of the targets",
+    "lora_modules_to_save": "modules trained in full and saved with the adapter",
+    "lora_model_dir": "saved adapter to continue from, evaluate or run",
+    "lora_on_cpu": "loads a saved adapter on the CPU",
+    "peft_layers_to_transform": "indices of the blocks that get experts",
+    "peft_layers_pattern": "name of the list that holds the blocks",
+    "peft_use_rslora": "scales by lora_alpha / sqrt(lora_r)",
+    "peft_autocast_adapter_dtype": "whether adapter weights are kept in fp32",
+}
+
+
+def _is_on(value: Any, _cfg: Mapping[str, Any]) -> bool:
+    return bool(value)
+
+
+def _differs_from(default: Any) -> Callable[[Any, Mapping[str, Any]], bool]:
+    return lambda value, _cfg: value is not None and value != default
+
+
+def _more_than_one(value: Any, _cfg: Mapping[str, Any]) -> bool:
+    return int(value or 1) > 1
+
+
+def _on_quantised_base(value: Any, cfg: Mapping[str, Any]) -> bool:
+    return bool(value) and bool(cfg.get("load_in_4bit") or cfg.get("load_in_8bit"))
+
+
+def _with_4bit(value: Any, cfg: Mapping[str, Any]) -> bool:
+    return bool(value) and bool(cfg.get("load_in_4bit"))
+
+
+def _without_4bit(value: Any, cfg: Mapping[str, Any]) -> bool:
+    return bool(value) and not cfg.get("load_in_4bit")
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """One option that does nothing or does harm with `adapter: alphalora`.
+
+    Args:
+        key: The YAML key; a dot leads into a nested block.
+        reason: Why it is refused.
+        remedy: What to do instead.
+        example: YAML that is refused because of this row.
+        applies: Whether a value of the key, in its configuration, is refused.
+    """
+
+    key: str
+    reason: str
+    remedy: str
+    example: Mapping[str, Any]
+    applies: Callable[[Any, Mapping[str, Any]], bool] = field(default=_is_on, repr=False)
+
+    def message(self) -> str:
+        """The sentence shown to the user."""
+        return f"`{self.key}`: {self.reason}. {self.remedy}."
+
+
+_REMOVE = "Remove the option"
+_OR_FALSE = "Remove the option or set it to false"
+_PLAIN_LORA = "Remove the option, or use `adapter: lora`"
+_ONE_WEIGHT = "a routed adapter chooses experts per token, so there is no single weight to merge"
+
+
+def _flag(key: str, reason: str, remedy: str = _REMOVE) -> Refusal:
+    return Refusal(key, reason, remedy, {key: True})
+
+
+REFUSED: tuple[Refusal, ...] = (
+    _flag(
+        "peft_use_dora",
+        "DoRA rescales one merged update per layer, and routed experts have none",
+        _PLAIN_LORA,
+    ),
+    Refusal(
+        "peft.loftq_config",
+        "LoftQ fits one A and one B to the quantisation error, not routed experts",
+        _PLAIN_LORA,
+        {"peft": {"loftq_config": {"loftq_bits": 4}}},
+        _differs_from(None),
+    ),
+    Refusal(
+        "lora_rank_pattern",
+        "every expert has the rank `lora_r`; blocks differ in their number of experts",
+        "Use the `allocation` of the `alphalora:` block to give some blocks more capacity",
+        {"lora_rank_pattern": {"q_proj": 4}},
+    ),
+    Refusal(
+        "lora_alpha_pattern",
+        "every expert has the scaling given by `lora_alpha`",
+        _REMOVE,
+        {"lora_alpha_pattern": {"q_proj": 4}},
+    ),
+    Refusal(
+        "lora_target_parameters",
+        "experts can be added to linear layers only, not to bare parameters",
+        "Name linear layers in `lora_target_modules`",
+        {"lora_target_parameters": ["mlp.experts.gate_up_proj"]},
+    ),
+    _flag(
+        "lora_fan_in_fan_out",
+        "experts are added to `nn.Linear` layers, whose weights are never stored transposed",
+    ),
+    _flag(
+        "lora_fp32_gradients",
+        "it accumulates the gradients of lora and qlora adapters only",
+        "Remove the option; adapter weights are fp32 unless `peft_autocast_adapter_dtype: false`",
+    ),
+    Refusal(
+        "loraplus_lr_ratio",
+        "the experts' parameters would be split into learning-rate groups under one optimizer "
+        "path of the host and not under another; LoRA+ is not supported yet",
+        _PLAIN_LORA,
+        {"loraplus_lr_ratio": 16.0},
+        _differs_from(None),
+    ),
+    Refusal(
+        "loraplus_lr_embedding",
+        "it only acts together with `loraplus_lr_ratio`, which is not supported yet",
+        _REMOVE,
+        {"loraplus_lr_embedding": 1e-4},
+        _differs_from(1e-6),
+    ),
+    *(
+        Refusal(
+            f"lora_{part}_kernel",
+            "the fused kernels compute one A and one B per layer, not routed experts",
+            _OR_FALSE,
+            {f"lora_{part}_kernel": True},
+        )
+        for part in ("mlp", "qkv", "o", "embedding")
+    ),
+    Refusal(
+        "peft_init_lora_weights",
+        "experts start from the default initialisation (A uniform, B zero) only",
+        "Remove the option or set it to true",
+        {"peft_init_lora_weights": "pissa"},
+        _differs_from(True),
+    ),
+    Refusal(
+        "peft_layer_replication",
+        "the number of experts is planned for the checkpoint's own blocks",
+        _REMOVE,
+        {"peft_layer_replication": [[0, 1]]},
+    ),
+    Refusal(
+        "peft_trainable_token_indices",
+        "single token rows cannot be trained next to routed experts",
+        "Train the whole layer with `lora_modules_to_save: [embed_tokens, lm_head]`",
+        {"peft_trainable_token_indices": [1, 2]},
+    ),
+    _flag(
+        "peft_ensure_weight_tying",
+        "tied modules in `lora_modules_to_save` are copied, not tied",
+        _OR_FALSE,
+    ),
+    Refusal(
+        "merge_lora",
+        _ONE_WEIGHT,
+        "Load the adapter with `lora_model_dir`, or with PEFT after importing axolotl_alphalora",
+        {"merge_lora": True},
+    ),
+    Refusal("merge_method", _ONE_WEIGHT, _REMOVE, {"merge_method": "legacy"}),
+    *(
+        Refusal(
+            name,
+            "LISA unfreezes blocks of the base model, which an adapter must leave frozen",
+            _REMOVE,
+            {name: 2},
+        )
+        for name in ("lisa_n_layers", "lisa_step_interval")
+    ),
+    *(
+        Refusal(name, f"ReLoRA merges as it trains, but {_ONE_WEIGHT}", _REMOVE, {name: example})
+        for name, example in (
+            ("relora", True),
+            ("relora_cpu_offload", True),
+            ("relora_prune_ratio", 0.9),
+        )
+    ),
+    Refusal(
+        "unfrozen_parameters",
+        "it freezes the experts and trains the base parameters that it names",
+        "Name modules to train in full in `lora_modules_to_save`",
+        {"unfrozen_parameters": ["^lm_head.weight$"]},
+    ),
+    _flag("flash_attn_fuse_mlp", "fused MLPs have no separate linear layers to add experts to"),
+    _flag("tiled_mlp", "every tile would count as a pass of its own in the balance loss"),
+    _flag("use_onebitllms", "ternary linear layers are trained in full and cannot carry experts"),
+    _flag(
+        "gptq",
+        "experts are implemented for bitsandbytes and unquantised bases only",
+        "Use an unquantised checkpoint, with `load_in_4bit` or `load_in_8bit` if you like",
+    ),
+    *(
+        Refusal(
+            name,
+            "the host stages NF4 weights on the CPU for `adapter: qlora` only",
+            f"Remove the option or set it to {str(default).lower()}",
+            {name: example},
+            _differs_from(default),
+        )
+        for name, default, example in (
+            ("nf4_backend", "bitsandbytes", "torchao"),
+            ("qlora_sharded_model_loading", False, True),
+        )
+    ),
+    _flag(
+        "quantize_moe_experts",
+        "the host quantises a base model's own experts for `lora` and `qlora` only",
+    ),
+    _flag("nvfp4_merge_aware", f"it trains against merged weights, but {_ONE_WEIGHT}"),
+    Refusal(
+        "qat",
+        "fake quantisation replaces linear layers before experts are added",
+        _REMOVE,
+        {"qat": {"weight_dtype": "int4"}},
+        _differs_from(None),
+    ),
+    _flag("ple_cpu_offload", "the host keeps such tables on the CPU for `lora` and `qlora` only"),
+    Refusal(
+        "load_in_8bit",
+        "`load_in_4bit` is set as well, and the base model has one precision",
+        "Keep one of the two",
+        {"load_in_4bit": True, "load_in_8bit": True},
+        _with_4bit,
+    ),
+    Refusal(
+        "bnb_config_kwargs",
+        "it changes the bitsandbytes settings of `load_in_4bit`, which is not set",
+        "Set `load_in_4bit: true` or remove the option",
+        {"bnb_config_kwargs": {"bnb_4bit_use_double_quant": False}},
+        _without_4bit,
+    ),
+    Refusal(
+        "fsdp_config",
+        "the host places and shards a quantised base for `adapter: qlora` only",
+        "Use an unquantised base with FSDP, or DDP with `load_in_4bit` or `load_in_8bit`",
+        {"fsdp_config": {"reshard_after_forward": True}, "load_in_4bit": True},
+        _on_quantised_base,
+    ),
+    *(
+        Refusal(
+            name,
+            "each rank would hold a part of a layer, but experts are added to whole layers",
+            "Use data parallelism (DDP, FSDP or DeepSpeed ZeRO)",
+            {name: 2},
+            _more_than_one,
+        )
+        for name in ("tensor_parallel_size", "expert_parallel_size")
+    ),
+    Refusal(
+        "trl.use_vllm",
+        f"vLLM gets the adapter merged or as plain LoRA, but {_ONE_WEIGHT}",
+        "Set `trl.use_vllm: false` to generate with the training model",
+        {"rl": "grpo", "trl": {"use_vllm": True}},
+    ),
+    Refusal(
+        "mora",
+        "MoRA is another adapter and nothing reads its block here",
+        "Remove the block and MoraPlugin from `plugins:`",
+        {"mora": {"use_mora": True}},
+        _differs_from(None),
+    ),
+    *(
+        Refusal(
+            f"mixlora_{name}",
+            "it configures `adapter: mixlora` and nothing reads it here",
+            "Use the `alphalora:` block (experts_per_block, top_k, aux_loss_coef)",
+            {f"mixlora_{name}": example},
+            _differs_from(default),
+        )
+        for name, default, example in (
+            ("num_experts", 8, 4),
+            ("top_k", 2, 1),
+            ("router_aux_loss_coef", 0.01, 0.1),
+            ("router_init_range", 0.02, 0.1),
+            ("jitter_noise", 0.0, 0.1),
+            ("expert_lora_r", None, 8),
+            ("expert_lora_alpha", None, 8),
+            ("expert_lora_dropout", None, 0.1),
+        )
+    ),
+)
+
+
+def offending(cfg_dict: Mapping[str, Any]) -> list[Refusal]:
+    """The rows of `REFUSED` that a configuration runs into, in the table's order."""
+    return [row for row in REFUSED if row.applies(_value(cfg_dict, row.key), cfg_dict)]
+
+
+def check(cfg_dict: Mapping[str, Any]) -> None:
+    """Refuses a configuration, naming every offending option at once.
+
+    Args:
+        cfg_dict: The configuration as nested mappings, with `adapter: alphalora`.
+
+    Raises:
+        ValueError: If an option is set that does nothing or does harm.
+    """
+    rows = offending(cfg_dict)
+    if rows:
+        lines = "\n".join(f"  - {row.message()}" for row in rows)
+        raise ValueError(f"`adapter: alphalora` does not support:\n{lines}")
+
+
+def _value(cfg_dict: Mapping[str, Any], key: str) -> Any:
+    value: Any = cfg_dict
+    for part in key.split("."):
+        value = value.get(part) if isinstance(value, Mapping) else None
+    return value

@@ -1,0 +1,61 @@
+"""What the YAML says about planning, as plain values: the same for a raw and a validated file."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from ..planning import PlanRequest, Targets
+from .args import AlphaLoraConfigBlock
+
+_BUDGET = ("total_experts", "experts_per_block", "min_experts", "max_experts")
+
+
+def plan_request(cfg: Mapping[str, Any]) -> PlanRequest:
+    """Read a plan request from the keys of a configuration.
+
+    Args:
+        cfg: The host's configuration, or the mapping that a YAML file holds.
+
+    Raises:
+        ValueError: If `base_model` is missing, or the `alphalora:` block is wrong; names the key.
+    """
+    if not cfg.get("base_model"):
+        raise ValueError("`base_model` is missing: the directory or hub id of the model to adapt.")
+    block = read_block(cfg)
+    allocation = dict(block.allocation or {"strategy": "alphalora"})
+    budget = {key: getattr(block, key) for key in _BUDGET if getattr(block, key) is not None}
+    return PlanRequest(
+        base_model=str(cfg["base_model"]),
+        revision=cfg.get("revision_of_model"),
+        trust_remote_code=bool(cfg.get("trust_remote_code")),
+        targets=Targets(
+            modules=_plain(cfg.get("lora_target_modules")),
+            linear=bool(cfg.get("lora_target_linear")),
+            exclude=_plain(cfg.get("lora_exclude_modules")),
+            layers=_plain(cfg.get("peft_layers_to_transform")),
+            layers_pattern=_plain(cfg.get("peft_layers_pattern")),
+            modules_to_save=_plain(cfg.get("lora_modules_to_save")),
+        ),
+        rank=int(cfg.get("lora_r") or 8),
+        top_k=block.top_k,
+        strategy=allocation.pop("strategy"),
+        options=allocation,
+        budget=budget,
+    )
+
+
+def read_block(cfg: Mapping[str, Any]) -> AlphaLoraConfigBlock:
+    """The `alphalora:` block with its defaults.
+
+    Raises:
+        ValueError: If a key or value in it is wrong; names it.
+    """
+    return AlphaLoraConfigBlock.model_validate(dict(cfg.get("alphalora") or {}))
+
+
+def _plain(value: Any) -> Any:
+    """A list of the host's own kind as a plain one; nothing, for an empty one."""
+    if isinstance(value, (list, tuple, set)):
+        value = list(value)
+    return value or (0 if value == 0 and value is not False else None)

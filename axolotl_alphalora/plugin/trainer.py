@@ -1,0 +1,65 @@
+"""What the host's trainer, whichever it is, needs to know of the load-balancing loss."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from transformers import Trainer, TrainerCallback
+
+from ..adapter.balance import LoadBalancer
+
+METRIC = "alphalora/aux_loss"
+
+
+class AlphaLoraCallback(TrainerCallback):
+    """Sets the loss's scale for trainers that compute their own loss; logs its value.
+
+    Args:
+        trainer: The trainer that the callback belongs to.
+        balancer: The adapted model's balancer.
+        fresh: Whether the adapter is new, and so nothing to evaluate.
+    """
+
+    def __init__(self, trainer: Trainer, balancer: LoadBalancer, fresh: bool) -> None:
+        self.trainer = trainer
+        self.balancer = balancer
+        self.fresh = fresh
+        self._log = trainer.log
+        trainer.log = self.log  # type: ignore[method-assign]
+
+    def on_step_begin(self, *args: Any, **kwargs: Any) -> None:
+        """Where the probe on the model's loss does not fire, each micro-batch counts equally."""
+        self.balancer.default_scale = 1.0 / self.trainer.current_gradient_accumulation_steps
+
+    def enable_for_evaluation(self) -> None:
+        """Called by the host before an evaluation without a training run."""
+        if self.fresh:
+            warn_fresh_adapter("axolotl evaluate")
+
+    def log(self, logs: dict[str, Any], *args: Any, **kwargs: Any) -> None:
+        """Add the load-balancing loss to what the trainer logs; training and evaluation apart."""
+        if "loss" in logs:
+            _add(logs, METRIC, self.balancer.pop("train"))
+        prefix = next((k.removesuffix("_runtime") for k in logs if k.endswith("_runtime")), None)
+        if prefix is not None:
+            _add(logs, f"{prefix}_{METRIC}", self.balancer.pop("eval"))
+        self._log(logs, *args, **kwargs)
+
+
+def warn_fresh_adapter(verb: str) -> None:
+    """Say loudly that no trained adapter was named."""
+    from axolotl.utils.logging import get_logger
+
+    get_logger(__name__).warning(
+        "\n%s\n%s was given no trained adapter: it runs a fresh AlphaLoRA adapter, which is the "
+        "base model unchanged.\nAdd `--lora-model-dir OUTPUT_DIR` (or `lora_model_dir:` in the "
+        "YAML) with the run's output directory.\n%s",
+        "!" * 88,
+        verb,
+        "!" * 88,
+    )
+
+
+def _add(logs: dict[str, Any], name: str, value: float | None) -> None:
+    if value is not None:
+        logs[name] = value

@@ -1,0 +1,327 @@
+"""The load-balancing loss: its gradient against a plain reference, everywhere it could get lost."""
+
+import copy
+import json
+import subprocess
+import sys
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import torch
+from peft import get_peft_model
+from transformers import Trainer, TrainerCallback, TrainingArguments
+
+import reference
+from axolotl_alphalora.adapter import AlphaLoraConfig, AlphaLoraLayer
+from axolotl_alphalora.blocks import block_name
+
+COEFFICIENT = 0.3
+
+
+def adapted(model, coefficient=COEFFICIENT, **config):
+    """The model with other counts in each block, one module left alone and one without router."""
+    counts = {
+        name: 2 + int(block_name(name).rpartition(".")[2])
+        for name, module in model.named_modules()
+        if name.endswith("_proj")
+    }
+    counts["model.layers.0.self_attn.k_proj"] = 0
+    counts["model.layers.1.mlp.up_proj"] = 1
+    torch.manual_seed(3)
+    return get_peft_model(
+        copy.deepcopy(model),
+        AlphaLoraConfig(
+            r=4,
+            num_experts=counts,
+            aux_loss_coef=coefficient,
+            init_weights=False,
+            task_type="CAUSAL_LM",
+            **config,
+        ),
+    )
+
+
+def gradients(model):
+    return {n: p.grad.clone() for n, p in model.named_parameters() if p.requires_grad}
+
+
+@contextmanager
+def router_inputs(model):
+    """Collects (layer, input with its graph) of every routed layer's forward."""
+    seen = []
+    hooks = [
+        m.register_forward_pre_hook(lambda layer, args: seen.append((layer, args[0])))
+        for m in model.modules()
+        if isinstance(m, AlphaLoraLayer) and m.alphalora_router
+    ]
+    yield seen
+    for hook in hooks:
+        hook.remove()
+
+
+def reference_aux(model, batch):
+    """Sum over blocks of the mean over the block's routers, computed token by token."""
+    with router_inputs(model) as seen:
+        out = model(**batch)
+    blocks = {}
+    for layer, x in seen:
+        loss = reference.load_balancing(
+            x,
+            layer.alphalora_router["default"],
+            top_k=layer.top_k["default"],
+            mask=batch["attention_mask"],
+        )
+        blocks.setdefault(block_name(layer.module_name), []).append(loss)
+    return out, sum(sum(losses) / len(losses) for losses in blocks.values())
+
+
+def reference_gradients(model, batches, weights, loss_scale=1.0):
+    """Gradient of sum_i (loss_i + weight_i * c * aux_i), with our own loss switched off."""
+    plain = adapted(model, coefficient=0.0)
+    plain.train()
+    total = 0.0
+    num_items = sum(int(b["labels"][:, 1:].ne(-100).sum()) for b in batches)
+    for batch, weight in zip(batches, weights, strict=True):
+        out, aux = reference_aux(plain, batch | {"num_items_in_batch": torch.tensor(num_items)})
+        total = total + out.loss + weight * COEFFICIENT * aux
+    (loss_scale * total).backward()
+    return gradients(plain)
+
+
+def assert_same(got, want):
+    assert got.keys() == want.keys()
+    for name in want:
+        scale = max(float(want[name].abs().max()), 1e-3)
+        torch.testing.assert_close(
+            got[name] / scale,
+            want[name] / scale,
+            rtol=0,
+            atol=2e-5,
+            msg=lambda m, n=name: f"{n}: {m}",
+        )
+
+
+CHECKPOINTING = {"none": None, "reentrant": True, "non-reentrant": False}
+
+
+def switch_checkpointing(model, mode):
+    if CHECKPOINTING[mode] is not None:
+        model.enable_input_require_grads()
+        model.gradient_checkpointing_enable(
+            gradient_checkpointing_kwargs={"use_reentrant": CHECKPOINTING[mode]}
+        )
+
+
+@pytest.mark.parametrize("mode", CHECKPOINTING)
+def test_gradient_equals_the_reference_under_checkpointing(tiny_llama, batch, mode):
+    model = adapted(tiny_llama)
+    switch_checkpointing(model, mode)
+    model.train()
+    model(**batch).loss.backward()
+    want = reference_gradients(tiny_llama, [batch], [1.0])
+    assert_same(gradients(model), want)
+    without = adapted(tiny_llama, coefficient=0.0)
+    without.train()
+    without(**batch).loss.backward()
+    router = "base_model.model.model.layers.1.mlp.down_proj.alphalora_router.default"
+    change = (want[router] - gradients(without)[router]).abs().max()
+    assert change > 1e-2 * want[router].abs().max(), "the loss must matter for this test to"
+
+
+@pytest.mark.parametrize("mode", CHECKPOINTING)
+def test_a_loss_scale_is_followed(tiny_llama, batch, mode):
+    model = adapted(tiny_llama)
+    switch_checkpointing(model, mode)
+    model.train()
+    (model(**batch).loss * 1024).backward()
+    want = reference_gradients(tiny_llama, [batch], [1.0], loss_scale=1024)
+    assert_same(gradients(model), want)
+
+
+def test_a_loss_in_place_multiplied_as_the_trainer_does(tiny_llama, batch):
+    model = adapted(tiny_llama)
+    model.train()
+    loss = model(**batch).loss
+    loss *= 2
+    loss.backward()
+    assert_same(gradients(model), reference_gradients(tiny_llama, [batch], [1.0], loss_scale=2))
+
+
+def test_a_tuple_output_carries_the_probe_too(tiny_llama, batch):
+    model = adapted(tiny_llama)
+    model.train()
+    (model(**batch, return_dict=False)[0] * 8).backward()
+    assert_same(gradients(model), reference_gradients(tiny_llama, [batch], [1.0], loss_scale=8))
+
+
+def test_a_loss_computed_outside_counts_with_the_default_scale(tiny_llama, batch):
+    model = adapted(tiny_llama)
+    model.train()
+    layer = next(m for m in model.modules() if isinstance(m, AlphaLoraLayer))
+    layer.balancer.recorded_scale = torch.tensor(77.0)
+    layer.balancer.default_scale = 0.25
+    ids, mask, labels = batch["input_ids"], batch["attention_mask"], batch["labels"]
+    logits = model(input_ids=ids, attention_mask=mask).logits
+    loss = torch.nn.functional.cross_entropy(
+        logits[:, :-1].reshape(-1, 97), labels[:, 1:].reshape(-1), ignore_index=-100
+    )
+    (loss * 0.25).backward()
+    assert_same(gradients(model), reference_gradients(tiny_llama, [batch], [1.0], loss_scale=0.25))
+
+
+class _Rows(torch.utils.data.Dataset):
+    def __init__(self, rows):
+        self.rows = rows
+
+    def __len__(self):
+        return len(self.rows)
+
+    def __getitem__(self, index):
+        return self.rows[index]
+
+
+class _Catch(TrainerCallback):
+    def on_pre_optimizer_step(self, args, state, control, model=None, **kwargs):
+        self.gradients = gradients(model)
+
+
+def uneven_rows(count=8, length=14):
+    generator = torch.Generator().manual_seed(5)
+    rows = []
+    for index in range(count):
+        ids = torch.randint(1, 97, (length,), generator=generator)
+        mask = torch.ones_like(ids)
+        mask[length - index :] = 0
+        labels = ids.masked_fill(mask == 0, -100)
+        labels[: 1 + index // 3] = -100
+        rows.append({"input_ids": ids, "attention_mask": mask, "labels": labels})
+    return rows
+
+
+def stack(rows):
+    return {key: torch.stack([row[key] for row in rows]) for key in rows[0]}
+
+
+def train_one_step(model, rows, tmp_path, accumulation, mode="none"):
+    catch = _Catch()
+    trainer = Trainer(
+        model=model,
+        args=TrainingArguments(
+            output_dir=str(tmp_path),
+            per_device_train_batch_size=len(rows) // accumulation,
+            gradient_accumulation_steps=accumulation,
+            max_steps=1,
+            use_cpu=True,
+            report_to="none",
+            max_grad_norm=0.0,
+            gradient_checkpointing=CHECKPOINTING[mode] is not None,
+            gradient_checkpointing_kwargs=None
+            if CHECKPOINTING[mode] is None
+            else {"use_reentrant": CHECKPOINTING[mode]},
+        ),
+        train_dataset=_Rows(rows),
+        callbacks=[catch],
+    )
+    trainer._get_train_sampler = lambda *a: torch.utils.data.SequentialSampler(rows)
+    trainer.train()
+    return catch.gradients
+
+
+@pytest.mark.parametrize("mode", ["none", "reentrant"])
+@pytest.mark.parametrize("accumulation", [1, 2, 4])
+def test_accumulation_in_the_real_trainer_gives_the_gradient_of_the_whole_batch(
+    tiny_llama, tmp_path, accumulation, mode
+):
+    rows = uneven_rows()
+    model = adapted(tiny_llama)
+    if mode != "none":
+        model.enable_input_require_grads()
+    got = train_one_step(model, rows, tmp_path, accumulation, mode)
+
+    # The loss of a batch is not the mean of its parts' losses (f_e and P_e multiply), so the
+    # reference too takes each micro-batch's own loss, weighted with its share of the targets.
+    size = len(rows) // accumulation
+    batches = [stack(rows[i : i + size]) for i in range(0, len(rows), size)]
+    targets = [int(b["labels"][:, 1:].ne(-100).sum()) for b in batches]
+    weights = [n / sum(targets) for n in targets]
+    assert len(set(targets)) == accumulation
+    assert_same(got, reference_gradients(tiny_llama, batches, weights))
+
+
+def test_two_ranks_under_ddp_give_the_gradient_of_the_global_batch(tiny_llama, tmp_path):
+    rows = uneven_rows()
+    tiny_llama.save_pretrained(tmp_path / "base")
+    torch.save(rows, tmp_path / "rows.pt")
+    script = Path(__file__).parent / "ddp_gradients.py"
+    subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--standalone"]
+        + [str(script), str(tmp_path)],
+        check=True,
+        timeout=300,
+    )
+    got = torch.load(tmp_path / "gradients.pt")
+    batches = [stack(rows[i::2][j : j + 2]) for j in (0, 2) for i in (0, 1)]
+    targets = [int(b["labels"][:, 1:].ne(-100).sum()) for b in batches]
+    weights = [n / sum(targets) for n in targets]
+    assert_same(got, reference_gradients(tiny_llama, batches, weights))
+
+
+def test_the_reported_losses_do_not_contain_it(tiny_llama, batch):
+    with_loss, without = adapted(tiny_llama, coefficient=10.0), adapted(tiny_llama, 0.0)
+    for training in (True, False):
+        with_loss.train(training)
+        without.train(training)
+        torch.testing.assert_close(with_loss(**batch).loss, without(**batch).loss, rtol=0, atol=0)
+
+
+def test_values_for_the_log_equal_the_reference_for_training_and_evaluation_apart(
+    tiny_llama, batch
+):
+    model = adapted(tiny_llama)
+    switch_checkpointing(model, "reentrant")
+    balancer = next(m for m in model.modules() if isinstance(m, AlphaLoraLayer)).balancer
+    model.train()
+    model(**batch).loss.backward()
+    model.eval()
+    half = {key: value[:1] for key, value in batch.items()}
+    with torch.no_grad():
+        model(**half)
+        _, first = reference_aux(adapted(tiny_llama).train(), batch)
+        _, second = reference_aux(adapted(tiny_llama).train(), half)
+    assert balancer.pop("train") == pytest.approx(float(first), rel=1e-5)
+    assert balancer.pop("eval") == pytest.approx(float(second), rel=1e-5)
+    assert balancer.pop("train") is None
+
+
+def test_generation_and_a_disabled_adapter_leave_no_trace(tiny_llama, batch):
+    model = adapted(tiny_llama)
+    balancer = next(m for m in model.modules() if isinstance(m, AlphaLoraLayer)).balancer
+    model.eval()
+    model.generate(input_ids=batch["input_ids"], max_new_tokens=3, do_sample=False)
+    model.train()
+    with model.disable_adapter():
+        model(**batch)
+    assert balancer.pop("train") is None
+    assert balancer.pop("eval") is None
+
+
+def test_a_coefficient_of_zero_still_reports_the_balance(tiny_llama, batch):
+    model = adapted(tiny_llama, coefficient=0.0)
+    balancer = next(m for m in model.modules() if isinstance(m, AlphaLoraLayer)).balancer
+    model.train()
+    model(**batch)
+    assert balancer.pop("train") >= 2.0 - 1e-6
+
+
+def test_a_copy_of_the_model_has_a_balancer_of_its_own(tiny_llama, batch):
+    model = adapted(tiny_llama)
+    twin = copy.deepcopy(model)
+    for each in (model, twin):
+        each.train()
+    (model(**batch).loss * 64).backward()
+    twin(**batch).loss.backward()
+    assert_same(gradients(twin), reference_gradients(tiny_llama, [batch], [1.0]))
+    layers = [m for m in twin.modules() if isinstance(m, AlphaLoraLayer)]
+    assert len({layer.balancer.key for layer in layers}) == 1
+    assert json.dumps(twin.peft_config["default"].to_dict()["num_experts"])

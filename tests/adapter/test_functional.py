@@ -1,0 +1,73 @@
+"""Routing and the load-balancing loss, as functions."""
+
+import pytest
+import torch
+
+import reference
+from axolotl_alphalora.adapter.functional import load_balancing_loss, route
+
+
+@pytest.mark.parametrize("top_k", [2, 3, 5])
+def test_gates_sum_to_one_over_the_chosen_experts(top_k):
+    logits = torch.randn(7, 5)
+    gates, probabilities, selected = route(logits, top_k)
+    torch.testing.assert_close(gates.sum(-1), torch.ones(7))
+    torch.testing.assert_close(probabilities.sum(-1), torch.ones(7))
+    assert (selected.sum(-1) == top_k).all()
+    assert (gates[selected == 0] == 0).all()
+
+
+def test_a_single_choice_keeps_its_probability_so_that_the_router_learns_from_the_task():
+    logits = torch.randn(6, 4, requires_grad=True)
+    gates, probabilities, selected = route(logits, 1)
+    torch.testing.assert_close(gates.max(-1).values, probabilities.max(-1).values)
+    gates.sum().backward()
+    assert logits.grad.abs().max() > 1e-2
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_gates_are_fp32_whatever_the_logits_are(dtype):
+    gates, probabilities, selected = route(torch.randn(3, 4, dtype=dtype), 2)
+    assert {gates.dtype, probabilities.dtype, selected.dtype} == {torch.float32}
+
+
+def test_huge_logits_give_finite_gates():
+    gates, _, _ = route(torch.tensor([[1e4, -1e4, 0.0, 5e3]]), 2)
+    assert torch.isfinite(gates).all()
+    torch.testing.assert_close(gates.sum(-1), torch.ones(1))
+
+
+def test_perfect_balance_costs_one_for_any_k():
+    probabilities = torch.full((8, 4), 0.25)
+    for top_k in (1, 2, 4):
+        selected = torch.zeros(8, 4)
+        for token in range(8):
+            for slot in range(top_k):
+                selected[token, (token + slot) % 4] = 1
+        loss = load_balancing_loss(probabilities, selected, None)
+        torch.testing.assert_close(loss, torch.tensor(1.0))
+
+
+def test_collapse_on_one_expert_costs_n():
+    probabilities = torch.zeros(8, 4)
+    probabilities[:, 2] = 1
+    loss = load_balancing_loss(probabilities, probabilities.clone(), None)
+    torch.testing.assert_close(loss, torch.tensor(4.0))
+
+
+@pytest.mark.parametrize("top_k", [1, 2, 3])
+def test_loss_equals_a_plain_loop_and_leaves_padding_out(top_k):
+    x, router = torch.randn(2, 5, 8), torch.randn(3, 8)
+    mask = torch.tensor([[1, 1, 1, 0, 0], [1, 1, 1, 1, 1]])
+    _, probabilities, selected = route(x @ router.T, top_k)
+    loss = load_balancing_loss(
+        probabilities.reshape(-1, 3), selected.reshape(-1, 3), mask.reshape(-1)
+    )
+    expected = reference.load_balancing(x, router, top_k=top_k, mask=mask)
+    torch.testing.assert_close(loss, expected)
+
+
+def test_a_batch_of_padding_alone_is_finite():
+    probabilities = torch.full((4, 2), 0.5)
+    loss = load_balancing_loss(probabilities, probabilities, torch.zeros(4))
+    assert torch.isfinite(loss)

@@ -1,0 +1,253 @@
+"""The `alphalora:` block: defaults, contradictions, misspellings, and its place in the host."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+import yaml
+from axolotl.integrations.base import AdapterCapabilities, BasePlugin, PluginManager
+from axolotl.utils.config import validate_config
+from axolotl.utils.dict import DictDefault
+from pydantic import ValidationError
+
+from axolotl_alphalora.plugin.args import AlphaLoraConfigBlock
+
+NAME = "axolotl_alphalora.AlphaLoraPlugin"
+
+
+class Stub(BasePlugin):
+    def get_input_args(self):
+        return "axolotl_alphalora.plugin.args.AlphaLoraArgs"
+
+    def get_adapter_capabilities(self):
+        return [AdapterCapabilities(name="alphalora")]
+
+
+@pytest.fixture(autouse=True)
+def plugin(monkeypatch):
+    manager = PluginManager.get_instance()
+    monkeypatch.setitem(manager.plugins, NAME, Stub())
+
+
+def base_yaml(**changes) -> dict:
+    settings = {
+        "base_model": "./tiny",
+        "plugins": [NAME],
+        "adapter": "alphalora",
+        "lora_r": 4,
+        "lora_alpha": 8,
+        "lora_target_linear": True,
+        "datasets": [{"path": "./data.jsonl", "ds_type": "json", "type": "alpaca"}],
+        "sequence_len": 64,
+        "micro_batch_size": 1,
+        "gradient_accumulation_steps": 1,
+        "num_epochs": 1,
+        "learning_rate": 0.001,
+        "optimizer": "adamw_torch",
+        "bf16": False,
+    }
+    return settings | changes
+
+
+def validate(capabilities=None, **changes) -> DictDefault:
+    environment = {"torch_version": "2.10.0"} if capabilities else None
+    return validate_config(DictDefault(base_yaml(**changes)), capabilities, environment)
+
+
+def test_the_defaults_are_those_of_the_documented_yaml():
+    block = AlphaLoraConfigBlock()
+    assert block.model_dump() == {
+        "allocation": {"strategy": "alphalora"},
+        "experts_per_block": 5,
+        "total_experts": None,
+        "min_experts": 1,
+        "max_experts": None,
+        "top_k": 2,
+        "aux_loss_coef": 0.001,
+        "plan": None,
+    }
+
+
+def test_explicit_nulls_mean_the_defaults():
+    nulls = dict.fromkeys(
+        ["allocation", "experts_per_block", "total_experts", "min_experts", "max_experts", "plan"]
+    )
+    assert AlphaLoraConfigBlock(**nulls) == AlphaLoraConfigBlock()
+
+
+@pytest.mark.parametrize("name", list(AlphaLoraConfigBlock.model_fields))
+def test_every_option_is_described(name):
+    assert AlphaLoraConfigBlock.model_fields[name].description
+
+
+def test_an_allocation_is_a_name_or_a_mapping():
+    assert AlphaLoraConfigBlock(allocation="mola").allocation == {"strategy": "mola"}
+    mapping = {"strategy": "mola", "shape": "inverted"}
+    assert AlphaLoraConfigBlock(allocation=mapping).allocation == mapping
+
+
+def test_total_experts_replaces_the_mean():
+    block = AlphaLoraConfigBlock(total_experts=160)
+    assert (block.total_experts, block.experts_per_block) == (160, None)
+
+
+def test_the_mean_may_be_fractional():
+    assert AlphaLoraConfigBlock(experts_per_block=2.5).experts_per_block == 2.5
+
+
+def test_a_plan_leaves_nothing_else_to_decide_but_the_routing():
+    block = AlphaLoraConfigBlock(plan="plan.json", top_k=3, aux_loss_coef=0)
+    assert block.model_dump(exclude_none=True) == {
+        "plan": "plan.json",
+        "top_k": 3,
+        "aux_loss_coef": 0,
+    }
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"allocation": "uniform"},
+        {"experts_per_block": 5},
+        {"total_experts": 10},
+        {"min_experts": 1},
+        {"max_experts": 8},
+    ],
+    ids=lambda options: next(iter(options)),
+)
+def test_a_plan_contradicts_what_it_decides(options):
+    with pytest.raises(ValidationError) as error:
+        AlphaLoraConfigBlock(plan="plan.json", **options)
+    assert "alphalora.plan" in str(error.value)
+    assert f"alphalora.{next(iter(options))}" in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("options", "parts"),
+    [
+        (
+            {"experts_per_block": 5, "total_experts": 10},
+            ["alphalora.experts_per_block", "alphalora.total_experts", "Keep one"],
+        ),
+        ({"min_experts": 4, "max_experts": 3}, ["max_experts: 3", "min_experts: 4"]),
+        ({"experts_per_block": 2, "min_experts": 3}, ["experts_per_block: 2", "min_experts: 3"]),
+        ({"experts_per_block": 9, "max_experts": 8}, ["experts_per_block: 9", "max_experts: 8"]),
+        ({"top_k": 9, "max_experts": 8}, ["top_k: 9", "max_experts: 8"]),
+        ({"allocation": {"shape": "x"}}, ["alphalora.allocation", "strategy"]),
+        ({"allocation": ""}, ["alphalora.allocation", "strategy"]),
+        ({"allocation": 5}, ["allocation", "name of a strategy"]),
+        ({"experts_per_block": 0}, ["experts_per_block", "greater than 0"]),
+        ({"experts_per_block": float("nan")}, ["experts_per_block", "finite"]),
+        ({"total_experts": 0}, ["total_experts"]),
+        ({"total_experts": 2.5}, ["total_experts"]),
+        ({"min_experts": 0}, ["min_experts"]),
+        ({"top_k": 0}, ["top_k"]),
+        ({"top_k": True}, ["top_k", "expected a number, got true"]),
+        ({"aux_loss_coef": -1}, ["aux_loss_coef"]),
+        ({"aux_loss_coef": float("inf")}, ["aux_loss_coef", "finite"]),
+        ({"plan": ""}, ["plan"]),
+    ],
+)
+def test_impossible_options_name_the_key(options, parts):
+    with pytest.raises(ValidationError) as error:
+        AlphaLoraConfigBlock(**options)
+    for part in parts:
+        assert part in str(error.value)
+
+
+def test_a_misspelt_option_names_the_nearest_one():
+    with pytest.raises(ValidationError, match="did you mean|Did you mean") as error:
+        AlphaLoraConfigBlock(expert_per_block=5, topk=1)
+    assert "`alphalora.expert_per_block`" in str(error.value)
+    assert "`alphalora.experts_per_block`" in str(error.value)
+    assert "`alphalora.top_k`" in str(error.value)
+
+
+def test_an_option_like_no_other_lists_the_valid_ones():
+    with pytest.raises(ValidationError, match="Valid: allocation, experts_per_block"):
+        AlphaLoraConfigBlock(zzz=1)
+
+
+def test_the_host_takes_over_the_block():
+    cfg = validate(alphalora={"experts_per_block": 3, "top_k": 1})
+    assert cfg.alphalora.experts_per_block == 3
+    assert cfg.alphalora.top_k == 1
+    assert cfg.alphalora.allocation == {"strategy": "alphalora"}
+
+
+@pytest.mark.parametrize("changes", [{}, {"alphalora": None}, {"alphalora": {}}])
+def test_without_options_the_defaults_apply(changes):
+    defaults = AlphaLoraConfigBlock().model_dump(exclude_none=True)
+    assert validate(**changes).alphalora == defaults
+
+
+@pytest.mark.parametrize("block", [{"plan": "plan.json"}, {"total_experts": 10}, {}])
+def test_a_validated_configuration_validates_again(block):
+    # Ray workers validate the dump of a validated configuration.
+    first = validate(alphalora=block, load_in_4bit=True)
+    second = validate_config(DictDefault(first.to_dict()))
+    assert second.alphalora == first.alphalora
+    assert second.overrides_of_model_kwargs == first.overrides_of_model_kwargs
+
+
+def test_the_validated_configuration_is_plain_data():
+    cfg = validate(alphalora={"total_experts": 8}, load_in_4bit=True).to_dict()
+    for key in ("alphalora", "overrides_of_model_kwargs"):
+        assert json.loads(json.dumps(cfg[key])) == yaml.safe_load(yaml.safe_dump(cfg[key]))
+
+
+def test_the_block_needs_the_adapter():
+    with pytest.raises(ValidationError, match="`alphalora:` block needs `adapter: alphalora`"):
+        validate(adapter="lora", alphalora={"top_k": 2})
+
+
+def test_other_adapters_are_left_alone():
+    cfg = validate(adapter="lora", lora_mlp_kernel=True, peft_use_dora=True, lora_r=None)
+    assert cfg.alphalora is None
+    assert cfg.overrides_of_model_kwargs is None
+
+
+@pytest.mark.parametrize(
+    ("changes", "parts"),
+    [
+        ({"lora_rank": 8}, ["`lora_rank`", "not an option of Axolotl"]),
+        ({"lora_target_module": ["q_proj"]}, ["Did you mean `lora_target_modules`"]),
+        ({"peft_use_rslorra": True}, ["Did you mean `peft_use_rslora`"]),
+        ({"alpha_lora": {"top_k": 1}}, ["`alpha_lora`", "Did you mean `alphalora`"]),
+        ({"top_k": 1}, ["`top_k` belongs into the `alphalora:` block", "`alphalora.top_k`"]),
+        ({"lora_r": None}, ["needs `lora_r`"]),
+        ({"lora_alpha": None}, ["needs `lora_alpha`"]),
+        ({"lora_r": -1}, ["`lora_r: -1`", "at least 1"]),
+        ({"lora_dropout": 1.0}, ["`lora_dropout: 1.0`", "below 1"]),
+        ({"lora_target_linear": None}, ["lora_target_linear: true", "lora_target_modules"]),
+        ({"alphalora": 5}, ["`alphalora:` must be a block of options"]),
+        ({"alphalora": {"topk": 5}}, ["`alphalora.topk`", "Did you mean `alphalora.top_k`"]),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+)
+def test_the_host_reports_what_would_be_dropped(changes, parts):
+    with pytest.raises(ValidationError) as error:
+        validate(**changes)
+    for part in parts:
+        assert part in str(error.value)
+
+
+def test_a_saved_adapter_brings_its_own_shape():
+    cfg = validate(lora_model_dir="./out", lora_r=None, lora_alpha=None, lora_target_linear=None)
+    assert cfg.lora_model_dir == "./out"
+
+
+def test_excluded_modules_reach_the_loader():
+    assert validate(lora_exclude_modules=["lm_head"]).lora_exclude_modules == ["lm_head"]
+
+
+def test_the_module_imports_neither_torch_nor_the_host():
+    code = (
+        "import sys, axolotl_alphalora.plugin.args\n"
+        "print([m for m in ('torch', 'peft', 'axolotl', 'transformers') if m in sys.modules])"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    )
+    assert result.stdout.strip() == "[]"

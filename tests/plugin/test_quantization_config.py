@@ -1,0 +1,311 @@
+"""`load_in_4bit` and `load_in_8bit` give the base the host builds for its own adapters."""
+
+import json
+
+import pytest
+import torch
+import yaml
+from axolotl.integrations.base import AdapterCapabilities, BasePlugin, PluginManager
+from axolotl.loaders.model import ModelLoader
+from axolotl.utils.config import normalize_config, validate_config
+from axolotl.utils.dict import DictDefault
+from bitsandbytes.nn import Linear4bit, Linear8bitLt
+from pydantic import ValidationError
+from tokenizers import Tokenizer, models
+from torch import nn
+from transformers import BitsAndBytesConfig, PreTrainedTokenizerFast
+
+from axolotl_alphalora.plugin import quantization
+
+NAME = "axolotl_alphalora.AlphaLoraPlugin"
+BITS = {"load_in_4bit": Linear4bit, "load_in_8bit": Linear8bitLt}
+HOST_ADAPTER = {"load_in_4bit": "qlora", "load_in_8bit": "lora"}
+
+
+class Stub(BasePlugin):
+    """The hooks that the real plugin calls, with the base model in the adapter's place."""
+
+    def __init__(self):
+        super().__init__()
+        self.checkpointing = None
+        self.dtypes = None
+
+    def get_input_args(self):
+        return "axolotl_alphalora.plugin.args.AlphaLoraArgs"
+
+    def get_adapter_capabilities(self):
+        return [AdapterCapabilities(name="alphalora")]
+
+    def pre_model_load(self, cfg):
+        if cfg.adapter == "alphalora":
+            quantization.apply(cfg)
+
+    def post_model_build(self, cfg, model):
+        if cfg.adapter == "alphalora":
+            quantization.assert_quantized(model, cfg)
+            quantization.prepare(model, cfg)
+            self.checkpointing = checkpointing_kwargs(model)
+            self.dtypes = {name: p.dtype for name, p in model.named_parameters()}
+
+    def load_adapter(self, model, cfg, inference=False, config_only=False):
+        return (model, None) if cfg.adapter == "alphalora" else None
+
+
+@pytest.fixture(autouse=True)
+def plugin(monkeypatch):
+    stub = Stub()
+    monkeypatch.setitem(PluginManager.get_instance().plugins, NAME, stub)
+    return stub
+
+
+@pytest.fixture
+def checkpoint(tiny_llama, tmp_path):
+    tiny_llama.save_pretrained(tmp_path / "tiny")
+    return str(tmp_path / "tiny")
+
+
+@pytest.fixture
+def tokenizer():
+    words = {f"w{i}": i for i in range(97)}
+    return PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer(models.WordLevel(words, unk_token="w0")),
+        unk_token="w0",
+        pad_token="w0",
+        eos_token="w1",
+    )
+
+
+def config(checkpoint, **changes) -> DictDefault:
+    settings = {
+        "base_model": checkpoint,
+        "plugins": [NAME],
+        "adapter": "alphalora",
+        "lora_r": 4,
+        "lora_alpha": 8,
+        "lora_target_modules": ["q_proj"],
+        "datasets": [{"path": "./data.jsonl", "ds_type": "json", "type": "alpaca"}],
+        "sequence_len": 64,
+        "micro_batch_size": 1,
+        "gradient_accumulation_steps": 1,
+        "num_epochs": 1,
+        "learning_rate": 0.001,
+        "optimizer": "adamw_torch",
+        "bf16": False,
+        "fp16": False,
+        "tf32": False,
+        "attn_implementation": "sdpa",
+        "seed": 1,
+    }
+    cfg = validate_config(DictDefault(settings | changes))
+    normalize_config(cfg)
+    return cfg
+
+
+def load(cfg, tokenizer):
+    return ModelLoader(cfg, tokenizer).load()[0]
+
+
+def host_config(cfg, tokenizer) -> dict:
+    """What the host's own loader makes of the same YAML for one of its adapters."""
+    loader = ModelLoader(cfg, tokenizer)
+    loader._set_quantization_config()
+    return loader.model_kwargs["quantization_config"].to_dict()
+
+
+def checkpointing_kwargs(model):
+    layer = model.model.layers[0]
+    return layer._gradient_checkpointing_func.keywords if layer.gradient_checkpointing else None
+
+
+@pytest.mark.parametrize("deepspeed", [None, {"zero_optimization": {"stage": 1}}], ids=["", "zero"])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"load_in_4bit": True},
+        {"load_in_4bit": True, "bf16": True},
+        {
+            "load_in_4bit": True,
+            "bnb_config_kwargs": {
+                "bnb_4bit_use_double_quant": False,
+                "bnb_4bit_quant_type": "fp4",
+                "llm_int8_skip_modules": ["down_proj"],
+            },
+        },
+        {"load_in_8bit": True},
+    ],
+    ids=["4bit", "4bit-bf16", "4bit-kwargs", "8bit"],
+)
+def test_the_settings_are_those_of_the_host_s_own_adapters(
+    changes, deepspeed, checkpoint, tokenizer
+):
+    ours = config(checkpoint, **changes)
+    theirs = config(checkpoint, **changes, adapter=HOST_ADAPTER[next(iter(changes))])
+    for model_type in ("llama", "jamba", "qwen2_moe", "nemotron_h", "falcon_h1"):
+        for cfg in (ours, theirs):
+            cfg.model_config_type, cfg.deepspeed = model_type, deepspeed
+        built = BitsAndBytesConfig(**quantization.bnb_config(ours)).to_dict()
+        assert built == host_config(theirs, tokenizer), model_type
+
+
+def test_nothing_is_built_for_a_full_precision_base(checkpoint):
+    cfg = config(checkpoint)
+    assert quantization.bnb_config(cfg) is None
+    quantization.apply(cfg)
+    assert cfg.overrides_of_model_kwargs is None
+
+
+@pytest.mark.parametrize("flag", BITS)
+def test_the_configuration_stays_plain_data(flag, checkpoint):
+    cfg = config(checkpoint, **{flag: True})
+    for step in (lambda cfg: None, quantization.apply):
+        step(cfg)
+        kwargs = cfg.to_dict()["overrides_of_model_kwargs"]
+        assert kwargs["quantization_config"][flag] is True
+        assert json.loads(json.dumps(kwargs)) == kwargs
+        assert yaml.safe_load(yaml.safe_dump(kwargs)) == kwargs
+
+
+def test_the_user_s_other_model_kwargs_are_kept(checkpoint):
+    cfg = config(checkpoint, load_in_4bit=True, model_kwargs={"use_safetensors": True})
+    assert cfg.overrides_of_model_kwargs.use_safetensors is True
+    assert cfg.overrides_of_model_kwargs.quantization_config == {"load_in_4bit": True}
+
+
+def test_two_quantisation_configs_contradict(checkpoint):
+    own = {"quantization_config": {"load_in_8bit": True}}
+    with pytest.raises(ValidationError, match="`load_in_4bit: true` and `model_kwargs.quantiz"):
+        config(checkpoint, load_in_4bit=True, model_kwargs=own)
+
+
+def test_settings_that_bitsandbytes_ignores_are_refused(checkpoint):
+    cfg = config(checkpoint, load_in_4bit=True, bnb_config_kwargs={"bnb_4bit_quant_typ": "nf4"})
+    with pytest.raises(ValueError, match="`bnb_config_kwargs.bnb_4bit_quant_typ`"):
+        quantization.apply(cfg)
+
+
+@pytest.mark.parametrize("flag", BITS)
+def test_the_host_loads_the_base_quantised(flag, checkpoint, tokenizer):
+    model = load(config(checkpoint, **{flag: True}), tokenizer)
+    kinds = {name: type(module) for name, module in model.named_modules()}
+    assert all(kind is BITS[flag] for name, kind in kinds.items() if name.endswith("_proj"))
+    assert kinds["lm_head"] is nn.Linear
+    assert not any(parameter.requires_grad for parameter in model.parameters())
+
+
+def test_the_host_loads_a_full_precision_base_unchanged(checkpoint, tokenizer, plugin):
+    model = load(config(checkpoint), tokenizer)
+    assert not any(isinstance(module, tuple(BITS.values())) for module in model.modules())
+    assert plugin.checkpointing is None
+
+
+def test_a_second_loader_of_the_same_configuration_agrees(checkpoint, tokenizer):
+    cfg = config(checkpoint, load_in_4bit=True)
+    first, second = load(cfg, tokenizer), load(cfg, tokenizer)
+    one = first.hf_quantizer.quantization_config.to_dict()
+    assert one == second.hf_quantizer.quantization_config.to_dict()
+
+
+def test_bnb_config_kwargs_reach_the_layers(checkpoint, tokenizer):
+    kwargs = {"bnb_4bit_quant_type": "fp4", "llm_int8_skip_modules": ["down_proj", "lm_head"]}
+    model = load(config(checkpoint, load_in_4bit=True, bnb_config_kwargs=kwargs), tokenizer)
+    block = model.model.layers[0]
+    assert block.self_attn.q_proj.weight.quant_type == "fp4"
+    assert type(block.mlp.down_proj) is nn.Linear
+
+
+def test_a_full_precision_model_is_caught_when_4bit_was_asked_for(checkpoint, tiny_llama):
+    cfg = config(checkpoint, load_in_4bit=True)
+    with pytest.raises(RuntimeError, match="load_in_4bit: true.*0 Linear4bit.*layers.0.self_attn"):
+        quantization.assert_quantized(tiny_llama, cfg)
+
+
+def test_a_single_unconverted_layer_is_caught(checkpoint, tokenizer):
+    cfg = config(checkpoint, load_in_4bit=True)
+    model = load(cfg, tokenizer)
+    model.model.layers[1].mlp.up_proj = nn.Linear(64, 96, bias=False)
+    with pytest.raises(RuntimeError, match="1 full-precision .*`model.layers.1.mlp.up_proj` first"):
+        quantization.assert_quantized(model, cfg)
+
+
+@pytest.mark.parametrize(("flag", "other"), [tuple(BITS), tuple(BITS)[::-1]])
+def test_the_other_precision_is_caught(flag, other, checkpoint, tokenizer):
+    model = load(config(checkpoint, **{flag: True}), tokenizer)
+    with pytest.raises(RuntimeError, match=f"{other}: true.*{BITS[flag].__name__}"):
+        quantization.assert_quantized(model, config(checkpoint, **{other: True}))
+
+
+def test_a_quantised_model_is_caught_when_none_was_asked_for(checkpoint, tokenizer):
+    model = load(config(checkpoint, load_in_4bit=True), tokenizer)
+    with pytest.raises(RuntimeError, match="neither load_in_4bit nor load_in_8bit.*q_proj"):
+        quantization.assert_quantized(model, config(checkpoint))
+
+
+def test_other_settings_than_asked_for_are_caught(checkpoint, tokenizer):
+    cfg = config(checkpoint, load_in_4bit=True)
+    model = load(cfg, tokenizer)
+    cfg.bnb_config_kwargs = {"bnb_4bit_use_double_quant": False}
+    with pytest.raises(RuntimeError, match="bnb_4bit_use_double_quant=True for False"):
+        quantization.assert_quantized(model, cfg)
+
+
+def test_a_quantised_checkpoint_needs_no_option(checkpoint, tokenizer, tmp_path):
+    model = load(config(checkpoint, load_in_4bit=True), tokenizer)
+    model.save_pretrained(tmp_path / "nf4")
+    reloaded = load(config(str(tmp_path / "nf4")), tokenizer)
+    assert isinstance(reloaded.model.layers[0].mlp.up_proj, Linear4bit)
+
+
+def test_a_flag_that_comes_after_validation_is_too_late(checkpoint):
+    cfg = config(checkpoint)
+    cfg.load_in_4bit = True
+    with pytest.raises(RuntimeError, match="set after the configuration was validated"):
+        quantization.apply(cfg)
+
+
+@pytest.mark.parametrize("flag", [None, *BITS])
+@pytest.mark.parametrize("reentrant", [True, False])
+def test_the_user_s_kind_of_checkpointing_wins(flag, reentrant, checkpoint, tokenizer, plugin):
+    changes = {flag: True} if flag else {}
+    cfg = config(
+        checkpoint,
+        gradient_checkpointing=True,
+        gradient_checkpointing_kwargs={"use_reentrant": reentrant},
+        **changes,
+    )
+    load(cfg, tokenizer)
+    assert plugin.checkpointing == {"use_reentrant": reentrant}
+
+
+@pytest.mark.parametrize("flag", BITS)
+def test_without_kwargs_checkpointing_is_not_reentrant(flag, checkpoint, tokenizer, plugin):
+    # The host leaves the kwargs unset under RL.
+    cfg = config(checkpoint, gradient_checkpointing=True, **{flag: True})
+    cfg.gradient_checkpointing_kwargs = None
+    load(cfg, tokenizer)
+    assert plugin.checkpointing == {"use_reentrant": False}
+
+
+@pytest.mark.parametrize("skip", [None, True])
+def test_embeddings_stay_out_of_fp32_as_in_the_host(skip, checkpoint, tokenizer, plugin):
+    cfg = config(checkpoint, load_in_4bit=True, bf16=True, embeddings_skip_upcast=skip)
+    model = load(cfg, tokenizer)
+    assert plugin.dtypes["model.norm.weight"] == torch.float32
+    assert plugin.dtypes["model.embed_tokens.weight"] == torch.bfloat16
+    assert model.model.norm.weight.dtype == torch.bfloat16
+
+
+def test_dtypes_after_loading_are_those_of_qlora(checkpoint, tokenizer):
+    changes = {"load_in_4bit": True, "bf16": True, "gradient_checkpointing": True}
+    ours = load(config(checkpoint, **changes), tokenizer)
+    theirs = load(config(checkpoint, **changes, adapter="qlora"), tokenizer)
+    base = theirs.get_base_model().state_dict()
+    for name, value in ours.state_dict().items():
+        twin = name if name in base else name.replace("q_proj.", "q_proj.base_layer.")
+        assert base[twin].dtype == value.dtype, name
+
+
+def test_under_fsdp_the_preparation_is_left_out(checkpoint, tiny_llama):
+    cfg = config(checkpoint)
+    cfg.load_in_4bit, cfg.fsdp_config = True, {"reshard_after_forward": True}
+    quantization.prepare(tiny_llama.to(torch.bfloat16), cfg)
+    assert tiny_llama.model.norm.weight.dtype == torch.bfloat16

@@ -1,0 +1,171 @@
+"""Every adapter option of the host is honoured or refused by name; none does nothing."""
+
+from itertools import chain
+
+import pytest
+from axolotl.integrations.base import AdapterCapabilities, BasePlugin, PluginManager
+from axolotl.integrations.config import merge_input_args
+from axolotl.integrations.mora.args import MoraArgs
+from axolotl.utils.config import validate_config
+from axolotl.utils.dict import DictDefault
+from pydantic import ValidationError
+
+from axolotl_alphalora.plugin import refusals
+from axolotl_alphalora.plugin.refusals import HONOURED, REFUSED
+
+NAME = "axolotl_alphalora.AlphaLoraPlugin"
+GPU = {"bf16": True, "fp8": False, "tf32": True, "n_gpu": 1, "compute_capability": "sm_90"}
+KERNELS = ("lora_mlp_kernel", "lora_qkv_kernel", "lora_o_kernel", "lora_embedding_kernel")
+
+# A validator of the host raises before ours does, with a sentence of its own.
+HOST_IS_FIRST = {
+    "ple_cpu_offload": "ple_cpu_offload requires qlora",
+    "relora": "jagged_restart_steps must be set",
+    "nf4_backend": "CPU-staged NF4 requires adapter: qlora",
+}
+# The host's schema drops these unless the plugin that owns them is loaded.
+OTHER_PLUGINS = {"mora": MoraArgs}
+
+
+class Stub(BasePlugin):
+    def get_input_args(self):
+        return "axolotl_alphalora.plugin.args.AlphaLoraArgs"
+
+    def get_adapter_capabilities(self):
+        return [AdapterCapabilities(name="alphalora")]
+
+
+@pytest.fixture(autouse=True)
+def plugin(monkeypatch):
+    manager = PluginManager.get_instance()
+    monkeypatch.setitem(manager.plugins, NAME, Stub())
+
+
+def yaml_with(changes) -> DictDefault:
+    settings = {
+        "base_model": "./tiny",
+        "plugins": [NAME],
+        "adapter": "alphalora",
+        "lora_r": 4,
+        "lora_alpha": 8,
+        "lora_target_linear": True,
+        "datasets": [{"path": "./data.jsonl", "ds_type": "json", "type": "alpaca"}],
+        "sequence_len": 64,
+        "micro_batch_size": 1,
+        "gradient_accumulation_steps": 1,
+        "num_epochs": 1,
+        "learning_rate": 0.001,
+        "optimizer": "adamw_torch",
+        "bf16": False,
+    }
+    return DictDefault(settings | changes)
+
+
+def host_fields() -> dict:
+    return merge_input_args()[0].model_fields
+
+
+def by_key(row):
+    return row.key
+
+
+@pytest.mark.parametrize("row", REFUSED, ids=by_key)
+def test_each_row_refuses_its_example_and_says_why(row):
+    with pytest.raises(ValueError) as error:
+        refusals.check({"adapter": "alphalora", **row.example})
+    assert f"`{row.key}`: {row.reason}. {row.remedy}." in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "row", [row for row in REFUSED if row.key not in OTHER_PLUGINS], ids=by_key
+)
+def test_each_row_is_refused_by_the_host_s_validation(row):
+    with pytest.raises(ValidationError) as error:
+        validate_config(yaml_with(row.example))
+    assert HOST_IS_FIRST.get(row.key, f"`{row.key}`: {row.reason}") in str(error.value)
+
+
+def test_all_offending_options_are_named_at_once():
+    with pytest.raises(ValidationError) as error:
+        validate_config(
+            yaml_with({"peft_use_dora": True, "lora_mlp_kernel": True, "tiled_mlp": True})
+        )
+    for key in ("peft_use_dora", "lora_mlp_kernel", "tiled_mlp"):
+        assert f"- `{key}`: " in str(error.value)
+
+
+def test_a_plain_configuration_is_accepted():
+    assert validate_config(yaml_with({})).adapter == "alphalora"
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"lora_mlp_kernel": False},
+        {"peft_init_lora_weights": True},
+        {"peft_ensure_weight_tying": False},
+        {"nf4_backend": "bitsandbytes"},
+        {"qlora_sharded_model_loading": False},
+        {"loraplus_lr_embedding": 1e-6},
+        {"tensor_parallel_size": 1},
+        {"relora": False},
+        {"merge_lora": False},
+        {"fsdp_config": {"reshard_after_forward": True}},
+        {"load_in_4bit": True, "bnb_config_kwargs": {"bnb_4bit_use_double_quant": False}},
+        {"load_in_8bit": True},
+        {"rl": "dpo"},
+        {
+            "peft_use_rslora": True,
+            "peft_layers_to_transform": [0],
+            "peft_layers_pattern": ["layers"],
+            "peft_autocast_adapter_dtype": False,
+            "lora_on_cpu": True,
+            "lora_modules_to_save": ["lm_head"],
+        },
+    ],
+    ids=str,
+)
+def test_what_is_harmless_is_accepted(changes):
+    cfg = validate_config(yaml_with(changes))
+    for key in changes:
+        assert cfg[key] is not None
+
+
+def test_the_host_does_not_switch_its_kernels_on():
+    cfg = validate_config(yaml_with({}), GPU, {"torch_version": "2.10.0"})
+    assert not any(cfg[name] for name in KERNELS)
+    lora = validate_config(yaml_with({"adapter": "lora"}), GPU, {"torch_version": "2.10.0"})
+    assert all(lora[name] for name in KERNELS)
+
+
+def test_a_second_validation_refuses_no_default_of_the_host():
+    first = validate_config(yaml_with({}))
+    assert first.mixlora_num_experts == 8
+    validate_config(DictDefault(first.to_dict()))
+
+
+def test_both_tables_name_options_that_exist():
+    fields = host_fields()
+    for key in chain(HONOURED, (row.key for row in REFUSED)):
+        name, *rest = key.split(".")
+        owner = OTHER_PLUGINS[name].model_fields if name in OTHER_PLUGINS else fields
+        assert name in owner, f"`{key}` is gone from the host's schema"
+        for part in rest:
+            block = owner[name].annotation.__args__[0]
+            assert part in block.model_fields, f"`{key}` is gone from the host's schema"
+
+
+def test_every_adapter_option_is_decided_once():
+    prefixes = ("lora_", "peft_", "loraplus_")
+    refused = [row.key for row in REFUSED]
+    assert len(refused) == len(set(refused))
+    for name in host_fields():
+        if name.startswith(prefixes):
+            assert (name in HONOURED) != (name in refused), f"decide what `{name}` does"
+
+
+@pytest.mark.parametrize("prefix", ["mixlora_", "relora", "lisa_", "merge_"])
+def test_families_of_other_methods_are_refused_completely(prefix):
+    inert_alone = {"relora_prune_method", "lisa_layers_attribute"}
+    names = {name for name in host_fields() if name.startswith(prefix)} - inert_alone
+    assert names and names <= {row.key for row in REFUSED}
