@@ -17,7 +17,7 @@ def tiny_llama_config(**changes) -> LlamaConfig:
     settings = {
         "vocab_size": 97,
         "hidden_size": 64,
-        "intermediate_size": 96,
+        "intermediate_size": 128,
         "num_hidden_layers": 2,
         "num_attention_heads": 4,
         "num_key_value_heads": 2,

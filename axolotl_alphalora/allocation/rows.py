@@ -1,0 +1,91 @@
+"""The rows of a plan: one for each decoder block, one for each linear layer."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from axolotl_alphalora.allocation.reading import (
+    PlanError,
+    read_count,
+    read_list,
+    read_number,
+    read_object,
+    read_text,
+)
+
+__all__ = ["BlockPlan", "ModulePlan", "read_block", "read_module"]
+
+
+@dataclass(frozen=True)
+class ModulePlan:
+    """What a plan says about one linear layer.
+
+    Attributes:
+        name: Exact name of the layer in the model.
+        shape: Output features, input features of the layer as it is applied.
+        experts: Number of experts; 0 means: leave the layer alone.
+        alpha: Power-law exponent of the weight's spectrum, None if it was not measured; so for
+            the next three.
+        x_min: Eigenvalue at which the fitted tail starts.
+        distance: Kolmogorov-Smirnov distance of the fit.
+        tail_size: Number of eigenvalues in the tail.
+    """
+
+    name: str
+    shape: tuple[int, int]
+    experts: int
+    alpha: float | None = None
+    x_min: float | None = None
+    distance: float | None = None
+    tail_size: int | None = None
+
+
+@dataclass(frozen=True)
+class BlockPlan:
+    """What a plan says about one decoder block.
+
+    Attributes:
+        name: The block's name.
+        score: Score that the strategy used, None if it used none.
+        experts: Experts of each module of the block.
+    """
+
+    name: str
+    score: float | None
+    experts: int
+
+
+def read_block(value: Any, path: str) -> BlockPlan:
+    """Read a block from decoded JSON at a key path, or raise PlanError."""
+    data = read_object(value, path, ("name", "score", "experts"))
+    return BlockPlan(
+        name=read_text(data["name"], f"{path}.name"),
+        score=_number_or_none(data, "score", path),
+        experts=read_count(data["experts"], f"{path}.experts"),
+    )
+
+
+def read_module(value: Any, path: str) -> ModulePlan:
+    """Read a module from decoded JSON at a key path, or raise PlanError."""
+    keys = ("name", "shape", "experts", "alpha", "x_min", "distance", "tail_size")
+    data = read_object(value, path, keys)
+    shape = read_list(data["shape"], f"{path}.shape")
+    if len(shape) != 2:
+        raise PlanError(f"{path}.shape must be output features and input features, not {shape}")
+    outputs, inputs = (read_count(size, f"{path}.shape[{i}]", 1) for i, size in enumerate(shape))
+    tail_size = data["tail_size"]
+    return ModulePlan(
+        name=read_text(data["name"], f"{path}.name"),
+        shape=(outputs, inputs),
+        experts=read_count(data["experts"], f"{path}.experts"),
+        alpha=_number_or_none(data, "alpha", path),
+        x_min=_number_or_none(data, "x_min", path),
+        distance=_number_or_none(data, "distance", path),
+        tail_size=None if tail_size is None else read_count(tail_size, f"{path}.tail_size", 1),
+    )
+
+
+def _number_or_none(data: Mapping[str, Any], key: str, path: str) -> float | None:
+    return None if data[key] is None else read_number(data[key], f"{path}.{key}")

@@ -1,0 +1,188 @@
+"""The quickstart's YAML: written with a comment for every option, read back as a user left it."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from axolotl_alphalora.quickstart.data import HELD_OUT_FILE, TRAIN_FILE
+from axolotl_alphalora.quickstart.files import QuickstartError, digest, write_text
+
+CONFIG_FILE = "config.yml"
+ADAPTER_DIRECTORY = "adapter"
+PREPARED_DIRECTORY = "prepared"
+DEFAULT_STEPS = 40
+SAVE_EVERY = 10
+
+_SEAL = "# Seal: "
+_SEAL_NOTE = " (edit anything above; the quickstart keeps an edited file)"
+_TEMPLATE = """\
+# AlphaLoRA with Axolotl: the run of the quickstart.
+# To run it by itself: axolotl train {config}
+
+base_model: {model}  # directory or hub id
+plugins:
+  - axolotl_alphalora.AlphaLoraPlugin  # brings `adapter: alphalora`
+
+adapter: alphalora
+lora_r: 8  # rank of one expert
+lora_alpha: 16  # the experts' output is scaled by lora_alpha / lora_r
+lora_dropout: 0.05  # dropout on the experts' input
+lora_target_linear: true  # experts on every linear layer; or name layers in lora_target_modules
+# load_in_4bit: true  # on a GPU: quantise the frozen base model, to fit a larger one
+
+alphalora:
+  allocation: alphalora  # how the experts are shared out: by the spectra of the blocks' weights
+  experts_per_block: 5  # the mean; `axolotl alphalora plan` shows what each block gets
+  top_k: 2  # experts that each token is sent to
+  aux_loss_coef: 0.001  # weight of the loss that keeps the experts evenly used
+
+datasets:
+  - path: {train}  # JSON lines with instruction, input and output
+    ds_type: json
+    type: alpaca  # prompt format
+test_datasets:
+  - path: {held_out}  # rows that are never trained on
+    ds_type: json
+    split: train  # a JSON file has this one split only
+    type: alpaca
+dataset_prepared_path: {prepared}  # tokenised rows; delete the folder after changing the data
+output_dir: {output}  # the adapter and its checkpoints
+train_on_inputs: false  # the loss counts answers only, not prompts
+
+sequence_len: 256  # longer rows are dropped; memory grows with it
+sample_packing: false  # on a GPU with flash attention: true puts several rows into one sequence
+pad_to_sequence_len: false  # pad to the longest row of a batch only
+micro_batch_size: 4  # rows per step; a GPU takes more
+gradient_accumulation_steps: 1  # steps whose gradients are summed before an update
+eval_batch_size: 8
+
+max_steps: {steps}  # length of the training; `--steps` of the quickstart
+num_epochs: 100  # an upper limit, for max_steps decides
+optimizer: adamw_torch
+learning_rate: 0.001
+lr_scheduler: cosine  # falls to zero at max_steps
+warmup_steps: {warmup}  # the learning rate rises over these
+weight_decay: 0.0
+max_grad_norm: 1.0  # longer gradients are scaled down to this
+seed: 42
+
+bf16: false  # CPU: float32 is 15 times faster than bfloat16; on a GPU: true
+fp16: false
+tf32: false  # on an Ampere or later GPU: true
+attn_implementation: sdpa  # on a GPU also: flash_attention_2
+gradient_checkpointing: false  # true: less memory, a third more time
+
+logging_steps: 1
+eval_strategy: "no"  # "steps": also measures the held-out loss while training, every eval_steps
+# eval_steps: 10
+save_steps: {save}  # a checkpoint to continue from
+save_total_limit: 2  # older checkpoints are deleted
+auto_resume_from_checkpoints: true  # continue from the last checkpoint in output_dir
+"""
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """What the quickstart needs to know of the YAML.
+
+    Attributes:
+        path: The YAML file.
+        base_model: Directory or hub id.
+        output_dir: Where the adapter goes.
+        max_steps: Optimizer steps; None if the file sets none.
+        sequence_len: Limit on tokens.
+        edited: The file is not as the quickstart wrote it.
+    """
+
+    path: Path
+    base_model: str
+    output_dir: Path
+    max_steps: int | None
+    sequence_len: int
+    edited: bool
+
+
+def config_text(directory: Path, model: Path | str, steps: int) -> str:
+    """Return the YAML for a model and a number of steps.
+
+    Args:
+        directory: The quickstart's directory; absolute, so that the YAML works from anywhere.
+        model: Directory or hub id of the base model.
+        steps: Optimizer steps.
+    """
+    text = _TEMPLATE.format(
+        config=directory / CONFIG_FILE,
+        model=json.dumps(str(model), ensure_ascii=False),
+        train=json.dumps(str(directory / TRAIN_FILE), ensure_ascii=False),
+        held_out=json.dumps(str(directory / HELD_OUT_FILE), ensure_ascii=False),
+        prepared=json.dumps(str(directory / PREPARED_DIRECTORY), ensure_ascii=False),
+        output=json.dumps(str(directory / ADAPTER_DIRECTORY), ensure_ascii=False),
+        steps=steps,
+        warmup=min(5, steps // 5),
+        save=min(SAVE_EVERY, steps),
+    )
+    return f"{text}\n{_SEAL}{digest(text)}{_SEAL_NOTE}\n"
+
+
+def is_edited(path: Path) -> bool:
+    """Tell whether the YAML exists and differs from what any run of the quickstart wrote."""
+    if not path.exists():
+        return False
+    text, seal, rest = path.read_text(encoding="utf-8").rpartition(f"\n{_SEAL}")
+    return not seal or rest != f"{digest(text)}{_SEAL_NOTE}\n"
+
+
+def write_config(directory: Path, model: Path | str, steps: int) -> RunConfig:
+    """Write the YAML, unless a user edited the one that is there.
+
+    Args:
+        directory: The quickstart's directory, absolute.
+        model: Directory or hub id of the base model.
+        steps: Optimizer steps.
+
+    Returns:
+        The run as the file on disk describes it.
+    """
+    path = directory / CONFIG_FILE
+    if not is_edited(path):
+        text = config_text(directory, model, steps)
+        if not path.exists() or path.read_text(encoding="utf-8") != text:
+            write_text(path, text)
+    return read_config(path)
+
+
+def read_config(path: Path) -> RunConfig:
+    """Read what the quickstart needs from a YAML.
+
+    Args:
+        path: The YAML file.
+
+    Raises:
+        QuickstartError: The file is not a YAML mapping, or lacks a value.
+    """
+    remedy = f"Correct {path}, or delete it to have it written anew."
+    try:
+        values: Any = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise QuickstartError(f"{path} is not readable as YAML: {error}\n{remedy}") from error
+    if not isinstance(values, dict):
+        raise QuickstartError(f"{path} is not a mapping of options. {remedy}")
+    for key in ("base_model", "output_dir"):
+        if not isinstance(values.get(key), str):
+            raise QuickstartError(f"{path} has no `{key}`. {remedy}")
+    for key in ("max_steps", "sequence_len"):
+        if not isinstance(values.get(key), int | None):
+            raise QuickstartError(f"{path}: `{key}: {values[key]}` is not a number. {remedy}")
+    return RunConfig(
+        path=path,
+        base_model=values["base_model"],
+        output_dir=Path(values["output_dir"]).expanduser().absolute(),
+        max_steps=values.get("max_steps"),
+        sequence_len=values.get("sequence_len") or 2048,
+        edited=is_edited(path),
+    )

@@ -1,0 +1,127 @@
+"""What the quickstart shows at its end, and the same for machines."""
+
+from __future__ import annotations
+
+import platform
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from axolotl_alphalora.allocation import Plan
+from axolotl_alphalora.quickstart.config import RunConfig
+from axolotl_alphalora.quickstart.console import say
+
+_PACKAGES = ("axolotl-alphalora", "axolotl", "peft", "torch", "transformers")
+
+
+def print_report(config: RunConfig, evaluation: dict[str, Any], console: Console) -> None:
+    """Show losses, one answer, where the files are and what to do next.
+
+    Args:
+        config: The run.
+        evaluation: What `evaluate` wrote.
+        console: Where to print.
+    """
+    console.print(_losses(evaluation))
+    example = evaluation["example"]
+    say(console, "\nA held-out prompt")
+    for label, key in (
+        ("Instruction", "instruction"),
+        ("Input", "input"),
+        ("Base model", "before"),
+        ("With adapter", "after"),
+        ("Expected", "expected"),
+    ):
+        if example[key]:
+            text = " ".join(example[key].split())
+            say(console, f"  {label + ':':<14}{text}")
+    directory = config.path.parent
+    _print_lines(
+        "\nFiles",
+        [
+            f"{config.path}  the YAML, with a comment on every option",
+            f"{config.output_dir}  the adapter",
+            f"{directory}  everything else: data, logs, results",
+        ],
+        console,
+    )
+    adapter = config.output_dir
+    _print_lines(
+        "\nNext: talk to it, or edit the YAML (your model, your data) and train again",
+        [
+            f"axolotl inference {config.path} --lora-model-dir {adapter} --launcher python",
+            f"axolotl train {config.path}",
+        ],
+        console,
+    )
+
+
+def summary(
+    config: RunConfig,
+    plan: Plan,
+    evaluation: dict[str, Any],
+    seconds: dict[str, float],
+    skipped: list[str],
+) -> dict[str, Any]:
+    """Return the machine-readable summary.
+
+    Args:
+        config: The run.
+        plan: The experts of each block.
+        evaluation: What `evaluate` wrote.
+        seconds: How long each stage took in this invocation.
+        skipped: Stages that an earlier invocation had finished.
+    """
+    return {
+        "model": config.base_model,
+        "config": str(config.path),
+        "config_edited": config.edited,
+        "adapter": str(config.output_dir),
+        "steps": config.max_steps,
+        "plan": {
+            "strategy": plan.strategy,
+            "total_experts": plan.total_experts,
+            "trainable_parameters": plan.trainable_parameters,
+            "blocks": [
+                {"name": block.name, "score": block.score, "experts": block.experts}
+                for block in plan.blocks
+            ],
+        },
+        **evaluation,
+        "seconds": {stage: round(value, 2) for stage, value in seconds.items()},
+        "skipped": skipped,
+        "versions": {"python": platform.python_version(), **_versions()},
+    }
+
+
+def _losses(evaluation: dict[str, Any]) -> Table:
+    tokens, rows = evaluation["answer_tokens"], evaluation["rows"]
+    table = Table(title=f"Held-out loss per answer token ({rows} rows, {tokens} tokens)")
+    table.add_column("skill")
+    for heading in ("base model", "with adapter"):
+        table.add_column(heading, justify="right")
+    for task, loss in evaluation["held_out_loss_by_task"].items():
+        table.add_row(escape(task), f"{loss['before']:.3f}", f"{loss['after']:.3f}")
+    loss = evaluation["held_out_loss"]
+    table.add_section()
+    table.add_row("[bold]all", f"[bold]{loss['before']:.3f}", f"[bold]{loss['after']:.3f}")
+    return table
+
+
+def _print_lines(heading: str, lines: list[str], console: Console) -> None:
+    say(console, heading)
+    for line in lines:
+        say(console, f"  {line}")
+
+
+def _versions() -> dict[str, str]:
+    found = {}
+    for package in _PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            found[package] = "unknown"
+    return found

@@ -1,0 +1,151 @@
+"""The vectorised fit equals the formulas, and behaves as a power-law fit must."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from axolotl_alphalora.spectral import ESTIMATORS, fit_power_law
+from axolotl_alphalora.spectral import power_law as module
+
+
+def pareto(size, alpha, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    uniform = torch.rand(size, generator=generator, dtype=torch.float64)
+    return (1 - uniform) ** (-1 / (alpha - 1))
+
+
+def heavy_tailed(size, seed):
+    """A log-normal bulk with a Pareto tail, the shape of a trained layer's spectrum."""
+    generator = torch.Generator().manual_seed(seed)
+    bulk = torch.randn(size - size // 4, generator=generator, dtype=torch.float64).exp()
+    return torch.cat([bulk, 2 * pareto(size // 4, 2.5, seed)])
+
+
+SPECTRA = {
+    "pareto": lambda seed: pareto(500, 3.0, seed),
+    "bulk and tail": lambda seed: heavy_tailed(576, seed),
+    "gaussian matrix": lambda seed: (
+        torch.linalg.svdvals(
+            torch.randn(60, 90, generator=torch.Generator().manual_seed(seed)).double()
+        )
+        ** 2
+    ),
+    "short": lambda seed: heavy_tailed(12, seed),
+}
+
+
+@pytest.mark.parametrize("method", ESTIMATORS)
+@pytest.mark.parametrize("kind", SPECTRA)
+@pytest.mark.parametrize("seed", range(4))
+def test_the_fit_equals_the_plain_loops(plain_fit, method, kind, seed):
+    eigenvalues = SPECTRA[kind](seed)
+    fit, expected = fit_power_law(eigenvalues, method), plain_fit(eigenvalues, method)
+    assert fit.alpha == pytest.approx(expected.alpha, rel=1e-9)
+    assert fit.distance == pytest.approx(expected.distance, abs=1e-9)
+    assert fit.x_min == expected.x_min
+    assert fit.tail_size == expected.tail_size
+
+
+@pytest.mark.parametrize("true_alpha", [1.8, 2.5, 4.0])
+@pytest.mark.parametrize("method", ESTIMATORS)
+def test_the_exponent_of_a_power_law_is_recovered(method, true_alpha):
+    alpha = fit_power_law(pareto(4000, true_alpha), method).alpha
+    assert alpha == pytest.approx(true_alpha, rel=0.05)
+
+
+@pytest.mark.parametrize("method", ESTIMATORS)
+@pytest.mark.parametrize("scale", [2.0**-40, 1e-3, 0.9, 7.0, 1e30])
+def test_scale_does_not_matter(method, scale):
+    eigenvalues = heavy_tailed(400, 1)
+    fit, scaled = fit_power_law(eigenvalues, method), fit_power_law(eigenvalues * scale, method)
+    assert scaled.alpha == pytest.approx(fit.alpha, rel=1e-9)
+    assert scaled.distance == pytest.approx(fit.distance, abs=1e-9)
+    assert scaled.x_min == pytest.approx(fit.x_min * scale, rel=1e-12)
+    assert scaled.tail_size == fit.tail_size
+
+
+@pytest.mark.parametrize("method", ESTIMATORS)
+def test_order_and_input_do_not_matter(method):
+    eigenvalues = heavy_tailed(300, 2)
+    shuffled = eigenvalues[torch.randperm(300, generator=torch.Generator().manual_seed(0))]
+    before = shuffled.clone()
+    assert fit_power_law(shuffled, method) == fit_power_law(eigenvalues, method)
+    assert torch.equal(shuffled, before)
+
+
+@pytest.mark.parametrize("rows", [1, 7])
+def test_chunks_do_not_change_the_fit(monkeypatch, rows):
+    eigenvalues = heavy_tailed(500, 3)
+    whole = fit_power_law(eigenvalues)
+    monkeypatch.setattr(module, "_MAX_CHUNK_ELEMENTS", rows * 500)
+    assert fit_power_law(eigenvalues) == whole
+
+
+def test_the_low_bound_is_on_the_eigenvalue_and_not_on_its_log():
+    """A tiny spectrum must not let the tail start below 0.95 times the peak."""
+    eigenvalues = heavy_tailed(576, 5) * 1e-6
+    logs = eigenvalues.log10()
+    counts = torch.histc(logs, bins=100)
+    peak = 10 ** torch.linspace(logs.min(), logs.max(), 101, dtype=torch.float64)[counts.argmax()]
+    x_min = fit_power_law(eigenvalues, "xmin_peak").x_min
+    assert 0.95 * peak <= x_min <= 1.5 * peak
+
+
+def test_an_empty_window_starts_the_tail_at_the_nearest_eigenvalue():
+    """Over 300 decades the tallest bin can be wider than the window."""
+    eigenvalues = torch.tensor([1e-150, 1e-1, 1e-1, 1e-1, 1e150], dtype=torch.float64)
+    fit = fit_power_law(eigenvalues, "xmin_peak")
+    assert fit.x_min == pytest.approx(1e-1)
+    assert math.isfinite(fit.alpha)
+    assert fit.alpha > 1
+
+
+def test_hill_steps_below_ties_with_the_largest():
+    fit = fit_power_law(torch.tensor([1.0, 2.0, 4.0, 4.0, 4.0, 4.0]), "hill")
+    assert fit.x_min == 2.0
+    assert fit.tail_size == 5
+
+
+@pytest.mark.parametrize("method", ESTIMATORS)
+@given(
+    st.lists(
+        st.one_of(st.floats(1e-300, 1e300), st.sampled_from([1.0, 2.0, 1.0 + 2e-16])),
+        min_size=3,
+        max_size=60,
+    ).filter(lambda values: max(values) > 1.001 * min(values))
+)
+def test_no_spectrum_gives_nan_or_infinity(method, values):
+    fit = fit_power_law(torch.tensor(values, dtype=torch.float64), method)
+    assert math.isfinite(fit.alpha)
+    assert fit.alpha > 1
+    assert 0 <= fit.distance <= 1
+    assert fit.x_min in values
+    assert 2 <= fit.tail_size <= len(values)
+
+
+def test_an_unknown_method_names_the_choices():
+    with pytest.raises(ValueError, match="unknown estimator 'best': choose one of xmin_peak, hill"):
+        fit_power_law(torch.ones(3), "best")
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ([2.0] * 5, "all 5 eigenvalues equal 2: no power law"),
+        ([2.0, 2.0 + 1e-15, 2.0], "all 3 eigenvalues equal"),
+        ([1.0, 2.0], "at least 3 eigenvalues, got 2"),
+        ([], "at least 3 eigenvalues, got 0"),
+        ([0.0, 1.0, 2.0], "1 of 3 eigenvalues are not positive finite"),
+        ([-1.0, 0.0, 1.0, 2.0], "2 of 4 eigenvalues are not positive finite"),
+        ([1.0, 2.0, math.nan], "1 of 3"),
+        ([1.0, 2.0, math.inf], "1 of 3"),
+        ([[1.0, 2.0, 3.0]], r"1-D, not of shape \(1, 3\)"),
+    ],
+)
+@pytest.mark.parametrize("method", ESTIMATORS)
+def test_spectra_without_a_power_law_are_refused(method, values, message):
+    with pytest.raises(ValueError, match=message):
+        fit_power_law(torch.tensor(values, dtype=torch.float64), method)
