@@ -45,13 +45,15 @@ datasets:
   - path: {train}  # JSON lines with instruction, input and output
     ds_type: json
     type: alpaca  # prompt format
-test_datasets:
-  - path: {held_out}  # rows that are never trained on
-    ds_type: json
-    split: train  # a JSON file has this one split only
-    type: alpaca
+# For the held-out loss while training, take out the # of these lines and of `eval_steps`.
+# test_datasets:
+#   - path: {held_out}
+#     ds_type: json
+#     split: train  # a JSON file has this one split only
+#     type: alpaca
 dataset_prepared_path: {prepared}  # tokenised rows; delete the folder after changing the data
 output_dir: {output}  # the adapter and its checkpoints
+dataset_num_proc: 1  # processes that tokenise; starting more takes longer than these rows do
 train_on_inputs: false  # the loss counts answers only, not prompts
 
 sequence_len: 256  # longer rows are dropped; memory grows with it
@@ -59,7 +61,6 @@ sample_packing: false  # on a GPU with flash attention: true puts several rows i
 pad_to_sequence_len: false  # pad to the longest row of a batch only
 micro_batch_size: 4  # rows per step; a GPU takes more
 gradient_accumulation_steps: 1  # steps whose gradients are summed before an update
-eval_batch_size: 8
 
 max_steps: {steps}  # length of the training; `--steps` of the quickstart
 num_epochs: 100  # an upper limit, for max_steps decides
@@ -78,7 +79,6 @@ attn_implementation: sdpa  # on a GPU also: flash_attention_2
 gradient_checkpointing: false  # true: less memory, a third more time
 
 logging_steps: 1
-eval_strategy: "no"  # "steps": also measures the held-out loss while training, every eval_steps
 # eval_steps: 10
 save_steps: {save}  # a checkpoint to continue from
 save_total_limit: 2  # older checkpoints are deleted

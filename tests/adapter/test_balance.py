@@ -4,113 +4,26 @@ import copy
 import json
 import subprocess
 import sys
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 import torch
-from peft import get_peft_model
-from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers import Trainer, TrainingArguments
 
-import reference
-from axolotl_alphalora.adapter import AlphaLoraConfig, AlphaLoraLayer
-from axolotl_alphalora.blocks import block_name
-
-COEFFICIENT = 0.3
-
-
-def adapted(model, coefficient=COEFFICIENT, **config):
-    """The model with other counts in each block, one module left alone and one without router."""
-    counts = {
-        name: 2 + int(block_name(name).rpartition(".")[2])
-        for name, module in model.named_modules()
-        if name.endswith("_proj")
-    }
-    counts["model.layers.0.self_attn.k_proj"] = 0
-    counts["model.layers.1.mlp.up_proj"] = 1
-    torch.manual_seed(3)
-    return get_peft_model(
-        copy.deepcopy(model),
-        AlphaLoraConfig(
-            r=4,
-            num_experts=counts,
-            aux_loss_coef=coefficient,
-            init_weights=False,
-            task_type="CAUSAL_LM",
-            **config,
-        ),
-    )
-
-
-def gradients(model):
-    return {n: p.grad.clone() for n, p in model.named_parameters() if p.requires_grad}
-
-
-@contextmanager
-def router_inputs(model):
-    """Collects (layer, input with its graph) of every routed layer's forward."""
-    seen = []
-    hooks = [
-        m.register_forward_pre_hook(lambda layer, args: seen.append((layer, args[0])))
-        for m in model.modules()
-        if isinstance(m, AlphaLoraLayer) and m.alphalora_router
-    ]
-    yield seen
-    for hook in hooks:
-        hook.remove()
-
-
-def reference_aux(model, batch):
-    """Sum over blocks of the mean over the block's routers, computed token by token."""
-    with router_inputs(model) as seen:
-        out = model(**batch)
-    blocks = {}
-    for layer, x in seen:
-        loss = reference.load_balancing(
-            x,
-            layer.alphalora_router["default"],
-            top_k=layer.top_k["default"],
-            mask=batch["attention_mask"],
-        )
-        blocks.setdefault(block_name(layer.module_name), []).append(loss)
-    return out, sum(sum(losses) / len(losses) for losses in blocks.values())
-
-
-def reference_gradients(model, batches, weights, loss_scale=1.0):
-    """Gradient of sum_i (loss_i + weight_i * c * aux_i), with our own loss switched off."""
-    plain = adapted(model, coefficient=0.0)
-    plain.train()
-    total = 0.0
-    num_items = sum(int(b["labels"][:, 1:].ne(-100).sum()) for b in batches)
-    for batch, weight in zip(batches, weights, strict=True):
-        out, aux = reference_aux(plain, batch | {"num_items_in_batch": torch.tensor(num_items)})
-        total = total + out.loss + weight * COEFFICIENT * aux
-    (loss_scale * total).backward()
-    return gradients(plain)
-
-
-def assert_same(got, want):
-    assert got.keys() == want.keys()
-    for name in want:
-        scale = max(float(want[name].abs().max()), 1e-3)
-        torch.testing.assert_close(
-            got[name] / scale,
-            want[name] / scale,
-            rtol=0,
-            atol=2e-5,
-            msg=lambda m, n=name: f"{n}: {m}",
-        )
-
-
-CHECKPOINTING = {"none": None, "reentrant": True, "non-reentrant": False}
-
-
-def switch_checkpointing(model, mode):
-    if CHECKPOINTING[mode] is not None:
-        model.enable_input_require_grads()
-        model.gradient_checkpointing_enable(
-            gradient_checkpointing_kwargs={"use_reentrant": CHECKPOINTING[mode]}
-        )
+from axolotl_alphalora.adapter import AlphaLoraLayer, find_balancer
+from balancing import (
+    CHECKPOINTING,
+    CatchGradients,
+    Rows,
+    adapted,
+    assert_same,
+    gradients,
+    reference_aux,
+    reference_gradients,
+    stack,
+    switch_checkpointing,
+    uneven_rows,
+)
 
 
 @pytest.mark.parametrize("mode", CHECKPOINTING)
@@ -158,9 +71,9 @@ def test_a_tuple_output_carries_the_probe_too(tiny_llama, batch):
 def test_a_loss_computed_outside_counts_with_the_default_scale(tiny_llama, batch):
     model = adapted(tiny_llama)
     model.train()
-    layer = next(m for m in model.modules() if isinstance(m, AlphaLoraLayer))
-    layer.balancer.recorded_scale = torch.tensor(77.0)
-    layer.balancer.default_scale = 0.25
+    balancer = find_balancer(model)
+    balancer.recorded_scale = torch.tensor(77.0)
+    balancer.default_scale = 0.25
     ids, mask, labels = batch["input_ids"], batch["attention_mask"], batch["labels"]
     logits = model(input_ids=ids, attention_mask=mask).logits
     loss = torch.nn.functional.cross_entropy(
@@ -170,41 +83,8 @@ def test_a_loss_computed_outside_counts_with_the_default_scale(tiny_llama, batch
     assert_same(gradients(model), reference_gradients(tiny_llama, [batch], [1.0], loss_scale=0.25))
 
 
-class _Rows(torch.utils.data.Dataset):
-    def __init__(self, rows):
-        self.rows = rows
-
-    def __len__(self):
-        return len(self.rows)
-
-    def __getitem__(self, index):
-        return self.rows[index]
-
-
-class _Catch(TrainerCallback):
-    def on_pre_optimizer_step(self, args, state, control, model=None, **kwargs):
-        self.gradients = gradients(model)
-
-
-def uneven_rows(count=8, length=14):
-    generator = torch.Generator().manual_seed(5)
-    rows = []
-    for index in range(count):
-        ids = torch.randint(1, 97, (length,), generator=generator)
-        mask = torch.ones_like(ids)
-        mask[length - index :] = 0
-        labels = ids.masked_fill(mask == 0, -100)
-        labels[: 1 + index // 3] = -100
-        rows.append({"input_ids": ids, "attention_mask": mask, "labels": labels})
-    return rows
-
-
-def stack(rows):
-    return {key: torch.stack([row[key] for row in rows]) for key in rows[0]}
-
-
 def train_one_step(model, rows, tmp_path, accumulation, mode="none"):
-    catch = _Catch()
+    catch = CatchGradients()
     trainer = Trainer(
         model=model,
         args=TrainingArguments(
@@ -220,7 +100,7 @@ def train_one_step(model, rows, tmp_path, accumulation, mode="none"):
             if CHECKPOINTING[mode] is None
             else {"use_reentrant": CHECKPOINTING[mode]},
         ),
-        train_dataset=_Rows(rows),
+        train_dataset=Rows(rows),
         callbacks=[catch],
     )
     trainer._get_train_sampler = lambda *a: torch.utils.data.SequentialSampler(rows)
@@ -280,7 +160,7 @@ def test_values_for_the_log_equal_the_reference_for_training_and_evaluation_apar
 ):
     model = adapted(tiny_llama)
     switch_checkpointing(model, "reentrant")
-    balancer = next(m for m in model.modules() if isinstance(m, AlphaLoraLayer)).balancer
+    balancer = find_balancer(model)
     model.train()
     model(**batch).loss.backward()
     model.eval()
@@ -296,7 +176,7 @@ def test_values_for_the_log_equal_the_reference_for_training_and_evaluation_apar
 
 def test_generation_and_a_disabled_adapter_leave_no_trace(tiny_llama, batch):
     model = adapted(tiny_llama)
-    balancer = next(m for m in model.modules() if isinstance(m, AlphaLoraLayer)).balancer
+    balancer = find_balancer(model)
     model.eval()
     model.generate(input_ids=batch["input_ids"], max_new_tokens=3, do_sample=False)
     model.train()
@@ -308,7 +188,7 @@ def test_generation_and_a_disabled_adapter_leave_no_trace(tiny_llama, batch):
 
 def test_a_coefficient_of_zero_still_reports_the_balance(tiny_llama, batch):
     model = adapted(tiny_llama, coefficient=0.0)
-    balancer = next(m for m in model.modules() if isinstance(m, AlphaLoraLayer)).balancer
+    balancer = find_balancer(model)
     model.train()
     model(**batch)
     assert balancer.pop("train") >= 2.0 - 1e-6

@@ -125,12 +125,13 @@ class Host:
         path.write_text(yaml.safe_dump({k: v for k, v in config.items() if v is not ...}))
         return path
 
-    def run(self, folder: Path, verb: str, *options: str, **changes) -> Run:
+    def run(self, folder: Path, verb: str, *options: str, typed: str = "", **changes) -> Run:
         config = self.write(folder, **changes)
         log = folder / "log.txt"
         log.unlink(missing_ok=True)
-        argv = [verb, str(config), "--launcher", "python", *options]
-        request = {"argv": argv, "cwd": str(folder), "log": str(log)}
+        launcher = [] if verb == "merge-lora" else ["--launcher", "python"]
+        argv = [verb, str(config), *launcher, *options]
+        request = {"argv": argv, "cwd": str(folder), "log": str(log), "input": typed}
         self.process.stdin.write(json.dumps(request) + "\n")
         self.process.stdin.flush()
         answer = self.process.stdout.readline()

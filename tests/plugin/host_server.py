@@ -1,9 +1,11 @@
 """Runs Axolotl command lines, importing the host once: each in a forked child.
 
-Reads one JSON object a line ({"argv", "cwd", "log"}) from standard input and answers each with a
-line holding the child's exit code. The plugin itself is imported by the child, as in a real run.
+Reads one JSON object a line ({"argv", "cwd", "log", "input"}) from standard input and answers each
+with a line holding the child's exit code. The plugin itself is imported by the child, as in a real
+run.
 """
 
+import io
 import json
 import os
 import sys
@@ -35,6 +37,7 @@ def run(request) -> int:
     os.dup2(log, 1)
     os.dup2(log, 2)
     os.chdir(request["cwd"])
+    sys.stdin = io.StringIO(request["input"])
     sys.argv = ["axolotl", *request["argv"]]
     try:
         axolotl.cli.main.main()

@@ -125,7 +125,7 @@ def test_a_run_with_the_same_seed_is_the_same_run(host, plain, tmp_path):
     assert_equal(again.out, plain.out / "checkpoint-3")
 
 
-def test_the_best_checkpoint_is_restored_with_its_experts(host, plain, tmp_path):
+def test_the_best_checkpoint_is_restored_with_its_experts(host, tmp_path):
     # The loss falls, so by calling more of it better the best checkpoint is not the last.
     run = host.train(
         tmp_path,
@@ -137,7 +137,8 @@ def test_the_best_checkpoint_is_restored_with_its_experts(host, plain, tmp_path)
         greater_is_better=True,
     )
     assert_equal(run.out, run.out / "checkpoint-1")
-    assert_equal(run.out / "checkpoint-3", plain.out / "checkpoint-3")
+    last = weights(run.out / "checkpoint-3")
+    assert not all(torch.equal(w, last[name]) for name, w in weights(run.out).items())
 
 
 def test_sample_packing(host, tmp_path):

@@ -47,7 +47,6 @@ def test_every_option_is_explained(tmp_path):
 
 EXPLAINED_ELSEWHERE = {
     "adapter",
-    "eval_batch_size",
     "fp16",
     "gradient_accumulation_steps",
     "num_epochs",
