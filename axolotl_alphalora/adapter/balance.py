@@ -143,7 +143,7 @@ class LoadBalancer:
         self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> None:
         labels = kwargs.get("labels")
-        self._pass = _Pass(valid=_padding_mask(args, kwargs))
+        self._pass = _Pass(valid=_padding_mask(model, args, kwargs))
         if model.training and torch.is_grad_enabled():
             self._pass.phase = "train"
             self._pass.weight = _micro_batch_weight(model, labels, kwargs)
@@ -239,14 +239,25 @@ def _(grad: torch.Tensor, key: int) -> torch.Tensor:
     return grad.new_empty(())
 
 
-def _padding_mask(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> torch.Tensor | None:
-    """The 2-D mask of the batch: by keyword, or second after the ids as in every HF model."""
+def _padding_mask(
+    model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+) -> torch.Tensor | None:
+    """Which positions of the batch are real: [B, S], or None where all are.
+
+    The 2-D attention mask tells, by keyword or second after the ids as in every HF model. Packed
+    batches come without one; there the pad tokens that end a row are not real.
+    """
     mask = kwargs.get("attention_mask")
     if mask is None and len(args) > 1:
         mask = args[1]
-    if isinstance(mask, torch.Tensor) and mask.ndim == 2:
-        return mask.ne(0)
-    return None
+    if isinstance(mask, torch.Tensor):
+        return mask.ne(0) if mask.ndim == 2 else None
+    ids, labels = kwargs.get("input_ids"), kwargs.get("labels")
+    pad = getattr(getattr(model, "config", None), "pad_token_id", None)
+    if ids is None or labels is None or pad is None or ids.shape != labels.shape:
+        return None
+    real = ids.ne(pad) | labels.ne(_IGNORE_INDEX)
+    return real.flip(-1).cumsum(-1).flip(-1).gt(0)
 
 
 def _token_mask(mask: torch.Tensor | None, shape: torch.Size) -> torch.Tensor | None:

@@ -68,6 +68,37 @@ def test_a_tuple_output_carries_the_probe_too(tiny_llama, batch):
     assert_same(gradients(model), reference_gradients(tiny_llama, [batch], [1.0], loss_scale=8))
 
 
+def test_a_packed_batch_has_no_mask_and_its_padding_still_does_not_count(tiny_llama, batch):
+    # Token 5 pads; within a row, and as a trained end of text, it is an ordinary token.
+    ids, mask, labels = batch["input_ids"], batch["attention_mask"], batch["labels"]
+    ids = ids.masked_fill(mask == 0, 5)
+    ids[:, 3] = 5
+    ids[0, -1] = 5
+    positions = torch.arange(12).expand(3, 12)
+    model = adapted(tiny_llama)
+    model.get_base_model().config.pad_token_id = 5
+    model.train()
+    model(input_ids=ids, labels=labels, position_ids=positions).loss.backward()
+    packed = find_balancer(model).pop("train")
+    model(input_ids=ids, labels=labels, attention_mask=mask)
+    masked = find_balancer(model).pop("train")
+    model(input_ids=ids, labels=labels, attention_mask=torch.ones_like(mask))
+    unmasked = find_balancer(model).pop("train")
+    # Right padding cannot be seen from the left, so the two differ by rounding alone.
+    assert packed == pytest.approx(masked, rel=1e-5)
+    assert abs(unmasked - masked) > 1e-3
+
+
+def test_sequence_numbers_in_the_mask_of_a_packed_batch_are_not_padding(tiny_llama, batch):
+    # A mask of zeros and twos gives the same attention as one of ones, but for its own sums.
+    model = adapted(tiny_llama).train()
+    model(**batch)
+    expected = find_balancer(model).pop("train")
+    numbers = batch["attention_mask"] * torch.tensor([2] * 12)
+    model(**(batch | {"attention_mask": numbers}))
+    assert find_balancer(model).pop("train") == pytest.approx(expected, rel=1e-5)
+
+
 def test_a_loss_computed_outside_counts_with_the_default_scale(tiny_llama, batch):
     model = adapted(tiny_llama)
     model.train()

@@ -6,53 +6,18 @@ import sys
 
 import pytest
 import yaml
-from axolotl.integrations.base import AdapterCapabilities, BasePlugin, PluginManager
 from axolotl.utils.config import validate_config
 from axolotl.utils.dict import DictDefault
 from pydantic import ValidationError
 
+import settings
 from axolotl_alphalora.plugin.args import AlphaLoraConfigBlock
-
-NAME = "axolotl_alphalora.AlphaLoraPlugin"
-
-
-class Stub(BasePlugin):
-    def get_input_args(self):
-        return "axolotl_alphalora.plugin.args.AlphaLoraArgs"
-
-    def get_adapter_capabilities(self):
-        return [AdapterCapabilities(name="alphalora")]
+from settings import validate
 
 
 @pytest.fixture(autouse=True)
 def plugin(monkeypatch):
-    manager = PluginManager.get_instance()
-    monkeypatch.setitem(manager.plugins, NAME, Stub())
-
-
-def base_yaml(**changes) -> dict:
-    settings = {
-        "base_model": "./tiny",
-        "plugins": [NAME],
-        "adapter": "alphalora",
-        "lora_r": 4,
-        "lora_alpha": 8,
-        "lora_target_linear": True,
-        "datasets": [{"path": "./data.jsonl", "ds_type": "json", "type": "alpaca"}],
-        "sequence_len": 64,
-        "micro_batch_size": 1,
-        "gradient_accumulation_steps": 1,
-        "num_epochs": 1,
-        "learning_rate": 0.001,
-        "optimizer": "adamw_torch",
-        "bf16": False,
-    }
-    return settings | changes
-
-
-def validate(capabilities=None, **changes) -> DictDefault:
-    environment = {"torch_version": "2.10.0"} if capabilities else None
-    return validate_config(DictDefault(base_yaml(**changes)), capabilities, environment)
+    settings.register(monkeypatch)
 
 
 def test_the_defaults_are_those_of_the_documented_yaml():

@@ -5,9 +5,8 @@ import json
 import pytest
 import torch
 import yaml
-from axolotl.integrations.base import AdapterCapabilities, BasePlugin, PluginManager
 from axolotl.loaders.model import ModelLoader
-from axolotl.utils.config import normalize_config, validate_config
+from axolotl.utils.config import normalize_config
 from axolotl.utils.dict import DictDefault
 from bitsandbytes.nn import Linear4bit, Linear8bitLt
 from pydantic import ValidationError
@@ -15,35 +14,23 @@ from tokenizers import Tokenizer, models
 from torch import nn
 from transformers import BitsAndBytesConfig, PreTrainedTokenizerFast
 
+import settings
+from axolotl_alphalora import AlphaLoraPlugin
 from axolotl_alphalora.plugin import quantization
 
-NAME = "axolotl_alphalora.AlphaLoraPlugin"
 BITS = {"load_in_4bit": Linear4bit, "load_in_8bit": Linear8bitLt}
 HOST_ADAPTER = {"load_in_4bit": "qlora", "load_in_8bit": "lora"}
 
 
-class Stub(BasePlugin):
-    """The hooks that the real plugin calls, with the base model in the adapter's place."""
+class Recording(AlphaLoraPlugin):
+    """The real plugin, which also notes what the base is like before the adapter is added."""
 
-    def __init__(self):
-        super().__init__()
-        self.checkpointing = None
-        self.dtypes = None
-
-    def get_input_args(self):
-        return "axolotl_alphalora.plugin.args.AlphaLoraArgs"
-
-    def get_adapter_capabilities(self):
-        return [AdapterCapabilities(name="alphalora")]
-
-    def pre_model_load(self, cfg):
-        if cfg.adapter == "alphalora":
-            quantization.apply(cfg)
+    checkpointing = None
+    dtypes = None
 
     def post_model_build(self, cfg, model):
+        super().post_model_build(cfg, model)
         if cfg.adapter == "alphalora":
-            quantization.assert_quantized(model, cfg)
-            quantization.prepare(model, cfg)
             self.checkpointing = checkpointing_kwargs(model)
             self.dtypes = {name: p.dtype for name, p in model.named_parameters()}
 
@@ -53,9 +40,7 @@ class Stub(BasePlugin):
 
 @pytest.fixture(autouse=True)
 def plugin(monkeypatch):
-    stub = Stub()
-    monkeypatch.setitem(PluginManager.get_instance().plugins, NAME, stub)
-    return stub
+    return settings.register(monkeypatch, Recording())
 
 
 @pytest.fixture
@@ -76,27 +61,12 @@ def tokenizer():
 
 
 def config(checkpoint, **changes) -> DictDefault:
-    settings = {
-        "base_model": checkpoint,
-        "plugins": [NAME],
-        "adapter": "alphalora",
-        "lora_r": 4,
-        "lora_alpha": 8,
-        "lora_target_modules": ["q_proj"],
-        "datasets": [{"path": "./data.jsonl", "ds_type": "json", "type": "alpaca"}],
-        "sequence_len": 64,
-        "micro_batch_size": 1,
-        "gradient_accumulation_steps": 1,
-        "num_epochs": 1,
-        "learning_rate": 0.001,
-        "optimizer": "adamw_torch",
-        "bf16": False,
-        "fp16": False,
-        "tf32": False,
-        "attn_implementation": "sdpa",
-        "seed": 1,
-    }
-    cfg = validate_config(DictDefault(settings | changes))
+    cfg = settings.validate(
+        base_model=checkpoint,
+        **{"lora_target_modules": ["q_proj"], "lora_target_linear": None, "fp16": False}
+        | {"tf32": False, "attn_implementation": "sdpa", "seed": 1}
+        | changes,
+    )
     normalize_config(cfg)
     return cfg
 

@@ -3,18 +3,17 @@
 from itertools import chain
 
 import pytest
-from axolotl.integrations.base import AdapterCapabilities, BasePlugin, PluginManager
 from axolotl.integrations.config import merge_input_args
 from axolotl.integrations.mora.args import MoraArgs
 from axolotl.utils.config import validate_config
 from axolotl.utils.dict import DictDefault
 from pydantic import ValidationError
 
+import settings
 from axolotl_alphalora.plugin import refusals
 from axolotl_alphalora.plugin.refusals import HONOURED, REFUSED
+from settings import GPU
 
-NAME = "axolotl_alphalora.AlphaLoraPlugin"
-GPU = {"bf16": True, "fp8": False, "tf32": True, "n_gpu": 1, "compute_capability": "sm_90"}
 KERNELS = ("lora_mlp_kernel", "lora_qkv_kernel", "lora_o_kernel", "lora_embedding_kernel")
 
 # A validator of the host raises before ours does, with a sentence of its own.
@@ -27,38 +26,13 @@ HOST_IS_FIRST = {
 OTHER_PLUGINS = {"mora": MoraArgs}
 
 
-class Stub(BasePlugin):
-    def get_input_args(self):
-        return "axolotl_alphalora.plugin.args.AlphaLoraArgs"
-
-    def get_adapter_capabilities(self):
-        return [AdapterCapabilities(name="alphalora")]
-
-
 @pytest.fixture(autouse=True)
 def plugin(monkeypatch):
-    manager = PluginManager.get_instance()
-    monkeypatch.setitem(manager.plugins, NAME, Stub())
+    settings.register(monkeypatch)
 
 
 def yaml_with(changes) -> DictDefault:
-    settings = {
-        "base_model": "./tiny",
-        "plugins": [NAME],
-        "adapter": "alphalora",
-        "lora_r": 4,
-        "lora_alpha": 8,
-        "lora_target_linear": True,
-        "datasets": [{"path": "./data.jsonl", "ds_type": "json", "type": "alpaca"}],
-        "sequence_len": 64,
-        "micro_batch_size": 1,
-        "gradient_accumulation_steps": 1,
-        "num_epochs": 1,
-        "learning_rate": 0.001,
-        "optimizer": "adamw_torch",
-        "bf16": False,
-    }
-    return DictDefault(settings | changes)
+    return DictDefault(settings.base_yaml(**changes))
 
 
 def host_fields() -> dict:

@@ -1,0 +1,43 @@
+"""A minimal YAML for `adapter: alphalora`, validated by the real host with the real plugin."""
+
+from axolotl.integrations.base import PluginManager
+from axolotl.utils.config import validate_config
+from axolotl.utils.dict import DictDefault
+
+from axolotl_alphalora import AlphaLoraPlugin
+
+NAME = "axolotl_alphalora.AlphaLoraPlugin"
+GPU = {"bf16": True, "fp8": False, "tf32": True, "n_gpu": 1, "compute_capability": "sm_90"}
+
+
+def base_yaml(**changes) -> dict:
+    settings = {
+        "base_model": "./tiny",
+        "plugins": [NAME],
+        "adapter": "alphalora",
+        "lora_r": 4,
+        "lora_alpha": 8,
+        "lora_target_linear": True,
+        "datasets": [{"path": "./data.jsonl", "ds_type": "json", "type": "alpaca"}],
+        "sequence_len": 64,
+        "micro_batch_size": 1,
+        "gradient_accumulation_steps": 1,
+        "num_epochs": 1,
+        "learning_rate": 0.001,
+        "optimizer": "adamw_torch",
+        "bf16": False,
+    }
+    return settings | changes
+
+
+def register(monkeypatch, plugin=None) -> AlphaLoraPlugin:
+    """Load the plugin into the host's manager for one test."""
+    plugin = plugin or AlphaLoraPlugin()
+    monkeypatch.setitem(PluginManager.get_instance().plugins, NAME, plugin)
+    return plugin
+
+
+def validate(capabilities=None, **changes) -> DictDefault:
+    """The configuration as the host makes it, optionally for a machine with a GPU."""
+    environment = {"torch_version": "2.10.0"} if capabilities else None
+    return validate_config(DictDefault(base_yaml(**changes)), capabilities, environment)
