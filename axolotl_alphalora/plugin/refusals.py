@@ -121,7 +121,7 @@ REFUSED: tuple[Refusal, ...] = (
     ),
     _flag(
         "lora_fan_in_fan_out",
-        "experts are added to `nn.Linear` layers, whose weights are never stored transposed",
+        "it does nothing: experts act on a layer's input and output, however its weight is stored",
     ),
     _flag(
         "lora_fp32_gradients",

@@ -99,7 +99,7 @@ def summary(
 
 def _losses(evaluation: dict[str, Any]) -> Table:
     tokens, rows = evaluation["answer_tokens"], evaluation["rows"]
-    table = Table(title=f"Held-out loss per answer token ({rows} rows, {tokens} tokens)")
+    table = Table(title="Held-out loss per answer token", caption=f"{rows} rows, {tokens} tokens")
     table.add_column("skill")
     for heading in ("base model", "with adapter"):
         table.add_column(heading, justify="right")

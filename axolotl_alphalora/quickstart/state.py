@@ -36,9 +36,8 @@ class State:
     def begin(self, run: str, config: RunConfig) -> int:
         """Make the output directory fit for training.
 
-        Checkpoints of this run stay, unless the process was killed while one was being written.
-        The output of another run of the quickstart is deleted. Output that the quickstart did not
-        make is moved aside.
+        Checkpoints from which this run can continue stay. The output of another run of the
+        quickstart is deleted. Output that the quickstart did not make is moved aside.
 
         Args:
             run: Digest of what the run is made from.
@@ -59,7 +58,7 @@ class State:
         # Axolotl takes any file in here for a complete dataset, and its name for its content.
         shutil.rmtree(self.directory / PREPARED_DIRECTORY, ignore_errors=True)
         self.note(run=run, trained=False)
-        return drop_incomplete_checkpoints(output)
+        return drop_useless_checkpoints(output, config.max_steps)
 
     def is_done(self, stage: str, what: str, result: Path) -> bool:
         """Tell whether a stage ran on exactly this input, and its JSON result is there.
@@ -84,22 +83,25 @@ class State:
             output.rename(_free_name(output))
 
 
-def drop_incomplete_checkpoints(output: Path) -> int:
-    """Delete checkpoints whose writing was cut short.
+def drop_useless_checkpoints(output: Path, max_steps: int | None) -> int:
+    """Delete checkpoints whose writing was cut short, and those of the last step.
 
     The trainer writes `trainer_state.json` after weights, optimizer and random states: a
-    checkpoint in which it can be read is complete.
+    checkpoint in which it can be read is complete. Continued from the last step, the trainer
+    would take one step too many.
 
     Args:
         output: The training's output directory.
+        max_steps: Steps of the whole training, None if unknown.
 
     Returns:
-        Step of the last complete checkpoint, 0 if there is none.
+        Step of the last checkpoint that is left, 0 if there is none.
     """
     last = 0
     for step, path in _checkpoints(output):
-        if "global_step" in read_json(path / "trainer_state.json"):
-            last = max(last, step)
+        complete = "global_step" in read_json(path / "trainer_state.json")
+        if complete and (max_steps is None or step < max_steps):
+            last = step
         else:
             shutil.rmtree(path)
     return last

@@ -33,6 +33,14 @@ def test_checkpoints_cut_short_are_dropped(tmp_path, config):
     assert not late.exists()
 
 
+def test_the_last_step_is_not_continued_from(tmp_path, config):
+    State(tmp_path).begin("run", config)
+    add_checkpoint(config, 30)
+    last = add_checkpoint(config, 40)
+    assert State(tmp_path).begin("run", config) == 30
+    assert not last.exists()
+
+
 def test_another_run_starts_clean_and_leaves_other_files(tmp_path, config):
     State(tmp_path).begin("run", config)
     add_checkpoint(config, 10)

@@ -1,0 +1,61 @@
+"""The README says what the code does: its commands, its option tables, its YAML."""
+
+import re
+from pathlib import Path
+
+import yaml
+
+from axolotl_alphalora.plugin.args import AlphaLoraConfigBlock
+from axolotl_alphalora.plugin.refusals import HONOURED, REFUSED
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+
+
+def option_tables() -> str:
+    """The tables between the README's markers; run this file as a script to print them."""
+    lines = ["| honoured | meaning |", "| --- | --- |"]
+    lines += [f"| `{key}` | {meaning} |" for key, meaning in HONOURED.items()]
+    lines += ["", "| refused | why, and what to do |", "| --- | --- |"]
+    lines += [f"| `{row.key}` | {row.reason}. {row.remedy}. |" for row in REFUSED]
+    return "\n".join(lines)
+
+
+def test_the_option_tables_are_those_of_the_code():
+    between = re.search(r"<!-- options: .*? -->\n(.*?)\n<!-- /options -->", README, re.S)
+    assert between[1] == option_tables(), "run `python tests/test_readme.py` and paste its output"
+
+
+def test_ci_calls_the_readmes_test_command():
+    command = "python -m pip install uv && python -m uv run --group test pytest"
+    assert f"```bash\n{command}\n```" in README
+    assert f"\n{command}\n" in (ROOT / ".ci" / "run").read_text()
+
+
+def test_the_yaml_shows_every_key_with_its_default():
+    block = next(
+        yaml.safe_load(text)
+        for text in re.findall(r"```yaml\n(.*?)```", README, re.S)
+        if "alphalora:" in text
+    )["alphalora"]
+    keys = set(AlphaLoraConfigBlock.model_fields) - {"total_experts"}
+    assert set(block) == keys, "total_experts is in a comment: it excludes experts_per_block"
+    given = AlphaLoraConfigBlock.model_validate(block)
+    assert given.model_dump() == AlphaLoraConfigBlock().model_dump()
+
+
+def test_no_lock_file_and_no_download_address_is_committed():
+    import subprocess
+
+    files = subprocess.run(
+        ["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout.split()
+    assert not [name for name in files if name.endswith(".lock")]
+    registries = ("pypi" + ".org", "pythonhosted" + ".org")
+    for name in files:
+        text = (ROOT / name).read_text(errors="ignore")
+        assert not any(host in text for host in registries), name
+
+
+if __name__ == "__main__":
+    print(option_tables())
