@@ -6,10 +6,18 @@ from pathlib import Path
 
 import click
 
+from ..quickstart.config import DEFAULT_STEPS
+
 
 @click.command()
 @click.option("--model", help="Directory or hub id of a model; SmolLM2-135M-Instruct if left out.")
-@click.option("--steps", default=60, show_default=True, type=click.IntRange(min=1))
+@click.option(
+    "--steps",
+    default=DEFAULT_STEPS,
+    show_default=True,
+    type=click.IntRange(min=1),
+    help="Optimizer steps.",
+)
 @click.option(
     "--dir",
     "directory",

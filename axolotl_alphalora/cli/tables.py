@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from rich.console import Console
 from rich.table import Table
 
@@ -28,7 +30,7 @@ def plan_table(plan: Plan) -> Table:
     parameters = _parameters_of_blocks(plan)
     table = Table(
         title=f"Experts per block: {plan.strategy['name']}, rank {plan.rank}, top-{plan.top_k}",
-        caption=f"{plan.base_model} ({', '.join(str(part) for part in read if part)})",
+        caption=f"{_short(plan.base_model)} ({', '.join(str(part) for part in read if part)})",
         show_footer=True,
     )
     table.add_column("block", footer="total")
@@ -46,6 +48,11 @@ def plan_table(plan: Plan) -> Table:
             f"{parameters[block.name]:,}",
         )
     return table
+
+
+def _short(base_model: str) -> str:
+    """A hub id as it is, a directory by its name."""
+    return Path(base_model).name if Path(base_model).is_absolute() else base_model
 
 
 def _parameters_of_blocks(plan: Plan) -> dict[str, int]:
