@@ -42,6 +42,8 @@ class _Meter:
     weight: torch.Tensor | float = 0.0
 
     def add(self, value: torch.Tensor, weight: torch.Tensor | float) -> None:
+        if isinstance(weight, torch.Tensor):
+            weight = weight.to(value.device)
         value = value * weight
         self.total = value if self.total is None else self.total.to(value.device) + value
         self.weight = self.weight + weight
@@ -283,7 +285,8 @@ def _micro_batch_weight(
         labels = kwargs["shift_labels"]
     elif LOSS_MAPPING.get(str(getattr(model, "loss_type", None))) is ForCausalLMLoss:
         labels = labels[..., 1:]
-    return labels.ne(_IGNORE_INDEX).sum() / num_items
+    targets = labels.ne(_IGNORE_INDEX).sum()
+    return targets / torch.as_tensor(num_items, device=targets.device).clamp_min(1)
 
 
 def _probe_output(output: Any, key: int) -> Any:

@@ -83,7 +83,7 @@ def load_balancing_loss(
         share = selected.sum(0)
         mean = probabilities.mean(0)
     else:
-        weight = valid.to(probabilities.dtype).unsqueeze(-1)
+        weight = valid.to(probabilities).unsqueeze(-1)
         share = (selected * weight).sum(0)
         mean = (probabilities * weight).sum(0) / weight.sum().clamp_min(1.0)
     share = share / share.sum().clamp_min(1.0)

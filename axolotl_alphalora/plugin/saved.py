@@ -43,8 +43,10 @@ def read_saved(key: str, source: str) -> dict[str, Any]:
     config = read_saved_adapter_config(source, from_hub=True)
     if config is None:
         where = f"{key}: {source}"
-        hint = "" if Path(source).exists() else " The directory does not exist."
-        raise ValueError(f"{where} has no readable adapter_config.json.{hint}")
+        hint = "The directory does not exist."
+        if Path(source).exists():
+            hint = "If a run was killed while it saved, delete the directory."
+        raise ValueError(f"{where} has no readable adapter_config.json. {hint}")
     if config.get("peft_type") != "ALPHALORA":
         raise ValueError(
             f"{key}: {source} holds a {config.get('peft_type')} adapter, not an AlphaLoRA one. "
@@ -74,8 +76,10 @@ def _differences(cfg: Any, request: PlanRequest, saved: Mapping[str, Any]) -> It
         ("lora_alpha", "lora_alpha"): cfg.lora_alpha,
         ("peft_use_rslora", "use_rslora"): bool(cfg.peft_use_rslora),
         ("alphalora.top_k", "top_k"): request.top_k,
-        ("lora_modules_to_save", "modules_to_save"): request.targets.modules_to_save,
     }
+    modules = request.targets.modules_to_save
+    if modules is not None and set(modules) != set(saved["modules_to_save"] or ()):
+        given["lora_modules_to_save", "modules_to_save"] = modules
     for (yaml_key, saved_key), value in given.items():
         if value is not None and value != saved[saved_key]:
             yield f"{yaml_key} is {value} in the YAML and {saved[saved_key]} in the adapter"
