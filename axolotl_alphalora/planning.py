@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -57,6 +58,11 @@ class Targets:
             TypeError: If a target is no linear layer; names the module.
             ValueError: If a target matches nothing; names it.
         """
+        if not (self.linear or self.modules):
+            raise ValueError(
+                "No target layers: set `lora_target_linear: true`, or name the linear layers in "
+                "`lora_target_modules`."
+            )
         wanted: list[str | list[str]] = ["all-linear"] if self.linear else []
         if self.modules:
             wanted.append(self.modules)
@@ -113,7 +119,7 @@ def skeleton(request: PlanRequest) -> nn.Module:
     """The base model's modules on the meta device: names and sizes, no weights.
 
     Raises:
-        ValueError: If transformers knows no language model for the checkpoint's config.
+        ValueError: If the config cannot be read, or transformers has no language model for it.
     """
     from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText
 
@@ -128,8 +134,16 @@ def skeleton(request: PlanRequest) -> nn.Module:
     # Quantised or not, the linear layers have the same names.
     if hasattr(config, "quantization_config"):
         del config.quantization_config
-    causal = type(config) in AutoModelForCausalLM._model_mapping
-    factory = AutoModelForCausalLM if causal else AutoModelForImageTextToText
+    own_code = "AutoModelForCausalLM" in (getattr(config, "auto_map", None) or {})
+    if own_code or type(config) in AutoModelForCausalLM._model_mapping:
+        factory: Any = AutoModelForCausalLM
+    elif type(config) in AutoModelForImageTextToText._model_mapping:
+        factory = AutoModelForImageTextToText
+    else:
+        raise ValueError(
+            f"base_model {request.base_model} is a {config.model_type} model, for which "
+            "transformers has no language model head. AlphaLoRA plans for language models."
+        )
     with torch.device("meta"):
         return factory.from_config(config, trust_remote_code=request.trust_remote_code)
 
@@ -173,6 +187,11 @@ def check_plan(plan: Plan, request: PlanRequest) -> None:
         raise ValueError(
             f"the plan says top_k {plan.top_k}, but alphalora.top_k is {request.top_k}"
         )
+    if plan.base_model != request.base_model:
+        warnings.warn(
+            f"The plan was made for {plan.base_model} and is used for {request.base_model}.",
+            stacklevel=2,
+        )
     shapes = request.targets.resolve(skeleton(request))
     planned = {module.name: module.shape for module in plan.modules}
     for name, shape in shapes.items():
@@ -194,6 +213,13 @@ def _plan(
     names = list(shapes)
     estimator = str(request.options.get("estimator", "xmin_peak"))
     qualities = measure(weights, names, estimator, progress(names) if progress else None)
+    for quality in qualities:
+        if quality.numerical_rank < quality.num_eigenvalues:
+            warnings.warn(
+                f"{quality.module} has numerical rank {quality.numerical_rank} of "
+                f"{quality.num_eigenvalues}: its alpha {quality.alpha:.2f} rests on those alone.",
+                stacklevel=2,
+            )
     return _build(request, dict(weights.description), shapes, block_scores(qualities), qualities)
 
 

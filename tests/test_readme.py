@@ -26,6 +26,10 @@ def test_the_option_tables_are_those_of_the_code():
     assert between[1] == option_tables(), "run `python tests/test_readme.py` and paste its output"
 
 
+def test_nothing_is_left_to_be_filled_in():
+    assert "@@" not in README
+
+
 def test_ci_calls_the_readmes_test_command():
     command = "python -m pip install uv && python -m uv run --group test pytest"
     assert f"```bash\n{command}\n```" in README

@@ -49,11 +49,10 @@ class _Meter:
         self.weight = self.weight + weight
 
     def pop(self) -> float | None:
-        if self.total is None:
-            return None
-        mean = float(self.total) / float(self.weight)
+        total, weight = self.total, float(self.weight)
         self.total, self.weight = None, 0.0
-        return mean
+        # Micro-batches without a target have no weight.
+        return None if total is None or weight == 0.0 else float(total) / weight
 
 
 @dataclass
@@ -71,19 +70,23 @@ class LoadBalancer:
 
     Its two hooks sit on the base model's forward, so that they also work where a caller goes
     around the `PeftModel`. What they note (padding mask, share of the batch) is read again when
-    a layer is recomputed in the backward pass; a second forward pass of another batch between a
-    forward and its backward is therefore not supported under gradient checkpointing.
+    a layer is recomputed in the backward pass. A forward without gradients in between, such as
+    that of a reference model, is set aside again; a second *training* forward of another batch
+    before the first one's backward is not supported under gradient checkpointing.
 
     Attributes:
         default_scale: d(total) / d(loss) where the model does not compute the loss itself, as
             in reinforcement learning: 1 / accumulation steps, set by the trainer's callback.
+        evaluating: Whether a trainer's evaluation runs, so that passes without labels count too.
     """
 
     def __init__(self, default_scale: float = 1.0) -> None:
         self.default_scale = default_scale
+        self.evaluating = False
         self.recorded_scale: torch.Tensor | None = None
         self.key = next(_keys)
         self._pass = _Pass()
+        self._training_pass = self._pass
         self._meters: dict[Phase, _Meter] = {"train": _Meter(), "eval": _Meter()}
         _balancers[self.key] = self
 
@@ -95,7 +98,7 @@ class LoadBalancer:
         """Put the two hooks on the base model; the handles remove them again."""
         return [
             model.register_forward_pre_hook(self._before_forward, with_kwargs=True),
-            model.register_forward_hook(self._after_forward, with_kwargs=True),
+            model.register_forward_hook(self._after_forward, with_kwargs=True, always_call=True),
         ]
 
     def observe(
@@ -149,18 +152,26 @@ class LoadBalancer:
         if model.training and torch.is_grad_enabled():
             self._pass.phase = "train"
             self._pass.weight = _micro_batch_weight(model, labels, kwargs)
+            self._training_pass = self._pass
             self.recorded_scale = None
-        elif not model.training and labels is not None:
+        elif not model.training and (labels is not None or self._counts_without_labels(kwargs)):
             self._pass.phase = "eval"
+
+    def _counts_without_labels(self, kwargs: Mapping[str, Any]) -> bool:
+        """Preference trainers evaluate without labels; generation has a cache."""
+        return self.evaluating and kwargs.get("past_key_values") is None
 
     def _after_forward(
         self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
     ) -> Any:
         current = self._pass
+        # The layers of the last training pass may still be recomputed in its backward.
+        self._pass = self._training_pass
         if current.phase is not None and current.losses:
             values = list(current.losses.values())
             total = torch.stack([value.to(values[0].device) for value in values]).sum()
             self._meters[current.phase].add(total, current.weight)
+            current.losses.clear()
         if current.phase != "train" or kwargs.get("labels") is None:
             return output
         return _probe_output(output, self.key)

@@ -120,9 +120,11 @@ class AlphaLoraConfig(PeftConfig):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 raise ValueError(f"{name} must be a whole number of at least 1, not {value!r}.")
+        if not (_is_number(self.lora_alpha) and self.lora_alpha > 0):
+            raise ValueError(f"lora_alpha must be a number above 0, not {self.lora_alpha!r}.")
         if not 0.0 <= self.lora_dropout < 1.0:
             raise ValueError(f"lora_dropout must be in [0, 1), not {self.lora_dropout!r}.")
-        if not (math.isfinite(self.aux_loss_coef) and self.aux_loss_coef >= 0.0):
+        if not (_is_number(self.aux_loss_coef) and self.aux_loss_coef >= 0.0):
             raise ValueError(f"aux_loss_coef must be at least 0, not {self.aux_loss_coef!r}.")
 
     def _check_counts(self) -> None:
@@ -134,6 +136,10 @@ class AlphaLoraConfig(PeftConfig):
             _check_count(f"num_experts[{module!r}]", count, minimum=0)
         if not any(self.num_experts.values()):
             raise ValueError("num_experts gives no module an expert: at least one count must be 1.")
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and math.isfinite(value)
 
 
 def _check_count(name: str, count: object, minimum: int) -> None:

@@ -81,7 +81,7 @@ def load_balancing_loss(
     """
     if valid is None:
         share = selected.sum(0)
-        mean = probabilities.mean(0)
+        mean = probabilities.sum(0) / max(probabilities.shape[0], 1)
     else:
         weight = valid.to(probabilities).unsqueeze(-1)
         share = (selected * weight).sum(0)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -17,7 +19,7 @@ from ..blocks import block_name
 from .balance import LoadBalancer
 from .config import AlphaLoraConfig
 from .layer import MERGE_REFUSAL, AlphaLoraLayer
-from .targets import check_counts, resolve_targets
+from .targets import check_counts, check_known, resolve_targets
 
 
 class AlphaLoraModel(BaseTuner):
@@ -62,11 +64,16 @@ class AlphaLoraModel(BaseTuner):
                 f"Targets {stacked} are stacked expert parameters of a "
                 "mixture-of-experts base; AlphaLoRA adapts linear layers only."
             )
+        counts = peft_config.num_experts
+        if isinstance(counts, dict):
+            check_known(counts, model)
         targets = resolve_targets(peft_config, model)
-        if isinstance(peft_config.num_experts, dict):
-            check_counts(peft_config.num_experts, targets, model)
+        if isinstance(counts, dict):
+            check_counts(counts, targets)
         else:
-            peft_config.num_experts = dict.fromkeys(targets, peft_config.num_experts)
+            peft_config.num_experts = dict.fromkeys(targets, counts)
+        # Patterns may match otherwise in another model; the exact names cannot.
+        peft_config.target_modules = set(targets)
 
     @staticmethod
     def _check_target_module_exists(peft_config: AlphaLoraConfig, key: str) -> Any:
@@ -109,6 +116,15 @@ class AlphaLoraModel(BaseTuner):
         """Replace the targets by AlphaLoRA layers; see [`BaseTuner.inject_adapter`]."""
         super().inject_adapter(model, adapter_name, *args, **kwargs)
         _share_blocks(model, adapter_name)
+
+    @contextmanager
+    def _enable_peft_forward_hooks(self, *args: Any, **kwargs: Any) -> Iterator[None]:
+        if "adapter_names" in kwargs:
+            raise ValueError(
+                "AlphaLoRA cannot mix adapters within a batch (`adapter_names`): run one batch per "
+                "adapter, with `set_adapter` in between."
+            )
+        yield
 
     def _balancer(self) -> LoadBalancer:
         """The base model's balancer: that of a layer which is there already, or a new one."""

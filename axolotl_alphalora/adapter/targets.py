@@ -18,6 +18,11 @@ from transformers.pytorch_utils import Conv1D
 
 from .config import AlphaLoraConfig
 
+_REGEX_HINT = (
+    ". A single string is a regular expression for the whole name: write a list, such as "
+    "[q_proj], to give names."
+)
+
 
 def resolve_targets(config: AlphaLoraConfig, model: nn.Module) -> list[str]:
     """Exact names of the modules that `config` targets in `model`, in the model's order.
@@ -41,15 +46,17 @@ def resolve_targets(config: AlphaLoraConfig, model: nn.Module) -> list[str]:
     names = []
     modules = _outside_adapters(model)
     for name, module in modules:
-        if _is_match(probe, name):
+        if _is_match(probe, name) and (not all_linear or _in_wanted_block(probe, name)):
             check_supported(name, module)
             names.append(name)
+    _check_layers(config, names)
     idle = _idle_targets(probe, [name for name, _ in modules])
     if idle or not names:
         raise ValueError(
             f"target_modules={idle or config.target_modules!r} matches no module of "
             f"{type(model).__name__}. Its linear layers are called: "
             + ", ".join(sorted(_linear_leaf_names(model)))
+            + (_REGEX_HINT if isinstance(config.target_modules, str) else "")
         )
     return names
 
@@ -73,22 +80,30 @@ def check_supported(name: str, module: nn.Module) -> None:
     )
 
 
-def check_counts(counts: dict[str, int], targets: Iterable[str], model: nn.Module) -> None:
-    """Check that a mapping of experts per module and the model's targets are about the same.
+def check_known(counts: Iterable[str], model: nn.Module) -> None:
+    """Check that a model has all modules of a mapping of experts per module.
 
     Raises:
-        ValueError: Names the first module that only one of the two knows.
+        ValueError: Names the first module that it does not have.
     """
-    targets = list(targets)
     modules = dict(_outside_adapters(model))
     for name in counts:
         if name not in modules:
             near = difflib.get_close_matches(name, modules, n=1)
             hint = f" Did you mean {near[0]}?" if near else ""
             raise ValueError(f"num_experts names {name}, which the model does not have.{hint}")
-        if counts[name] and name not in targets:
+
+
+def check_counts(counts: dict[str, int], targets: list[str]) -> None:
+    """Check that a mapping of experts per module and the targets are about the same modules.
+
+    Raises:
+        ValueError: Names the first module that only one of the two knows.
+    """
+    for name, count in counts.items():
+        if count and name not in targets:
             raise ValueError(
-                f"num_experts gives {name} {counts[name]} experts, but target_modules or "
+                f"num_experts gives {name} {count} experts, but target_modules or "
                 "exclude_modules leave it out."
             )
     for name in targets:
@@ -102,6 +117,26 @@ def check_counts(counts: dict[str, int], targets: Iterable[str], model: nn.Modul
 def _is_match(config: AlphaLoraConfig, name: str) -> bool:
     """PEFT answers with a bool, a regex match, or a false object for an excluded module."""
     return bool(check_target_module_exists(config, name))
+
+
+def _in_wanted_block(config: AlphaLoraConfig, name: str) -> bool:
+    """Whether `layers_to_transform` admits a module; PEFT asks that only of names it shortens."""
+    shortened = copy.copy(config)
+    shortened.target_modules = {name.rpartition(".")[2]}
+    return _is_match(shortened, name)
+
+
+def _check_layers(config: AlphaLoraConfig, names: list[str]) -> None:
+    """Refuse an index in `layers_to_transform` for which there is no target."""
+    wanted = config.layers_to_transform
+    if wanted is None:
+        return
+    found = {part for name in names for part in name.split(".") if part.isdigit()}
+    for index in [wanted] if isinstance(wanted, int) else wanted:
+        if str(index) not in found:
+            raise ValueError(
+                f"layers_to_transform names block {index}, in which there is no target module."
+            )
 
 
 def _outside_adapters(model: nn.Module) -> list[tuple[str, nn.Module]]:
@@ -128,7 +163,7 @@ def _check_fused_experts(config: AlphaLoraConfig, model: nn.Module, refuse: bool
                 "not a linear layer; AlphaLoRA cannot adapt it. Name the linear layers more "
                 f"exactly, or add {hit!r} to exclude_modules."
             )
-    elif fused:
+    elif fused := [name for name in fused if "expert" in name]:
         warnings.warn(
             f"The base model keeps its own experts in stacked weights (first: {fused[0]}), which "
             "AlphaLoRA cannot adapt. Only its linear layers get experts.",

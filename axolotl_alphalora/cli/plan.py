@@ -86,7 +86,22 @@ def _read(source: str) -> dict[str, Any]:
         raise ValueError(f"{path} is no Axolotl configuration: it holds no keys.")
     if cfg.get("adapter") not in (None, "alphalora"):
         raise ValueError(f"{path}: `adapter` is {cfg['adapter']}, so there is nothing to plan.")
+    _check_names(path, cfg)
     return cfg
+
+
+def _check_names(path: Path, cfg: dict[str, Any]) -> None:
+    """Refuse a misspelt adapter option; the host's own validation would take seconds to import."""
+    from difflib import get_close_matches
+
+    from ..plugin.refusals import HONOURED, REFUSED
+
+    known = {*HONOURED, *(row.key for row in REFUSED)}
+    for key in cfg:
+        if str(key).startswith(("lora_", "peft_")) and key not in known:
+            near = get_close_matches(key, HONOURED, n=1)
+            hint = f" Did you mean `{near[0]}`?" if near else ""
+            raise ValueError(f"{path}: `{key}` is not an option.{hint}")
 
 
 def _progress(console: Any) -> Callable[[Sequence[str]], Callable[[str], None]]:

@@ -184,6 +184,10 @@ class AlphaLoraArgs(BaseModel):
         default=None,
         description="Options of `adapter: alphalora`. Without the block, its defaults apply.",
     )
+    alphalora_given: list[str] | None = Field(
+        default=None,
+        description="Set by the plugin: the keys of the `alphalora:` block that the YAML holds.",
+    )
     lora_exclude_modules: str | list[str] | None = Field(
         default=None,
         description="Linear layers left out of the targets: names, or one regular expression.",
@@ -206,7 +210,12 @@ class AlphaLoraArgs(BaseModel):
                 from axolotl_alphalora.plugin.trainer import warn_fresh_adapter
 
                 warn_fresh_adapter("axolotl inference")
-            if data.get(ADAPTER) is None:
+            given = data.get(ADAPTER)
+            if data.get("alphalora_given") is None and isinstance(given, Mapping | None):
+                # Validated configurations hold all defaults and may be validated again.
+                keys = [key for key, value in (given or {}).items() if value is not None]
+                data = {**data, "alphalora_given": keys}
+            if given is None:
                 return {**data, ADAPTER: {}}
         elif data.get(ADAPTER) is not None:
             raise ValueError(

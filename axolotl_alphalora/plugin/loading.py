@@ -27,6 +27,7 @@ class Allocation:
     Attributes:
         counts: Exact module name to experts, or None until the model is loaded.
         plan: Where the counts come from, as a JSON object; None for an adapter without one.
+        saved: The `adapter_config.json` that rules, where the run starts from an adapter.
     """
 
     def __init__(self, cfg: Any) -> None:
@@ -34,6 +35,7 @@ class Allocation:
         self.request: PlanRequest = self._key[0]
         self.counts: dict[str, int] | None = None
         self.plan: dict[str, Any] | None = None
+        self.saved: dict[str, Any] = {}
         self._settle(cfg)
 
     def serves(self, cfg: Any) -> bool:
@@ -50,6 +52,7 @@ class Allocation:
         if saved is not None:
             config = read_saved(*saved)
             check_against_yaml(cfg, *saved, config)
+            self.saved = config
             self.counts, self.plan = config["num_experts"], config["plan"]
             _logger().info("AlphaLoRA: experts per module as saved in %s", saved[1])
             return
@@ -92,19 +95,23 @@ def adapter_config(cfg: Any, allocation: Allocation, model: nn.Module) -> AlphaL
     allocation.settle_from_model(model)
     assert allocation.counts is not None
     block = read_block(cfg)
+    settings = {
+        "r": allocation.request.rank,
+        "lora_alpha": cfg.lora_alpha,
+        "use_rslora": bool(cfg.peft_use_rslora),
+        "modules_to_save": allocation.request.targets.modules_to_save,
+        "top_k": block.top_k,
+    }
+    settings |= {key: allocation.saved[key] for key in settings if key in allocation.saved}
     return AlphaLoraConfig(
         task_type=_get_peft_task_type(model),
         base_model_name_or_path=cfg.base_model,
         revision=cfg.revision_of_model,
-        r=allocation.request.rank,
-        lora_alpha=cfg.lora_alpha,
         lora_dropout=cfg.lora_dropout or 0.0,
-        use_rslora=bool(cfg.peft_use_rslora),
-        modules_to_save=allocation.request.targets.modules_to_save,
         num_experts=dict(allocation.counts),
-        top_k=block.top_k,
         aux_loss_coef=block.aux_loss_coef,
         plan=allocation.plan,
+        **settings,
     )
 
 

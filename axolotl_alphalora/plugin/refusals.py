@@ -22,7 +22,7 @@ HONOURED: Mapping[str, str] = {
     "lora_target_linear": "every linear layer except the output head gets experts",
     "lora_exclude_modules": "linear layers left out of the targets",
     "lora_modules_to_save": "modules trained in full and saved with the adapter",
-    "lora_model_dir": "saved adapter to continue from, evaluate or run",
+    "lora_model_dir": "saved adapter to continue from, evaluate or run; not with DPO, IPO, KTO",
     "lora_on_cpu": "loads a saved adapter on the CPU",
     "peft_layers_to_transform": "indices of the blocks that get experts",
     "peft_layers_pattern": "name of the list that holds the blocks",
@@ -53,6 +53,10 @@ def _with_4bit(value: Any, cfg: Mapping[str, Any]) -> bool:
 
 def _without_4bit(value: Any, cfg: Mapping[str, Any]) -> bool:
     return bool(value) and not cfg.get("load_in_4bit")
+
+
+def _where_trl_wraps(value: Any, cfg: Mapping[str, Any]) -> bool:
+    return bool(value) and cfg.get("rl") in ("dpo", "ipo", "kto")
 
 
 @dataclass(frozen=True)
@@ -270,6 +274,21 @@ REFUSED: tuple[Refusal, ...] = (
             _more_than_one,
         )
         for name in ("tensor_parallel_size", "expert_parallel_size")
+    ),
+    Refusal(
+        "context_parallel_size",
+        "each rank would see a part of a sequence, and the balance loss would count it as whole",
+        "Use data parallelism (DDP, FSDP or DeepSpeed ZeRO)",
+        {"context_parallel_size": 2},
+        _more_than_one,
+    ),
+    Refusal(
+        "lora_model_dir",
+        "for `rl: dpo`, `ipo` and `kto` the host lets TRL add a new adapter, and would drop this "
+        "one's weights without a word",
+        "Start a new adapter, or resume the run itself with `resume_from_checkpoint`",
+        {"lora_model_dir": "./adapter", "rl": "dpo"},
+        _where_trl_wraps,
     ),
     Refusal(
         "trl.use_vllm",

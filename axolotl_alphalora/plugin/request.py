@@ -51,7 +51,8 @@ def read_block(cfg: Mapping[str, Any]) -> AlphaLoraConfigBlock:
     Raises:
         ValueError: If a key or value in it is wrong; names it.
     """
-    return AlphaLoraConfigBlock.model_validate(dict(cfg.get("alphalora") or {}))
+    block = cfg.get("alphalora")
+    return AlphaLoraConfigBlock.model_validate({} if block is None else block)
 
 
 def _plain(value: Any) -> Any:

@@ -16,20 +16,17 @@ from .request import plan_request, read_block
 
 
 def saved_adapter(cfg: Any) -> tuple[str, str] | None:
-    """The adapter that the run starts from: (YAML key, directory or hub id), or None.
-
-    A checkpoint to resume comes before `lora_model_dir`, since its weights are loaded last.
-    """
+    """The adapter that the run starts from: (YAML key, directory or hub id), or None."""
     from axolotl.utils.dict import DictDefault
     from axolotl.utils.train import determine_last_checkpoint
 
-    # The host decides this only after the model is loaded, and writes into what it is given.
-    checkpoint = determine_last_checkpoint(DictDefault(cfg))
-    if checkpoint:
-        return "resume_from_checkpoint", str(checkpoint)
     if cfg.lora_model_dir:
         return "lora_model_dir", str(cfg.lora_model_dir)
-    return None
+    if cfg.resume_from_checkpoint:
+        return "resume_from_checkpoint", str(cfg.resume_from_checkpoint)
+    # The host decides this only after the model is loaded, and writes into what it is given.
+    checkpoint = determine_last_checkpoint(DictDefault(cfg))
+    return ("auto_resume_from_checkpoints", str(checkpoint)) if checkpoint else None
 
 
 def read_saved(key: str, source: str) -> dict[str, Any]:
@@ -66,17 +63,21 @@ def check_against_yaml(cfg: Any, key: str, source: str, saved: Mapping[str, Any]
         raise ValueError(
             f"The YAML contradicts the adapter in {key}: {source}, whose settings rule: "
             + "; ".join(differences)
-            + ". Change the YAML to match, or start a new adapter without it."
+            + ". Change the YAML to match, or start a new adapter: without it, and in another "
+            "output_dir."
         )
 
 
 def _differences(cfg: Any, request: PlanRequest, saved: Mapping[str, Any]) -> Iterator[str]:
-    given = {
+    """Only what the YAML itself says can contradict; defaults do not."""
+    written = set(cfg.alphalora_given or ())
+    given: dict[tuple[str, str], Any] = {
         ("lora_r", "r"): cfg.lora_r,
         ("lora_alpha", "lora_alpha"): cfg.lora_alpha,
-        ("peft_use_rslora", "use_rslora"): bool(cfg.peft_use_rslora),
-        ("alphalora.top_k", "top_k"): request.top_k,
+        ("peft_use_rslora", "use_rslora"): cfg.peft_use_rslora,
     }
+    if "top_k" in written:
+        given["alphalora.top_k", "top_k"] = request.top_k
     modules = request.targets.modules_to_save
     if modules is not None and set(modules) != set(saved["modules_to_save"] or ()):
         given["lora_modules_to_save", "modules_to_save"] = modules
@@ -84,7 +85,13 @@ def _differences(cfg: Any, request: PlanRequest, saved: Mapping[str, Any]) -> It
         if value is not None and value != saved[saved_key]:
             yield f"{yaml_key} is {value} in the YAML and {saved[saved_key]} in the adapter"
     yield from _target_differences(request, saved["num_experts"])
-    yield from _plan_differences(cfg, request, saved)
+    path = read_block(cfg).plan
+    if path is not None:
+        difference = Plan.load(path).differences(saved["num_experts"])
+        if difference:
+            yield f"alphalora.plan {path}: {difference}"
+    elif saved.get("plan") is not None:
+        yield from _plan_differences(written, request, Plan.from_dict(saved["plan"]))
 
 
 def _target_differences(request: PlanRequest, counts: Mapping[str, int]) -> Iterator[str]:
@@ -101,32 +108,24 @@ def _target_differences(request: PlanRequest, counts: Mapping[str, int]) -> Iter
             return
 
 
-def _plan_differences(cfg: Any, request: PlanRequest, saved: Mapping[str, Any]) -> Iterator[str]:
-    block = read_block(cfg)
-    if block.plan is not None:
-        difference = Plan.load(block.plan).differences(saved["num_experts"])
-        if difference:
-            yield f"alphalora.plan {block.plan}: {difference}"
-        return
-    if saved.get("plan") is None:
-        return
-    plan = Plan.from_dict(saved["plan"])
+def _plan_differences(written: set[str], request: PlanRequest, plan: Plan) -> Iterator[str]:
     blocks = len(plan.blocks)
     total = request.budget.get("total_experts")
     if total is None:
         total = round(request.budget["experts_per_block"] * blocks)
-    if total != plan.budget["total_experts"]:
+    asked_total = written & {"total_experts", "experts_per_block"}
+    if asked_total and total != plan.budget["total_experts"]:
         yield (
             f"the YAML's budget is {total} experts over {blocks} blocks and the adapter's "
             f"{plan.budget['total_experts']}"
         )
-    for name in ("min_experts", "max_experts"):
+    for name in written & {"min_experts", "max_experts"}:
         if request.budget.get(name) != plan.budget[name]:
             yield (
                 f"alphalora.{name} is {request.budget.get(name)} in the YAML and "
                 f"{plan.budget[name]} in the adapter"
             )
-    asked = {"name": request.strategy, **request.options}
+    asked = {"name": request.strategy, **request.options} if "allocation" in written else {}
     for name, value in asked.items():
         if plan.strategy.get(name) != value:
             option = "strategy" if name == "name" else name

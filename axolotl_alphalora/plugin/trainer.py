@@ -25,7 +25,9 @@ class AlphaLoraCallback(TrainerCallback):
         self.balancer = balancer
         self.fresh = fresh
         self._log = trainer.log
+        self._evaluation_loop = trainer.evaluation_loop
         trainer.log = self.log  # type: ignore[method-assign]
+        trainer.evaluation_loop = self.evaluation_loop  # type: ignore[method-assign]
 
     def on_step_begin(self, *args: Any, **kwargs: Any) -> None:
         """Where the probe on the model's loss does not fire, each micro-batch counts equally."""
@@ -35,6 +37,14 @@ class AlphaLoraCallback(TrainerCallback):
         """Called by the host before an evaluation without a training run."""
         if self.fresh:
             warn_fresh_adapter("axolotl evaluate")
+
+    def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
+        """The trainer's own loop, with the balance counted in passes without labels too."""
+        self.balancer.evaluating = True
+        try:
+            return self._evaluation_loop(*args, **kwargs)
+        finally:
+            self.balancer.evaluating = False
 
     def log(self, logs: dict[str, Any], *args: Any, **kwargs: Any) -> None:
         """Add the load-balancing loss to what the trainer logs; training and evaluation apart."""

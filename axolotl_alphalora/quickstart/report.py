@@ -50,10 +50,10 @@ def print_report(config: RunConfig, evaluation: dict[str, Any], console: Console
     )
     adapter = config.output_dir
     _print_lines(
-        "\nNext: talk to it, or edit the YAML (your model, your data) and train again",
+        "\nNext: talk to it, or edit the YAML (your model, your data) and run this again",
         [
             f"axolotl inference {config.path} --lora-model-dir {adapter} --launcher python",
-            f"axolotl train {config.path}",
+            f"axolotl alphalora quickstart --dir {directory}",
         ],
         console,
     )

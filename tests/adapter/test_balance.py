@@ -52,6 +52,42 @@ def test_a_loss_scale_is_followed(tiny_llama, batch, mode):
     assert_same(gradients(model), want)
 
 
+@pytest.mark.parametrize("mode", CHECKPOINTING)
+def test_a_reference_pass_before_the_backward_changes_nothing(tiny_llama, batch, mode):
+    model = adapted(tiny_llama)
+    switch_checkpointing(model, mode)
+    model.train()
+    loss = model(**batch).loss
+    other = {key: value[:1, :7] for key, value in batch.items()}
+    with torch.no_grad(), model.disable_adapter():
+        model(**other)
+    model.eval()
+    with torch.no_grad():
+        model(**other)
+    model.train()
+    loss.backward()
+    assert_same(gradients(model), reference_gradients(tiny_llama, [batch], [1.0]))
+
+
+def test_a_failed_forward_leaves_the_next_one_alone(tiny_llama, batch):
+    model = adapted(tiny_llama)
+    model.train()
+    with pytest.raises(IndexError):
+        model(**(batch | {"input_ids": batch["input_ids"] + 1000}))
+    model(**batch).loss.backward()
+    assert_same(gradients(model), reference_gradients(tiny_llama, [batch], [1.0]))
+
+
+def test_a_batch_without_targets_has_no_weight_in_the_log(tiny_llama, batch):
+    model = adapted(tiny_llama)
+    model.train()
+    empty = batch | {"labels": torch.full_like(batch["labels"], -100)}
+    model(**empty, num_items_in_batch=torch.tensor(0))
+    assert find_balancer(model).pop("train") is None
+    model(**batch)
+    assert find_balancer(model).pop("train") >= 2 - 1e-5
+
+
 def test_a_loss_in_place_multiplied_as_the_trainer_does(tiny_llama, batch):
     model = adapted(tiny_llama)
     model.train()

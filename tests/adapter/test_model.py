@@ -88,6 +88,8 @@ def test_a_mapping_needs_no_target_modules_and_zero_leaves_a_module_alone(tiny_l
         ({"target_modules": r".*layers\.1.*_proj"}, 7),
         ({"target_modules": "all-linear", "exclude_modules": ["o_proj"]}, 12),
         ({"layers_to_transform": [1]}, 2),
+        ({"target_modules": "all-linear", "layers_to_transform": [1]}, 7),
+        ({"target_modules": "all-linear", "layers_to_transform": 0}, 7),
         ({"layers_to_transform": 0, "layers_pattern": "layers"}, 2),
         ({"target_modules": ["q_proj", "lm_head"], "modules_to_save": ["lm_head"]}, 2),
     ],
@@ -208,6 +210,12 @@ def test_merging_says_why_not(tiny_llama):
             merge()
 
 
+def test_mixed_batches_are_refused(tiny_llama):
+    model = get_peft_model(tiny_llama, config())
+    with pytest.raises(ValueError, match="cannot mix adapters within a batch"):
+        model(IDS, adapter_names=["default"])
+
+
 def tiny_mixtral():
     return MixtralForCausalLM(
         MixtralConfig(
@@ -239,6 +247,8 @@ def test_all_linear_on_a_moe_base_says_what_it_leaves_out():
     [
         ({"target_modules": ["embed_tokens"]}, TypeError, "model.embed_tokens is a Embedding"),
         ({"target_modules": ["q_prj"]}, ValueError, "q_prj.*matches no module.*q_proj"),
+        ({"target_modules": "q_proj"}, ValueError, r"regular expression.*\[q_proj\]"),
+        ({"layers_to_transform": [0, 99]}, ValueError, "names block 99"),
         ({"target_modules": ["q_proj", "w1"]}, ValueError, r"\['w1'\] matches no module"),
         (
             {"num_experts": {"model.layers.9.self_attn.q_proj": 2}, "target_modules": None},
@@ -273,6 +283,8 @@ def test_a_config_that_does_not_fit_the_model_leaves_it_untouched(
     [
         ({"r": 0}, ValueError, "r must be a whole number of at least 1"),
         ({"top_k": 0}, ValueError, "top_k"),
+        ({"lora_alpha": None}, ValueError, "lora_alpha must be a number above 0"),
+        ({"lora_alpha": float("nan")}, ValueError, "lora_alpha"),
         ({"num_experts": 0}, ValueError, "num_experts must be at least 1"),
         ({"num_experts": {"a": -1}}, ValueError, r"num_experts\['a'\] must be at least 0"),
         ({"num_experts": {"a": 1.5}}, TypeError, r"num_experts\['a'\] must be a whole number"),

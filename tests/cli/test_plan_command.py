@@ -59,6 +59,30 @@ def test_a_yaml_decides_targets_rank_and_budget(tmp_path, model):
     assert found.weights["source"] == "safetensors"
 
 
+def test_block_indices_hold_with_all_linear_layers_too(tmp_path, model):
+    layers = {"lora_target_modules": None, "lora_target_linear": True}
+    block = {"alphalora": {"total_experts": 3}, "peft_layers_to_transform": [2]}
+    found = json.loads(plan(config(tmp_path, model, **layers, **block), "--json").stdout)
+    assert [row["name"] for row in found["blocks"]] == ["model.layers.2"]
+
+
+def test_a_plan_for_another_base_says_so(tmp_path, model):
+    path = tmp_path / "plan.json"
+    plan(config(tmp_path, model), "--output", path)
+    path.write_text(path.read_text().replace(str(model), "some/other-model"))
+    with pytest.warns(UserWarning, match="made for some/other-model and is used for"):
+        plan(config(tmp_path, model, alphalora={"plan": str(path)}))
+
+
+def test_a_rank_deficient_matrix_is_pointed_out(tmp_path, model):
+    broken = LlamaForCausalLM.from_pretrained(model)
+    weight = broken.model.layers[1].self_attn.q_proj.weight.data
+    weight[4:] = 0
+    broken.save_pretrained(tmp_path / "broken")
+    with pytest.warns(UserWarning, match=r"layers.1.self_attn.q_proj has numerical rank 4 of 64"):
+        plan(tmp_path / "broken")
+
+
 def test_a_saved_plan_is_the_printed_one_and_can_be_named_in_the_yaml(tmp_path, model):
     path = tmp_path / "plan.json"
     printed = plan(config(tmp_path, model), "--json", "--output", path)
@@ -98,6 +122,10 @@ def test_the_model_is_not_loaded_nor_the_host_imported(model):
         ({"alphalora": {"allocation": {"strategy": "alphalora", "beto": 1}}}, "no option 'beto'"),
         ({"alphalora": {"plan": "missing.json"}}, "cannot read the plan missing.json"),
         ({"lora_target_modules": ["q_prj"]}, "q_prj.*matches no module"),
+        ({"alphalora": True}, "must be a block of options"),
+        ({"lora_target_modules": None}, "No target layers: set `lora_target_linear: true`"),
+        ({"lora_excude_modules": ["x"]}, "lora_excude_modules.*Did you mean `lora_exclude"),
+        ({"peft_layers_to_transform": [9]}, "names block 9"),
         ({"base_model": None}, "`base_model` is missing"),
         ({"base_model": "no/such-model"}, "base_model no/such-model cannot be opened"),
         ({"adapter": "lora"}, "`adapter` is lora, so there is nothing to plan"),

@@ -135,7 +135,12 @@ def test_every_adapter_option_is_decided_once():
     assert len(refused) == len(set(refused))
     for name in host_fields():
         if name.startswith(prefixes):
-            assert (name in HONOURED) != (name in refused), f"decide what `{name}` does"
+            assert name in HONOURED or name in refused, f"decide what `{name}` does"
+    for row in REFUSED:
+        if row.key in HONOURED:
+            alone = {"adapter": "alphalora", row.key: row.example[row.key]}
+            other = alone | {"load_in_4bit": row.key == "bnb_config_kwargs"}
+            assert row not in refusals.offending(other), "refused only together with another"
 
 
 @pytest.mark.parametrize("prefix", ["mixlora_", "relora", "lisa_", "merge_"])

@@ -186,7 +186,8 @@ def test_without_readable_files_the_plan_comes_from_the_loaded_model(host, tmp_p
     assert plan["weights"]["quantization"] == "bnb 4-bit"
 
 
-def test_dpo_trains_the_experts_and_their_balance(host, tmp_path):
+@pytest.mark.parametrize("reentrant", [None, False, True])
+def test_dpo_trains_the_experts_and_their_balance(host, tmp_path, reentrant):
     rows = tmp_path / "pairs.jsonl"
     with rows.open("w") as file:
         for i in range(16):
@@ -211,11 +212,14 @@ def test_dpo_trains_the_experts_and_their_balance(host, tmp_path):
             }
         ],
         dataset_prepared_path=str(tmp_path / "prepared"),
-        val_set_size=0,
-        eval_steps=...,
+        val_set_size=0.25,
+        gradient_checkpointing=reentrant is not None,
+        gradient_checkpointing_kwargs=... if reentrant is None else {"use_reentrant": reentrant},
         max_steps=2,
         save_steps=2,
     )
-    rows = [row for row in run.history(2) if "loss" in row]
-    assert all(row["alphalora/aux_loss"] > 2 - 1e-3 for row in rows)
+    training = [row for row in run.history(2) if "loss" in row]
+    evaluation = [row for row in run.history(2) if "eval_loss" in row]
+    assert all(row["alphalora/aux_loss"] > 2 - 1e-3 for row in training)
+    assert all(row["eval_alphalora/aux_loss"] > 2 - 1e-3 for row in evaluation)
     assert any("alphalora_B" in n and w.abs().sum() > 0 for n, w in weights(run.out).items())

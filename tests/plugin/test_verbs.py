@@ -30,6 +30,15 @@ def test_evaluate_reports_the_loss_of_the_trained_adapter(host, trained, tmp_pat
     assert "eval_alphalora/aux_loss" in run.log
 
 
+def test_settings_that_the_yaml_leaves_out_are_the_adapters(host, trained, tmp_path):
+    bare = {"alphalora": ..., "lora_r": ..., "lora_alpha": ..., "lora_target_linear": ...}
+    run = host.run(tmp_path, "evaluate", "--lora-model-dir", str(trained.out), **bare)
+    assert run.code == 0, run.log[-4000:]
+    last = [row["eval_loss"] for row in trained.history(4) if "eval_loss" in row][-1]
+    found = re.findall(r"eval_loss: ([0-9.]+)", run.log)
+    assert float(found[-1]) == pytest.approx(last, rel=1e-4)
+
+
 def test_evaluate_without_an_adapter_warns_loudly(host, tmp_path):
     run = host.run(tmp_path, "evaluate")
     assert run.code == 0, run.log[-4000:]
