@@ -22,7 +22,8 @@ _SEAL = "# Seal: "
 _SEAL_NOTE = " (edit anything above; the quickstart keeps an edited file)"
 _TEMPLATE = """\
 # AlphaLoRA with Axolotl: the run of the quickstart.
-# To run it by itself: axolotl train {config}
+# It runs: axolotl train {config}
+# After a change, run the quickstart again: it starts a new adapter where the change needs one.
 
 base_model: {model}  # directory or hub id
 plugins:
@@ -72,11 +73,11 @@ weight_decay: 0.0
 max_grad_norm: 1.0  # longer gradients are scaled down to this
 seed: 42
 
-bf16: false  # CPU: float32 is 15 times faster than bfloat16; on a GPU: true
+bf16: false  # a CPU is faster in float32; on a GPU: true
 fp16: false
 tf32: false  # on an Ampere or later GPU: true
 attn_implementation: sdpa  # on a GPU also: flash_attention_2
-gradient_checkpointing: false  # true: less memory, a third more time
+gradient_checkpointing: false  # true: less memory, more time
 
 logging_steps: 1
 # eval_steps: 10

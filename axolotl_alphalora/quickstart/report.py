@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
@@ -49,11 +50,13 @@ def print_report(config: RunConfig, evaluation: dict[str, Any], console: Console
         console,
     )
     adapter = config.output_dir
+    # `uv run` sets this; outside it its environment is not on the path.
+    run = "python -m uv run --extra quickstart " if "UV" in os.environ else ""
     _print_lines(
         "\nNext: talk to it, or edit the YAML (your model, your data) and run this again",
         [
-            f"axolotl inference {config.path} --lora-model-dir {adapter} --launcher python",
-            f"axolotl alphalora quickstart --dir {directory}",
+            f"{run}axolotl inference {config.path} --lora-model-dir {adapter} --launcher python",
+            f"{run}axolotl alphalora quickstart --dir {directory}",
         ],
         console,
     )
