@@ -6,9 +6,18 @@ adapter option of the host's schema is in exactly one of them.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping
 from typing import Any
+
+from axolotl_alphalora.plugin.refusal import (
+    Refusal,
+    differs_from,
+    more_than_one,
+    on_quantised_base,
+    where_trl_wraps,
+    with_4bit,
+    without_4bit,
+)
 
 HONOURED: Mapping[str, str] = {
     "load_in_4bit": "nf4 base with double quantisation, as for `qlora`",
@@ -29,57 +38,6 @@ HONOURED: Mapping[str, str] = {
     "peft_use_rslora": "scales by lora_alpha / sqrt(lora_r)",
     "peft_autocast_adapter_dtype": "whether adapter weights are kept in fp32",
 }
-
-
-def _is_on(value: Any, _cfg: Mapping[str, Any]) -> bool:
-    return bool(value)
-
-
-def _differs_from(default: Any) -> Callable[[Any, Mapping[str, Any]], bool]:
-    return lambda value, _cfg: value is not None and value != default
-
-
-def _more_than_one(value: Any, _cfg: Mapping[str, Any]) -> bool:
-    return int(value or 1) > 1
-
-
-def _on_quantised_base(value: Any, cfg: Mapping[str, Any]) -> bool:
-    return bool(value) and bool(cfg.get("load_in_4bit") or cfg.get("load_in_8bit"))
-
-
-def _with_4bit(value: Any, cfg: Mapping[str, Any]) -> bool:
-    return bool(value) and bool(cfg.get("load_in_4bit"))
-
-
-def _without_4bit(value: Any, cfg: Mapping[str, Any]) -> bool:
-    return bool(value) and not cfg.get("load_in_4bit")
-
-
-def _where_trl_wraps(value: Any, cfg: Mapping[str, Any]) -> bool:
-    return bool(value) and cfg.get("rl") in ("dpo", "ipo", "kto")
-
-
-@dataclass(frozen=True)
-class Refusal:
-    """One option that does nothing or does harm with `adapter: alphalora`.
-
-    Args:
-        key: The YAML key; a dot leads into a nested block.
-        reason: Why it is refused.
-        remedy: What to do instead.
-        example: YAML that is refused because of this row.
-        applies: Whether a value of the key, in its configuration, is refused.
-    """
-
-    key: str
-    reason: str
-    remedy: str
-    example: Mapping[str, Any]
-    applies: Callable[[Any, Mapping[str, Any]], bool] = field(default=_is_on, repr=False)
-
-    def message(self) -> str:
-        """The sentence shown to the user."""
-        return f"`{self.key}`: {self.reason}. {self.remedy}."
 
 
 _REMOVE = "Remove the option"
@@ -103,7 +61,7 @@ REFUSED: tuple[Refusal, ...] = (
         "LoftQ fits one A and one B to the quantisation error, not routed experts",
         _PLAIN_LORA,
         {"peft": {"loftq_config": {"loftq_bits": 4}}},
-        _differs_from(None),
+        differs_from(None),
     ),
     Refusal(
         "lora_rank_pattern",
@@ -138,14 +96,14 @@ REFUSED: tuple[Refusal, ...] = (
         "path of the host and not under another; LoRA+ is not supported yet",
         _PLAIN_LORA,
         {"loraplus_lr_ratio": 16.0},
-        _differs_from(None),
+        differs_from(None),
     ),
     Refusal(
         "loraplus_lr_embedding",
         "it only acts together with `loraplus_lr_ratio`, which is not supported yet",
         _REMOVE,
         {"loraplus_lr_embedding": 1e-4},
-        _differs_from(1e-6),
+        differs_from(1e-6),
     ),
     *(
         Refusal(
@@ -161,7 +119,7 @@ REFUSED: tuple[Refusal, ...] = (
         "experts start from the default initialisation (A uniform, B zero) only",
         "Remove the option or set it to true",
         {"peft_init_lora_weights": "pissa"},
-        _differs_from(True),
+        differs_from(True),
     ),
     Refusal(
         "peft_layer_replication",
@@ -224,7 +182,7 @@ REFUSED: tuple[Refusal, ...] = (
             "the host stages NF4 weights on the CPU for `adapter: qlora` only",
             f"Remove the option or set it to {str(default).lower()}",
             {name: example},
-            _differs_from(default),
+            differs_from(default),
         )
         for name, default, example in (
             ("nf4_backend", "bitsandbytes", "torchao"),
@@ -241,7 +199,7 @@ REFUSED: tuple[Refusal, ...] = (
         "fake quantisation replaces linear layers before experts are added",
         _REMOVE,
         {"qat": {"weight_dtype": "int4"}},
-        _differs_from(None),
+        differs_from(None),
     ),
     _flag("ple_cpu_offload", "the host keeps such tables on the CPU for `lora` and `qlora` only"),
     Refusal(
@@ -249,21 +207,21 @@ REFUSED: tuple[Refusal, ...] = (
         "`load_in_4bit` is set as well, and the base model has one precision",
         "Keep one of the two",
         {"load_in_4bit": True, "load_in_8bit": True},
-        _with_4bit,
+        with_4bit,
     ),
     Refusal(
         "bnb_config_kwargs",
         "it changes the bitsandbytes settings of `load_in_4bit`, which is not set",
         "Set `load_in_4bit: true` or remove the option",
         {"bnb_config_kwargs": {"bnb_4bit_use_double_quant": False}},
-        _without_4bit,
+        without_4bit,
     ),
     Refusal(
         "fsdp_config",
         "the host places and shards a quantised base for `adapter: qlora` only",
         "Use an unquantised base with FSDP, or DDP with `load_in_4bit` or `load_in_8bit`",
         {"fsdp_config": {"reshard_after_forward": True}, "load_in_4bit": True},
-        _on_quantised_base,
+        on_quantised_base,
     ),
     *(
         Refusal(
@@ -271,7 +229,7 @@ REFUSED: tuple[Refusal, ...] = (
             "each rank would hold a part of a layer, but experts are added to whole layers",
             "Use data parallelism (DDP, FSDP or DeepSpeed ZeRO)",
             {name: 2},
-            _more_than_one,
+            more_than_one,
         )
         for name in ("tensor_parallel_size", "expert_parallel_size")
     ),
@@ -280,7 +238,7 @@ REFUSED: tuple[Refusal, ...] = (
         "each rank would see a part of a sequence, and the balance loss would count it as whole",
         "Use data parallelism (DDP, FSDP or DeepSpeed ZeRO)",
         {"context_parallel_size": 2},
-        _more_than_one,
+        more_than_one,
     ),
     Refusal(
         "lora_model_dir",
@@ -288,7 +246,7 @@ REFUSED: tuple[Refusal, ...] = (
         "one's weights without a word",
         "Start a new adapter, or resume the run itself with `resume_from_checkpoint`",
         {"lora_model_dir": "./adapter", "rl": "dpo"},
-        _where_trl_wraps,
+        where_trl_wraps,
     ),
     Refusal(
         "trl.use_vllm",
@@ -301,7 +259,7 @@ REFUSED: tuple[Refusal, ...] = (
         "MoRA is another adapter and nothing reads its block here",
         "Remove the block and MoraPlugin from `plugins:`",
         {"mora": {"use_mora": True}},
-        _differs_from(None),
+        differs_from(None),
     ),
     *(
         Refusal(
@@ -309,7 +267,7 @@ REFUSED: tuple[Refusal, ...] = (
             "it configures `adapter: mixlora` and nothing reads it here",
             "Use the `alphalora:` block (experts_per_block, top_k, aux_loss_coef)",
             {f"mixlora_{name}": example},
-            _differs_from(default),
+            differs_from(default),
         )
         for name, default, example in (
             ("num_experts", 8, 4),

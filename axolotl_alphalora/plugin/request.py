@@ -56,7 +56,7 @@ def read_block(cfg: Mapping[str, Any]) -> AlphaLoraConfigBlock:
 
 
 def _plain(value: Any) -> Any:
-    """A list of the host's own kind as a plain one; nothing, for an empty one."""
+    """The host's value as a plain one; None where there is none."""
     if isinstance(value, (list, tuple, set)):
         value = list(value)
-    return value or (0 if value == 0 and value is not False else None)
+    return None if value in (None, "", []) else value
