@@ -9,16 +9,18 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .adapter import AlphaLoraConfig, AlphaLoraModel
+    from .analysis import analyze
     from .plugin.plugin import AlphaLoraPlugin
 
 __version__ = "0.1.0"
 
-__all__ = ["AlphaLoraConfig", "AlphaLoraModel", "AlphaLoraPlugin"]
+__all__ = ["AlphaLoraConfig", "AlphaLoraModel", "AlphaLoraPlugin", "analyze"]
 
 _HOMES = {
     "AlphaLoraConfig": ".adapter",
     "AlphaLoraModel": ".adapter",
     "AlphaLoraPlugin": ".plugin.plugin",
+    "analyze": ".analysis",
 }
 
 

@@ -1,28 +1,35 @@
-"""From a base model's weights to a plan: spectra, scores, counts. Knows nothing of the host."""
+"""From a base model's weights to a plan: spectra, scores, counts. Knows nothing of the host.
+
+What a plan needs of transformers and PEFT, the names and sizes of the target layers, is kept in
+the cache: neither is imported when the same question comes again.
+"""
 
 from __future__ import annotations
 
+import json
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import asdict, dataclass, field
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Any
 
-import torch
-from peft.tuners.tuners_utils import _get_in_out_features
-from torch import nn
-
-from .adapter import AlphaLoraConfig, resolve_targets
-from .allocation import Plan, build_plan
+from .allocation import Plan, build_plan, resolve_options
 from .blocks import group_by_block
 from .spectral import (
-    CheckpointWeights,
+    BaseModel,
+    Cache,
     LiveWeights,
-    MissingTensor,
+    Measurement,
+    QualitySettings,
     UnreadableCheckpoint,
     WeightSource,
-    block_scores,
+    block_intervals,
+    default_cache,
     measure,
 )
+
+if TYPE_CHECKING:
+    from torch import nn
 
 Progress = Callable[[Sequence[str]], Callable[[str], None]]
 
@@ -58,6 +65,8 @@ class Targets:
             TypeError: If a target is no linear layer; names the module.
             ValueError: If a target matches nothing; names it.
         """
+        from peft.tuners.tuners_utils import _get_in_out_features
+
         if not (self.linear or self.modules):
             raise ValueError(
                 "No target layers: set `lora_target_linear: true`, or name the linear layers in "
@@ -75,7 +84,14 @@ class Targets:
                 shapes[name] = (out_features, in_features)
         return shapes
 
+    @property
+    def identity(self) -> str:
+        """A text that differs where the layers chosen may differ."""
+        return json.dumps([asdict(self), version("peft"), version("axolotl-alphalora")])
+
     def _matches(self, model: nn.Module, target: str | list[str]) -> list[str]:
+        from .adapter import AlphaLoraConfig, resolve_targets
+
         return resolve_targets(
             AlphaLoraConfig(
                 target_modules=target,
@@ -115,64 +131,74 @@ class PlanRequest:
     budget: Mapping[str, Any] = field(default_factory=lambda: {"experts_per_block": 5})
 
 
-def skeleton(request: PlanRequest) -> nn.Module:
-    """The base model's modules on the meta device: names and sizes, no weights.
-
-    Raises:
-        ValueError: If the config cannot be read, or transformers has no language model for it.
-    """
-    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText
-
-    try:
-        config = AutoConfig.from_pretrained(
-            request.base_model,
-            revision=request.revision,
-            trust_remote_code=request.trust_remote_code,
-        )
-    except (OSError, ValueError) as error:
-        raise ValueError(f"base_model {request.base_model} cannot be opened: {error}") from error
-    # Quantised or not, the linear layers have the same names.
-    if hasattr(config, "quantization_config"):
-        del config.quantization_config
-    own_code = "AutoModelForCausalLM" in (getattr(config, "auto_map", None) or {})
-    if own_code or type(config) in AutoModelForCausalLM._model_mapping:
-        factory: Any = AutoModelForCausalLM
-    elif type(config) in AutoModelForImageTextToText._model_mapping:
-        factory = AutoModelForImageTextToText
-    else:
-        raise ValueError(
-            f"base_model {request.base_model} is a {config.model_type} model, for which "
-            "transformers has no language model head. AlphaLoRA plans for language models."
-        )
-    with torch.device("meta"):
-        return factory.from_config(config, trust_remote_code=request.trust_remote_code)
-
-
-def plan_from_files(request: PlanRequest, progress: Progress | None = None) -> Plan:
+def plan_from_files(
+    request: PlanRequest,
+    progress: Progress | None = None,
+    *,
+    load: bool = False,
+    samples: int = 0,
+    cache: Cache | None = None,
+) -> Plan:
     """Plan from the checkpoint's files, one tensor at a time, without loading the model.
 
     Args:
         request: What to plan.
         progress: Gets the names of the matrices to measure; what it returns is called after each.
+        load: Whether a quantised checkpoint may be loaded to be dequantised.
+        samples: Resamples for the intervals of the blocks' scores; 0 leaves them out.
+        cache: Where spectra and layers are kept; the default cache if None.
 
     Raises:
-        WeightsNotReadable: If the files hold no plain safetensors weights for the targets.
+        WeightsNotReadable: If the files hold no plain weights for the targets.
         ValueError: If targets, strategy or budget do not fit the model.
     """
-    shapes = request.targets.resolve(skeleton(request))
+    base = base_model(request, cache)
+    shapes = layers(request, base)
     _check_budget(request, shapes)
     try:
-        weights = CheckpointWeights.open(request.base_model, request.revision)
-        return _plan(request, weights, shapes, progress)
-    except (UnreadableCheckpoint, MissingTensor) as error:
+        weights = base.weights(shapes, load)
+        return _plan(request, weights, shapes, progress, samples, base.cache)
+    except UnreadableCheckpoint as error:
         raise WeightsNotReadable(str(error)) from error
 
 
 def plan_from_model(
-    request: PlanRequest, model: nn.Module, progress: Progress | None = None
+    request: PlanRequest,
+    model: nn.Module,
+    progress: Progress | None = None,
+    cache: Cache | None = None,
 ) -> Plan:
     """Plan from a loaded model, dequantised where it is quantised; before its first forward."""
-    return _plan(request, LiveWeights(model), request.targets.resolve(model), progress)
+    shapes = request.targets.resolve(model)
+    return _plan(
+        request,
+        LiveWeights(model),
+        shapes,
+        progress,
+        0,
+        default_cache() if cache is None else cache,
+    )
+
+
+def base_model(request: PlanRequest, cache: Cache | None = None) -> BaseModel:
+    """The files of the request's base model."""
+    return BaseModel(
+        request.base_model,
+        request.revision,
+        request.trust_remote_code,
+        default_cache() if cache is None else cache,
+    )
+
+
+def layers(request: PlanRequest, base: BaseModel | None = None) -> dict[str, tuple[int, int]]:
+    """Exact names and (out, in) features of the layers that get experts.
+
+    Raises:
+        TypeError: If a target is no linear layer; names the module.
+        ValueError: If the model cannot be opened, or a target matches nothing; names it.
+    """
+    base = base or base_model(request)
+    return base.layers(request.targets.resolve, request.targets.identity)
 
 
 def check_plan(plan: Plan, request: PlanRequest) -> None:
@@ -192,7 +218,7 @@ def check_plan(plan: Plan, request: PlanRequest) -> None:
             f"The plan was made for {plan.base_model} and is used for {request.base_model}.",
             stacklevel=2,
         )
-    shapes = request.targets.resolve(skeleton(request))
+    shapes = layers(request)
     planned = {module.name: module.shape for module in plan.modules}
     for name, shape in shapes.items():
         if name not in planned:
@@ -209,41 +235,40 @@ def _plan(
     weights: WeightSource,
     shapes: Mapping[str, tuple[int, int]],
     progress: Progress | None,
+    samples: int,
+    cache: Cache,
 ) -> Plan:
-    names = list(shapes)
-    estimator = str(request.options.get("estimator", "xmin_peak"))
-    qualities = measure(weights, names, estimator, progress(names) if progress else None)
-    for quality in qualities:
-        if quality.numerical_rank < quality.num_eigenvalues:
-            warnings.warn(
-                f"{quality.module} has numerical rank {quality.numerical_rank} of "
-                f"{quality.num_eigenvalues}: its alpha {quality.alpha:.2f} rests on those alone.",
-                stacklevel=2,
-            )
-    return _build(request, dict(weights.description), shapes, block_scores(qualities), qualities)
+    step = progress(list(shapes)) if progress else None
+    settings = QualitySettings.from_options(resolve_options(request.strategy, request.options))
+    found = measure(weights, shapes, settings, cache=cache, progress=step)
+    return _build(request, shapes, found, block_intervals(found, samples) if samples else {})
 
 
 def _check_budget(request: PlanRequest, shapes: Mapping[str, tuple[int, int]]) -> None:
     """Build a plan on equal scores, so that an impossible budget costs no measuring."""
     equal = dict.fromkeys(group_by_block(shapes), 1.0)
-    _build(request, {"source": "none"}, shapes, equal, ())
+    _build(request, shapes, equal)
 
 
 def _build(
     request: PlanRequest,
-    weights: dict[str, Any],
     shapes: Mapping[str, tuple[int, int]],
-    scores: Mapping[str, float],
-    qualities: Sequence[Any],
+    found: Measurement | Mapping[str, float],
+    intervals: Mapping[str, tuple[float, float]] | None = None,
 ) -> Plan:
+    measured = found if isinstance(found, Measurement) else None
+    options = dict(request.options)
+    if measured is not None:
+        options |= measured.settings.as_options()
     return build_plan(
         base_model=request.base_model,
-        weights=weights,
+        weights=measured.description if measured else {"source": "none"},
         shapes=shapes,
-        scores=scores,
-        qualities=qualities,
+        scores=measured.scores if measured else found,  # type: ignore[arg-type]
+        qualities=measured.matrices if measured else (),
+        intervals=intervals or {},
         strategy=request.strategy,
-        options=request.options,
+        options=options,
         top_k=request.top_k,
         rank=request.rank,
         **request.budget,

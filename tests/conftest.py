@@ -1,6 +1,7 @@
 """Shared fixtures: no network, quiet host, a tiny random Llama."""
 
 import os
+import tempfile
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("HF_DATASETS_OFFLINE", "1")
@@ -8,6 +9,10 @@ os.environ.setdefault("AXOLOTL_DO_NOT_TRACK", "1")
 # Threads that wait for each other without yielding stall on a busy machine.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+# What one run of the tests keeps must not come from, or stay for, another.
+_CACHE = tempfile.TemporaryDirectory(prefix="alphalora-tests-")
+os.environ["ALPHALORA_CACHE"] = _CACHE.name
 
 import pytest
 import torch

@@ -6,7 +6,7 @@ from axolotl_alphalora.allocation.parameters import expert_parameters
 from axolotl_alphalora.allocation.plan import BlockPlan, ModulePlan, Plan
 from axolotl_alphalora.allocation.reading import PlanError
 from axolotl_alphalora.allocation.rounding import largest_remainder
-from axolotl_alphalora.allocation.strategies import STRATEGIES, Budget, Strategy
+from axolotl_alphalora.allocation.strategies import STRATEGIES, Budget, Strategy, resolve_options
 
 __all__ = [
     "STRATEGIES",
@@ -20,4 +20,5 @@ __all__ = [
     "build_plan",
     "expert_parameters",
     "largest_remainder",
+    "resolve_options",
 ]

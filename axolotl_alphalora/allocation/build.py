@@ -49,6 +49,7 @@ def build_plan(
     shapes: Mapping[str, tuple[int, int]],
     scores: Mapping[str, float],
     qualities: Iterable[MatrixQuality] = (),
+    intervals: Mapping[str, tuple[float, float]] | None = None,
     strategy: str = "alphalora",
     options: Mapping[str, Any] | None = None,
     total_experts: int | None = None,
@@ -70,6 +71,7 @@ def build_plan(
         scores: Block name to score, one for each block that the modules belong to.
         qualities: What was measured of the modules, to be recorded; those not in ``shapes`` are
             left out.
+        intervals: Block name to the interval of its score, to be recorded.
         strategy: Name of the strategy, see
             :data:`~axolotl_alphalora.allocation.strategies.STRATEGIES`.
         options: The strategy's options that differ from the defaults.
@@ -100,6 +102,7 @@ def build_plan(
     ordered = {block: float(scores[block]) for block in blocks}
     counts = STRATEGIES[strategy].allocate(ordered, settings, budget)
     measured = {quality.module: quality for quality in qualities}
+    around = intervals or {}
     return Plan(
         base_model=base_model,
         weights=dict(weights),
@@ -111,7 +114,9 @@ def build_plan(
         },
         top_k=top_k,
         rank=rank,
-        blocks=tuple(BlockPlan(block, ordered[block], counts[block]) for block in blocks),
+        blocks=tuple(
+            BlockPlan(block, ordered[block], counts[block], around.get(block)) for block in blocks
+        ),
         modules=tuple(
             _module(name, shape, counts[block_name(name)], measured.get(name))
             for name, shape in shapes.items()
@@ -140,8 +145,11 @@ def _module(
         name,
         size,
         experts,
-        alpha=float(quality.alpha),
-        x_min=float(quality.x_min),
-        distance=float(quality.distance),
-        tail_size=int(quality.tail_size),
+        alpha=quality.alpha,
+        x_min=quality.x_min,
+        distance=quality.distance,
+        tail_size=quality.tail_size,
+        num_eigenvalues=quality.num_eigenvalues,
+        numerical_rank=quality.numerical_rank,
+        note=quality.note,
     )

@@ -7,11 +7,14 @@ are what an adapter is built from. Fields:
 ``format``                            ``"axolotl-alphalora-plan"``
 ``version``                           1; a reader refuses a newer one
 ``base_model``                        directory or repository id of the model
-``weights``                           where the weights came from: ``source`` (``"safetensors"``
-                                      or ``"live"``) and what that source says about itself, such
-                                      as ``dtype``, ``revision``, ``quantization``
-``strategy``                          ``name``, and the options it ran with: ``estimator`` and
-                                      ``beta`` for ``"alphalora"``
+``weights``                           where the weights came from: ``source`` (``"safetensors"``,
+                                      ``"bin"``, ``"live"``, or how a checkpoint that had to be
+                                      loaded is quantised, such as ``"gguf"``), their ``dtype``,
+                                      ``revision``, ``quantization`` (null for full precision) and
+                                      a ``digest`` of their values
+``strategy``                          ``name``, and the options it ran with: ``estimator``,
+                                      ``window``, ``aggregate``, ``normalize`` and ``beta`` for
+                                      ``"alphalora"``
 ``budget``                            ``total_experts`` asked for (over blocks), ``min_experts``
                                       and ``max_experts`` of a block, null for no bound
 ``top_k``                             experts that a token is sent to, where there are as many
@@ -21,6 +24,7 @@ are what an adapter is built from. Fields:
 ``blocks[].name``                     decoder block, such as ``model.layers.0``
 ``blocks[].score``                    the score that the strategy used, null if it used none
 ``blocks[].experts``                  experts of each module of the block
+``blocks[].interval``                 where 95 % of the score's resamples lie, or null
 ``modules[].name``                    exact name of the linear layer in the model
 ``modules[].shape``                   output features, input features of the layer as it is
                                       applied, whatever the layout of its weight
@@ -29,14 +33,15 @@ are what an adapter is built from. Fields:
 ``modules[].x_min``                   eigenvalue at which the fitted tail starts, or null
 ``modules[].distance``                Kolmogorov-Smirnov distance of the fit, or null
 ``modules[].tail_size``               number of eigenvalues in the tail, or null
+``modules[].num_eigenvalues``         number of eigenvalues, or null
+``modules[].numerical_rank``          number of them above round-off, or null
+``modules[].note``                    what is out of the ordinary about the spectrum, or null
 ===================================== ==========================================================
 """
 
 from __future__ import annotations
 
 import json
-import os
-import uuid
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -53,6 +58,7 @@ from axolotl_alphalora.allocation.reading import (
     read_text,
 )
 from axolotl_alphalora.allocation.rows import BlockPlan, ModulePlan, read_block, read_module
+from axolotl_alphalora.storage import write_whole
 
 __all__ = ["FORMAT", "VERSION", "BlockPlan", "ModulePlan", "Plan"]
 
@@ -122,7 +128,9 @@ class Plan:
             "rank": self.rank,
             "total_experts": self.total_experts,
             "trainable_parameters": self.trainable_parameters,
-            "blocks": [asdict(block) for block in self.blocks],
+            "blocks": [
+                {**asdict(b), "interval": b.interval and list(b.interval)} for b in self.blocks
+            ],
             "modules": [{**asdict(m), "shape": list(m.shape)} for m in self.modules],
         }
 
@@ -184,15 +192,7 @@ class Plan:
         path = Path(path)
         text = json.dumps(self.to_dict(), indent=2, allow_nan=False) + "\n"
         path.parent.mkdir(parents=True, exist_ok=True)
-        draft = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
-        try:
-            with draft.open("w", encoding="utf-8") as file:
-                file.write(text)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(draft, path)
-        finally:
-            draft.unlink(missing_ok=True)
+        write_whole(path, text)
 
     @classmethod
     def load(cls, path: str | Path) -> Plan:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 from axolotl_alphalora.allocation.reading import (
@@ -31,6 +31,9 @@ class ModulePlan:
         x_min: Eigenvalue at which the fitted tail starts.
         distance: Kolmogorov-Smirnov distance of the fit.
         tail_size: Number of eigenvalues in the tail.
+        num_eigenvalues: Number of its eigenvalues.
+        numerical_rank: Number of them above round-off.
+        note: What is out of the ordinary about the spectrum, None if nothing is.
     """
 
     name: str
@@ -40,6 +43,9 @@ class ModulePlan:
     x_min: float | None = None
     distance: float | None = None
     tail_size: int | None = None
+    num_eigenvalues: int | None = None
+    numerical_rank: int | None = None
+    note: str | None = None
 
 
 @dataclass(frozen=True)
@@ -50,32 +56,37 @@ class BlockPlan:
         name: The block's name.
         score: Score that the strategy used, None if it used none.
         experts: Experts of each module of the block.
+        interval: Where 95 % of the score's resamples lie, None if there were none.
     """
 
     name: str
     score: float | None
     experts: int
+    interval: tuple[float, float] | None = None
 
 
 def read_block(value: Any, path: str) -> BlockPlan:
     """Read a block from decoded JSON at a key path, or raise PlanError."""
-    data = read_object(value, path, ("name", "score", "experts"))
+    data = read_object(value, path, ("name", "score", "experts", "interval"))
+    interval = data["interval"]
+    if interval is not None and len(read_list(interval, f"{path}.interval")) != 2:
+        raise PlanError(f"{path}.interval must be two numbers or null, not {interval}")
     return BlockPlan(
         name=read_text(data["name"], f"{path}.name"),
         score=_number_or_none(data, "score", path),
         experts=read_count(data["experts"], f"{path}.experts"),
+        interval=interval and tuple(read_number(end, f"{path}.interval") for end in interval),
     )
 
 
 def read_module(value: Any, path: str) -> ModulePlan:
     """Read a module from decoded JSON at a key path, or raise PlanError."""
-    keys = ("name", "shape", "experts", "alpha", "x_min", "distance", "tail_size")
+    keys = tuple(field.name for field in fields(ModulePlan))
     data = read_object(value, path, keys)
     shape = read_list(data["shape"], f"{path}.shape")
     if len(shape) != 2:
         raise PlanError(f"{path}.shape must be output features and input features, not {shape}")
     outputs, inputs = (read_count(size, f"{path}.shape[{i}]", 1) for i, size in enumerate(shape))
-    tail_size = data["tail_size"]
     return ModulePlan(
         name=read_text(data["name"], f"{path}.name"),
         shape=(outputs, inputs),
@@ -83,9 +94,16 @@ def read_module(value: Any, path: str) -> ModulePlan:
         alpha=_number_or_none(data, "alpha", path),
         x_min=_number_or_none(data, "x_min", path),
         distance=_number_or_none(data, "distance", path),
-        tail_size=None if tail_size is None else read_count(tail_size, f"{path}.tail_size", 1),
+        tail_size=_count_or_none(data, "tail_size", path),
+        num_eigenvalues=_count_or_none(data, "num_eigenvalues", path),
+        numerical_rank=_count_or_none(data, "numerical_rank", path, least=0),
+        note=None if data["note"] is None else read_text(data["note"], f"{path}.note"),
     )
 
 
 def _number_or_none(data: Mapping[str, Any], key: str, path: str) -> float | None:
     return None if data[key] is None else read_number(data[key], f"{path}.{key}")
+
+
+def _count_or_none(data: Mapping[str, Any], key: str, path: str, least: int = 1) -> int | None:
+    return None if data[key] is None else read_count(data[key], f"{path}.{key}", least)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from axolotl_alphalora.allocation.alphalora import allocate
+from axolotl_alphalora.spectral.settings import QualitySettings
 
 __all__ = ["STRATEGIES", "Budget", "Strategy", "resolve_options"]
 
@@ -32,7 +33,8 @@ class Strategy:
 
     Attributes:
         options: The options it takes, with their defaults. A value given for one must be of its
-            default's type; an integer will do for a float.
+            default's type; an integer will do for a float. Those of
+            :class:`~axolotl_alphalora.spectral.settings.QualitySettings` are checked there.
         allocate: Takes block scores, a complete set of options and the budget; returns block name
             to number of experts.
     """
@@ -54,8 +56,8 @@ def _alphalora(
 
 
 STRATEGIES: dict[str, Strategy] = {
-    # The estimator has done its work when the scores arrive: it is here to be recorded.
-    "alphalora": Strategy({"estimator": "xmin_peak", "beta": 2.5}, _alphalora),
+    # How the scores were measured is past when they arrive: it is here to be checked and recorded.
+    "alphalora": Strategy({**QualitySettings().as_options(), "beta": 2.5}, _alphalora),
 }
 """Strategy name to strategy."""
 
@@ -81,13 +83,22 @@ def resolve_options(strategy: str, given: Mapping[str, Any]) -> dict[str, Any]:
             raise ValueError(
                 f"strategy {strategy!r} has no option {name!r}: it takes {_names(defaults)}"
             )
+        if name in QualitySettings.names():
+            continue
         kind = type(defaults[name])
         accepted = (int, float) if kind is float else kind
         if not isinstance(value, accepted) or (isinstance(value, bool) and kind is not bool):
             raise ValueError(
                 f"option {name!r} of strategy {strategy!r} must be a {kind.__name__}, not {value!r}"
             )
-    return {name: type(default)(given.get(name, default)) for name, default in defaults.items()}
+    try:
+        quality = QualitySettings.from_options(given).as_options()
+    except ValueError as error:
+        raise ValueError(f"strategy {strategy!r}: {error}") from error
+    return {
+        name: quality[name] if name in quality else type(default)(given.get(name, default))
+        for name, default in defaults.items()
+    }
 
 
 def _names(choices: Mapping[str, Any]) -> str:

@@ -6,7 +6,15 @@ from importlib import import_module
 
 import click
 
-_COMMANDS = {"plan": "plan:plan", "quickstart": "quickstart:quickstart"}
+# Help texts stand here too, so that `alphalora --help` need not import the commands.
+_COMMANDS = {
+    "analyze": ("analyze:analyze", "Print how well each block of a model is trained."),
+    "plan": ("plan:plan", "Print how many experts each block gets, and why."),
+    "quickstart": (
+        "quickstart:quickstart",
+        "Fine-tune a real model with AlphaLoRA, end to end, on any machine.",
+    ),
+}
 
 
 class LazyGroup(click.Group):
@@ -20,8 +28,13 @@ class LazyGroup(click.Group):
         """Import a command; None for an unknown name."""
         if cmd_name not in _COMMANDS:
             return None
-        module, _, attribute = _COMMANDS[cmd_name].partition(":")
+        module, _, attribute = _COMMANDS[cmd_name][0].partition(":")
         return getattr(import_module(f".{module}", __name__), attribute)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the commands' first sentences without importing them."""
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, _COMMANDS[name][1]) for name in self.list_commands(ctx)])
 
 
 @click.group(cls=LazyGroup)

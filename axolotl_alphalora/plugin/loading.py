@@ -19,6 +19,7 @@ from ..planning import (
 )
 from .request import plan_request, read_block
 from .saved import check_against_yaml, read_saved, saved_adapter
+from .shared import is_first_process, on_one_process
 
 
 class Allocation:
@@ -45,9 +46,12 @@ class Allocation:
     def settle_from_model(self, model: nn.Module) -> None:
         """Plan from the loaded model, if the base's files could not be read."""
         if self.counts is None:
-            self._take(plan_from_model(self.request, model, _progress))
+            self._take(on_one_process(lambda: plan_from_model(self.request, model, _progress)))
 
     def _settle(self, cfg: Any) -> None:
+        from axolotl.utils.distributed import init_distributed_state
+
+        init_distributed_state()
         _, saved, path = self._key
         if saved is not None:
             config = read_saved(*saved)
@@ -67,17 +71,15 @@ class Allocation:
             self._take(plan)
             return
         try:
-            self._take(plan_from_files(self.request, _progress))
+            self._take(on_one_process(lambda: plan_from_files(self.request, _progress)))
         except WeightsNotReadable as error:
             _logger().warning(
                 "AlphaLoRA: %s. The plan is made from the loaded model's weights instead.", error
             )
 
     def _take(self, plan: Plan) -> None:
-        from axolotl.utils.distributed import is_main_process
-
         self.counts, self.plan = plan.counts, plan.to_dict()
-        if is_main_process():
+        if is_first_process():
             from ..cli.tables import print_plan
 
             print_plan(plan)
@@ -117,7 +119,6 @@ def adapter_config(cfg: Any, allocation: Allocation, model: nn.Module) -> AlphaL
 
 def adapt(cfg: Any, allocation: Allocation, model: Any) -> tuple[peft.PeftModel, peft.PeftConfig]:
     """Wrap the host's model: a new adapter, or the one in `lora_model_dir`."""
-    from axolotl.utils.distributed import is_main_process
     from transformers import set_seed
 
     options: dict[str, Any] = {}
@@ -137,17 +138,16 @@ def adapt(cfg: Any, allocation: Allocation, model: Any) -> tuple[peft.PeftModel,
         if cfg.seed is not None:
             set_seed(cfg.seed)
         adapted = peft.get_peft_model(model, adapter_config(cfg, allocation, model), **options)
-    if is_main_process():
+    if is_first_process():
         adapted.print_trainable_parameters()
     return adapted, adapted.peft_config["default"]
 
 
 def _progress(names: Sequence[str]) -> Callable[[str], None]:
-    from axolotl.utils.distributed import is_main_process
     from transformers.utils import logging as hf_logging
 
     bar = hf_logging.tqdm(
-        total=len(names), desc="AlphaLoRA: spectra", unit="matrix", disable=not is_main_process()
+        total=len(names), desc="AlphaLoRA: spectra", unit="matrix", disable=not is_first_process()
     )
 
     def step(name: str) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ..allocation import Plan
-from ..planning import PlanRequest, skeleton
+from ..planning import PlanRequest, layers
 from .request import plan_request, read_block
 
 
@@ -97,7 +97,7 @@ def _differences(cfg: Any, request: PlanRequest, saved: Mapping[str, Any]) -> It
 def _target_differences(request: PlanRequest, counts: Mapping[str, int]) -> Iterator[str]:
     if not (request.targets.modules or request.targets.linear):
         return
-    targets = request.targets.resolve(skeleton(request))
+    targets = layers(request)
     for name in targets:
         if name not in counts:
             yield f"target module {name} of the YAML has no experts in the adapter"

@@ -10,7 +10,8 @@ from typing import Any
 import yaml
 
 from axolotl_alphalora.quickstart.data import HELD_OUT_FILE, TRAIN_FILE
-from axolotl_alphalora.quickstart.files import QuickstartError, digest, write_text
+from axolotl_alphalora.quickstart.files import QuickstartError, digest
+from axolotl_alphalora.storage import write_whole
 
 CONFIG_FILE = "config.yml"
 ADAPTER_DIRECTORY = "adapter"
@@ -153,7 +154,7 @@ def write_config(directory: Path, model: Path | str, steps: int) -> RunConfig:
     if not is_edited(path):
         text = config_text(directory, model, steps)
         if not path.exists() or path.read_text(encoding="utf-8") != text:
-            write_text(path, text)
+            write_whole(path, text)
     return read_config(path)
 
 

@@ -6,8 +6,9 @@ import json
 from pathlib import Path
 from random import Random
 
-from axolotl_alphalora.quickstart.files import digest, write_text
+from axolotl_alphalora.quickstart.files import digest
 from axolotl_alphalora.quickstart.skills import SKILLS
+from axolotl_alphalora.storage import write_whole
 
 TRAIN_FILE = "train.jsonl"
 HELD_OUT_FILE = "held_out.jsonl"
@@ -50,7 +51,7 @@ def write_data(directory: Path) -> str:
     paths = [directory / name for name in (TRAIN_FILE, HELD_OUT_FILE)]
     for path, rows in zip(paths, make_rows(), strict=True):
         if not path.exists():
-            write_text(path, "".join(json.dumps(row) + "\n" for row in rows))
+            write_whole(path, "".join(json.dumps(row) + "\n" for row in rows))
     return digest(*(path.read_bytes() for path in paths))
 
 

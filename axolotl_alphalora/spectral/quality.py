@@ -1,17 +1,24 @@
-"""Training quality of weight matrices and decoder blocks, read from their spectra."""
+"""Training quality of weight matrices, read from their spectra."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
-from statistics import fmean
 
-from axolotl_alphalora.blocks import group_by_block
-from axolotl_alphalora.spectral.power_law import fit_power_law
-from axolotl_alphalora.spectral.spectrum import significant, spectrum
-from axolotl_alphalora.spectral.weights import WeightSource
+from torch import Tensor
 
-__all__ = ["MatrixQuality", "block_scores", "measure"]
+from axolotl_alphalora.spectral.power_law import (
+    MIN_EIGENVALUES,
+    PowerLawFit,
+    fit_power_law,
+)
+from axolotl_alphalora.spectral.reading import Spectra
+from axolotl_alphalora.spectral.spectrum import pool
+
+__all__ = ["FEW_EIGENVALUES", "MatrixQuality", "assess"]
+
+FEW_EIGENVALUES = 20
+"""An alpha from fewer eigenvalues than this is noted as weak."""
 
 
 @dataclass(frozen=True)
@@ -22,88 +29,87 @@ class MatrixQuality:
         module: Name of the module that owns the weight.
         shape: Shape of the weight as it is stored (a ``Conv1D`` stores input features first).
         alpha: Power-law exponent of the spectrum's upper end; the lower, the heavier the tail and
-            the better trained the matrix.
+            the better trained the matrix. None where no power law can be fitted; so for the next
+            three.
         x_min: Eigenvalue at which the fitted tail starts.
         distance: Kolmogorov-Smirnov distance of the fit.
         tail_size: Number of eigenvalues in the tail.
-        num_eigenvalues: Number of eigenvalues, the smaller side of the matrix.
-        numerical_rank: Number of them above round-off; only these take part in the fit. Where it
-            is smaller than ``num_eigenvalues`` the matrix is rank-deficient and its alpha rests on
-            less than a full spectrum.
+        num_eigenvalues: Number of eigenvalues: the smaller side of the matrix, or of all its
+            windows together.
+        numerical_rank: Number of them above round-off; only these take part in the fit.
+        note: What is out of the ordinary, in words, or None: no power law and why, a
+            rank-deficient matrix, few eigenvalues.
     """
 
     module: str
     shape: tuple[int, int]
-    alpha: float
-    x_min: float
-    distance: float
-    tail_size: int
+    alpha: float | None
+    x_min: float | None
+    distance: float | None
+    tail_size: int | None
     num_eigenvalues: int
     numerical_rank: int
+    note: str | None = None
+
+    @property
+    def standard_error(self) -> float | None:
+        """The fit's asymptotic standard error, (alpha - 1) / sqrt(tail size)."""
+        if self.alpha is None or self.tail_size is None:
+            return None
+        return (self.alpha - 1) / self.tail_size**0.5
 
 
-def measure(
-    weights: WeightSource,
-    module_names: Sequence[str],
-    method: str = "xmin_peak",
-    progress: Callable[[str], None] | None = None,
+def assess(
+    spectra: Spectra,
+    estimator: str = "xmin_peak",
+    fit: Callable[[str, Tensor], PowerLawFit] | None = None,
 ) -> list[MatrixQuality]:
-    """Measure weight matrices, holding one of them in memory at a time.
+    """Fit a power law to every spectrum.
+
+    Zero and round-off eigenvalues never take part. A matrix that is left with fewer than
+    :data:`~axolotl_alphalora.spectral.power_law.MIN_EIGENVALUES` eigenvalues, or with equal ones
+    only, has no alpha; its note says so, and so do the notes of rank-deficient matrices and of
+    those with fewer than :data:`FEW_EIGENVALUES` eigenvalues, whose alphas stand.
 
     Args:
-        weights: Where the weights come from.
-        module_names: The modules to measure.
-        method: Name of the estimator, see
-            :data:`~axolotl_alphalora.spectral.power_law.ESTIMATORS`.
-        progress: Called with a module's name after it is measured.
+        spectra: The spectra.
+        estimator: Name of the estimator.
+        fit: Takes a module's name and its significant eigenvalues instead of
+            :func:`~axolotl_alphalora.spectral.power_law.fit_power_law` with the estimator.
 
     Returns:
-        One row for each module, in the order of ``module_names``.
-
-    Raises:
-        ValueError: If a weight cannot be read, is not a matrix, holds NaN or infinity, or has a
-            spectrum that no power law can be fitted to. The message names the tensor and its file.
+        One row for each spectrum, in their order.
     """
-    qualities = []
-    for name in module_names:
-        weight = weights.tensor(name)
-        try:
-            eigenvalues = spectrum(weight)
-            kept = significant(eigenvalues, (weight.shape[0], weight.shape[1]))
-            fit = fit_power_law(kept, method)
-        except ValueError as error:
-            raise ValueError(f"{weights.location(name)}: {error}") from error
-        qualities.append(
-            MatrixQuality(
-                module=name,
-                shape=(weight.shape[0], weight.shape[1]),
-                alpha=fit.alpha,
-                x_min=fit.x_min,
-                distance=fit.distance,
-                tail_size=fit.tail_size,
-                num_eigenvalues=len(eigenvalues),
-                numerical_rank=len(kept),
-            )
-        )
-        if progress is not None:
-            progress(name)
-    return qualities
+    fit = fit or (lambda name, eigenvalues: fit_power_law(eigenvalues, estimator))
+    return [_assess(spectra, name, fit) for name in spectra.values]
 
 
-def block_scores(qualities: Iterable[MatrixQuality]) -> dict[str, float]:
-    """Return each decoder block's score: the plain mean of its matrices' alphas.
-
-    Kinds of projection differ more in alpha than blocks do, so scores compare only between blocks
-    in which the same projections were measured.
-
-    Args:
-        qualities: Measured matrices, in any order.
-
-    Returns:
-        Block name to score, blocks in natural order.
-    """
-    alphas = {quality.module: quality.alpha for quality in qualities}
-    return {
-        block: fmean(alphas[name] for name in names)
-        for block, names in group_by_block(alphas).items()
-    }
+def _assess(
+    spectra: Spectra, name: str, fit: Callable[[str, Tensor], PowerLawFit]
+) -> MatrixQuality:
+    values = spectra.values[name]
+    shape = spectra.shapes[name]
+    kept = pool(values, spectra.window or shape)
+    rank, number = len(kept), values.numel()
+    fitted, notes = None, []
+    if rank == 0:
+        notes.append("all zero")
+    elif rank < number:
+        notes.append(f"rank {rank} of {number}")
+    if MIN_EIGENVALUES <= rank < FEW_EIGENVALUES:
+        notes.append("few eigenvalues")
+    try:
+        fitted = fit(name, kept)
+    except ValueError as error:
+        notes.append(f"no power law: {error}")
+    return MatrixQuality(
+        module=name,
+        shape=shape,
+        alpha=fitted.alpha if fitted else None,
+        x_min=fitted.x_min if fitted else None,
+        distance=fitted.distance if fitted else None,
+        tail_size=fitted.tail_size if fitted else None,
+        num_eigenvalues=number,
+        numerical_rank=rank,
+        note="; ".join(notes) or None,
+    )

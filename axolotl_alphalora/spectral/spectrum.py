@@ -2,24 +2,30 @@
 
 The eigenvalues are the squared singular values of a matrix, unscaled and uncentred. They are
 taken from the smaller Gram matrix in float64, which on the matrices of a language model gives
-the same exponents as a singular value decomposition at a fraction of its cost.
+the same exponents as a singular value decomposition at a fraction of its cost. The weight is
+converted to float64 slice by slice, never as a whole.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
-
 import torch
 from torch import Tensor
 
-__all__ = ["round_off", "significant", "spectrum"]
+from axolotl_alphalora.spectral.windows import window_grid
 
-_ONE_THREAD_UP_TO = 1024
+__all__ = ["pool", "round_off", "significant", "spectra", "spectrum", "stacked_spectra"]
+
+_SLICE_ELEMENTS = 1 << 22
+"""Most float64 elements (32 MiB) of one converted slice."""
+
+_GRAM_BLOCKS = 4
 
 
 def spectrum(weight: Tensor) -> Tensor:
     """Return the squared singular values of a weight matrix.
+
+    Beyond the weight itself this takes two float64 matrices of the shorter side squared (the Gram
+    matrix and the copy that its decomposition works on) and one slice of at most 32 MiB.
 
     Args:
         weight: The matrix, 2-D, of any floating dtype, on the device where the work is to be done.
@@ -32,22 +38,64 @@ def spectrum(weight: Tensor) -> Tensor:
         ValueError: If the weight is not a non-empty floating-point matrix or holds NaN or
             infinity.
     """
-    if weight.ndim != 2 or weight.numel() == 0 or not weight.is_floating_point():
-        raise ValueError(
-            "a spectrum needs a non-empty floating-point matrix, "
-            f"not a {weight.dtype} tensor of shape {tuple(weight.shape)}"
-        )
-    # One reduction sees every NaN and infinity without a mask as large as the weight.
-    if not torch.isfinite(torch.stack(weight.detach().aminmax())).all():
-        bad = int((~weight.isfinite()).sum())
-        raise ValueError(f"{bad} of {weight.numel()} entries are NaN or infinite")
-    matrix = weight.detach().to(torch.float64)
-    # On small matrices threads cost more in waiting for each other than they win: the 210
-    # matrices of a 576-wide model take 5 s on one of two busy cores and 23 s on both.
-    alone = matrix.device.type == "cpu" and min(matrix.shape) <= _ONE_THREAD_UP_TO
-    with _one_thread() if alone else nullcontext():
-        gram = matrix @ matrix.T if matrix.shape[0] <= matrix.shape[1] else matrix.T @ matrix
-        return torch.linalg.eigvalsh(gram).clamp_(min=0)
+    _check(weight, dimensions=2)
+    return torch.linalg.eigvalsh(_gram(weight.detach())).clamp_(min=0)
+
+
+def spectra(weight: Tensor, window: tuple[int, int] | None = None) -> Tensor:
+    """Return the squared singular values of a weight matrix's windows.
+
+    Args:
+        weight: The matrix, as for :func:`spectrum`.
+        window: Rows and columns of the windows, in the weight's own orientation, placed by
+            :func:`~axolotl_alphalora.spectral.windows.window_grid`; None takes the whole matrix as
+            its only window.
+
+    Returns:
+        One spectrum a row in ascending order, float64, shape ``(W, n)`` with n the shorter side of
+        the window, on the weight's device.
+
+    Raises:
+        ValueError: As :func:`spectrum` does, and if the window does not fit into the matrix.
+    """
+    if window is None:
+        return spectrum(weight)[None]
+    _check(weight, dimensions=2)
+    rows, columns = window
+    places = window_grid((weight.shape[0], weight.shape[1]), window)
+    together = max(1, _SLICE_ELEMENTS // (rows * columns))
+    parts = []
+    for first in range(0, len(places), together):
+        windows = [
+            weight.detach()[row : row + rows, column : column + columns]
+            for row, column in places[first : first + together]
+        ]
+        if len(windows) > 1:
+            parts.append(_stack_eigenvalues(torch.stack(windows)))
+        else:
+            parts.append(torch.linalg.eigvalsh(_gram(windows[0])).clamp_(min=0)[None])
+    return torch.cat(parts)
+
+
+def stacked_spectra(weights: Tensor) -> Tensor:
+    """Return the squared singular values of several matrices of one shape.
+
+    On an accelerator one call for many small matrices saves most of the time that they would spend
+    in waiting for each other. The whole stack is converted to float64.
+
+    Args:
+        weights: The matrices, shape ``(B, rows, columns)``, of any floating dtype.
+
+    Returns:
+        One spectrum a row in ascending order, float64, shape ``(B, min(rows, columns))``, on the
+        weights' device.
+
+    Raises:
+        ValueError: If the stack is not a non-empty 3-D floating-point tensor or holds NaN or
+            infinity.
+    """
+    _check(weights, dimensions=3)
+    return _stack_eigenvalues(weights.detach())
 
 
 def round_off(shape: tuple[int, int]) -> float:
@@ -68,22 +116,59 @@ def significant(eigenvalues: Tensor, shape: tuple[int, int]) -> Tensor:
     """Drop the zero and round-off eigenvalues of a spectrum.
 
     Args:
-        eigenvalues: A spectrum as :func:`spectrum` returns it.
+        eigenvalues: A spectrum as :func:`spectrum` returns it, shape (N,).
         shape: Shape of the weight matrix it belongs to.
 
     Returns:
         The eigenvalues above :func:`round_off` times the largest, in the order given. Their number
         is the numerical rank of the matrix: 0 for a matrix of zeros.
     """
-    return eigenvalues[eigenvalues > eigenvalues.max() * round_off(shape)]
+    return pool(eigenvalues[None], shape)
 
 
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    """Run torch's CPU operators on one thread inside the context."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
+def pool(spectra: Tensor, window: tuple[int, int]) -> Tensor:
+    """Put the significant eigenvalues of several windows together.
+
+    Args:
+        spectra: One spectrum a row as :func:`spectra` returns them, shape (W, n).
+        window: Shape of a window (of the matrix where it is its only window).
+
+    Returns:
+        The eigenvalues above :func:`round_off` times the largest of their own window, window after
+        window, 1-D.
+    """
+    return spectra[spectra > spectra.amax(dim=1, keepdim=True) * round_off(window)]
+
+
+def _check(weight: Tensor, dimensions: int) -> None:
+    if weight.ndim != dimensions or weight.numel() == 0 or not weight.is_floating_point():
+        what = "matrix" if dimensions == 2 else "stack of matrices"
+        raise ValueError(
+            f"a spectrum needs a non-empty floating-point {what}, "
+            f"not a {weight.dtype} tensor of shape {tuple(weight.shape)}"
+        )
+    # One reduction sees every NaN and infinity without a mask as large as the weight.
+    if not torch.isfinite(torch.stack(weight.detach().aminmax())).all():
+        bad = int((~weight.isfinite()).sum())
+        raise ValueError(f"{bad} of {weight.numel()} entries are NaN or infinite")
+
+
+def _gram(weight: Tensor) -> Tensor:
+    """Return the smaller Gram matrix in float64; only its lower triangle is filled."""
+    tall = weight if weight.shape[0] >= weight.shape[1] else weight.T
+    size = tall.shape[1]
+    gram = torch.zeros(size, size, dtype=torch.float64, device=weight.device)
+    block = -(-size // _GRAM_BLOCKS)
+    for part in tall.split(max(1, _SLICE_ELEMENTS // size)):
+        part = part.to(torch.float64)
+        # The upper triangle is never read: leaving it out saves three eighths of the work.
+        for low in range(0, size, block):
+            gram[low:, low : low + block].addmm_(part[:, low:].T, part[:, low : low + block])
+    return gram
+
+
+def _stack_eigenvalues(stack: Tensor) -> Tensor:
+    """Return the ascending squared singular values of each matrix, shape (B, n)."""
+    stack = stack.to(torch.float64)
+    tall = stack if stack.shape[1] >= stack.shape[2] else stack.mT
+    return torch.linalg.eigvalsh(tall.mT @ tall).clamp_(min=0)

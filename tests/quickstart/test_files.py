@@ -13,22 +13,7 @@ from axolotl_alphalora.quickstart.files import (
     locked,
     read_json,
     write_json,
-    write_text,
 )
-
-
-def test_an_interrupted_write_leaves_the_old_file(tmp_path, monkeypatch):
-    path = tmp_path / "file.txt"
-    write_text(path, "old")
-
-    def interrupt(_):
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(os, "fsync", interrupt)
-    with pytest.raises(KeyboardInterrupt):
-        write_text(path, "new")
-    assert path.read_text() == "old"
-    assert os.listdir(tmp_path) == ["file.txt"]
 
 
 def test_a_damaged_json_file_counts_as_empty(tmp_path):

@@ -14,7 +14,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from axolotl_alphalora.quickstart import model as quickstart_model
 from axolotl_alphalora.quickstart.convert import convert
 from axolotl_alphalora.quickstart.files import QuickstartError
-from axolotl_alphalora.quickstart.model import bundled_gguf, cache_root, prepare_model
+from axolotl_alphalora.quickstart.model import bundled_gguf, prepare_model
+from axolotl_alphalora.storage import cache_root
 
 from .conftest import printed
 

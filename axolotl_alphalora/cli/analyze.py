@@ -1,0 +1,200 @@
+"""``alphalora analyze``: layer quality alone, from a model's files."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from .options import Wishes, check_estimator, errors_in_words, shared_options
+
+if TYPE_CHECKING:
+    from ..spectral import Measurement, QualitySettings
+    from .findings import Findings
+
+FORMAT = "axolotl-alphalora-analysis"
+VERSION = 1
+
+
+@click.command()
+@click.argument("model", metavar="MODEL_DIR|HUB_ID|FILE.gguf")
+@click.option(
+    "--estimator",
+    default="xmin_peak",
+    show_default=True,
+    help="xmin_peak, xmin_peak_published, hill, ks or weightwatcher.",
+)
+@click.option(
+    "--window",
+    metavar="auto|N|RxC",
+    help="Pool the spectra of windows of one shape; left out: whole matrices.",
+)
+@click.option(
+    "--aggregate",
+    default="mean",
+    show_default=True,
+    help="How matrices make a block's alpha: mean, median or parameters (mean by size).",
+)
+@click.option("--normalize", is_flag=True, help="Compare alphas within their kind first.")
+@shared_options
+@click.option(
+    "--compare",
+    multiple=True,
+    metavar="SPEC[,SPEC...]",
+    help="Lay other ways beside this one: an estimator, or estimator=hill+window=auto.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
+@click.option("--revision", help="Branch, tag or commit of a hub model.")
+@click.option("--trust-remote-code", is_flag=True, help="Let the model's own code run.")
+def analyze(
+    model: str,
+    estimator: str,
+    window: str | None,
+    aggregate: str,
+    normalize: bool,
+    as_json: bool,
+    revision: str | None,
+    trust_remote_code: bool,
+    **wanted: Any,
+) -> None:
+    """Print how well each block of a model is trained.
+
+    Every linear layer inside a numbered block is measured: the smaller alpha, the heavier the tail
+    of its spectrum and the better trained the layer. Needs no YAML. Only a quantised model is
+    loaded; spectra are kept for the next time.
+
+    With --json the output is one object: `format`, `version`, `model`, `weights` (source, dtype,
+    revision, quantization, digest), `settings` (estimator, window, aggregate, normalize), `trust`
+    (share of the variance between blocks that is more than the fits' errors, or null), `blocks`
+    (name, score, interval or null) and `modules` (module, shape of the stored weight, alpha, x_min,
+    distance, tail_size, num_eigenvalues, numerical_rank, note, standard_error). With --compare it
+    is an object whose `columns` hold `label`, `rank_correlation`, `trust` and `analysis` each.
+    """
+    wishes = Wishes.read(**wanted)
+    from rich.console import Console
+
+    from ..spectral import QualitySettings
+    from .compare import quality_options
+
+    console = Console(stderr=as_json)
+    with errors_in_words():
+        settings = QualitySettings(estimator, _window(window), aggregate, normalize)  # type: ignore[arg-type]
+        others = {spec: replace(settings, **quality_options(spec)) for spec in wishes.compare}
+        for one in (settings, *others.values()):
+            check_estimator(one.estimator, wishes.samples)
+
+        def measured(one: QualitySettings) -> tuple[Measurement, Findings]:
+            return _measure(model, one, revision, trust_remote_code, wishes.samples, console)
+
+        if others:
+            document = _compare(model, settings, others, measured, None if as_json else console)
+        else:
+            document = _show(model, measured(settings), wishes, console, quiet=as_json)
+    if as_json:
+        click.echo(json.dumps(document, indent=2))
+
+
+def _measure(
+    model: str,
+    settings: QualitySettings,
+    revision: str | None,
+    trust_remote_code: bool,
+    samples: int,
+    console: Any,
+) -> tuple[Measurement, Findings]:
+    from ..analysis import measure_model
+    from ..spectral import block_intervals
+    from .findings import Findings
+    from .progress import working
+
+    with working(console) as doing:
+        found = measure_model(
+            model,
+            settings,
+            revision=revision,
+            trust_remote_code=trust_remote_code,
+            progress=doing("Reading spectra"),
+        )
+        intervals = {}
+        if samples:
+            step = doing("Resampling")([row.module for row in found.matrices])
+            intervals = block_intervals(found, samples, progress=step)
+    return found, Findings.of_measurement(found, intervals)
+
+
+def _show(
+    model: str, measured: tuple[Measurement, Findings], wishes: Wishes, console: Any, quiet: bool
+) -> dict[str, Any]:
+    """Print and draw as wished; returns the analysis as JSON values."""
+    from .explain import explain
+    from .tables import print_analysis, print_matrices
+
+    measurement, findings = measured
+    document = _document(model, findings)
+    if not quiet:
+        print_analysis(findings, model, console)
+        if wishes.per_module:
+            console.print()
+            print_matrices(findings.matrices, console)
+    if wishes.plot is not None:
+        from ..plots import Picture, save_plot
+
+        picture = Picture(
+            title=f"Layer quality: {Path(model).name}",
+            scores=findings.scores,
+            intervals=findings.intervals,
+            matrices=findings.matrices,
+            spectra=measurement.spectra if wishes.spectra else None,
+            notes=explain(findings),
+            document=document,
+        )
+        save_plot(picture, wishes.plot)
+        console.print(f"\nDrawn in {wishes.plot}", highlight=False, markup=False, soft_wrap=True)
+    return document
+
+
+def _compare(
+    model: str,
+    settings: QualitySettings,
+    others: Mapping[str, QualitySettings],
+    measured: Any,
+    console: Any,
+) -> dict[str, Any]:
+    from .compare import AS_GIVEN, Column, as_document, print_comparison
+    from .layout import source_line
+
+    columns = []
+    for label, one in {AS_GIVEN: settings, **others}.items():
+        _, findings = measured(one)
+        document = _document(model, findings)
+        columns.append(Column(label, findings.scores, None, document["trust"], document))
+    if console is not None:
+        caption = source_line(model, findings.description)
+        print_comparison(columns, console, "Alpha of each block", caption)
+    return as_document(columns, "analysis")
+
+
+def _document(model: str, findings: Findings) -> dict[str, Any]:
+    from ..analysis import matrix_row
+
+    return {
+        "format": FORMAT,
+        "version": VERSION,
+        "model": model,
+        "weights": dict(findings.description),
+        "settings": asdict(findings.settings),
+        "trust": findings.trust,
+        "blocks": [
+            {"name": name, "score": score, "interval": findings.intervals.get(name)}
+            for name, score in findings.scores.items()
+        ],
+        "modules": [matrix_row(row) for row in findings.matrices],
+    }
+
+
+def _window(text: str | None) -> str | int | None:
+    return int(text) if text is not None and text.isdecimal() else text

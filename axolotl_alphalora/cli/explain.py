@@ -1,0 +1,155 @@
+"""Findings in plain words: what stands out, how sure the fits are, and whether blocks differ."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from statistics import median
+
+from ..analysis import kind_of
+from ..spectral.quality import MatrixQuality
+from .findings import Findings
+
+__all__ = ["NOISE", "POOR_DISTANCE", "SHORT_TAIL", "WARNING", "explain", "is_poor", "plural"]
+
+POOR_DISTANCE = 0.2
+"""A fit is called poor above this distance: the law misplaces a fifth of the tail."""
+
+SHORT_TAIL = 10
+"""A fit is called poor with fewer eigenvalues in its tail: its error is then a third of alpha - 1
+and more."""
+
+NOISE = 0.5
+"""Below this trust most of the differences between blocks are errors of the fits."""
+
+WARNING = "Warning: "
+
+_LISTED = 4
+
+
+def explain(findings: Findings, experts: Mapping[str, int] | None = None) -> list[str]:
+    """Say in sentences what the findings come to.
+
+    Args:
+        findings: What was measured.
+        experts: Block name to its number of experts, to be named with the blocks that stand out.
+
+    Returns:
+        One paragraph a line; one that begins with :data:`WARNING` deserves attention.
+    """
+    return [
+        *_extremes(findings.scores, experts or {}),
+        *_fits(findings.matrices),
+        *_notes(findings.matrices),
+        *_ranking(findings),
+    ]
+
+
+def is_poor(matrix: MatrixQuality) -> bool:
+    """Whether a fit is clearly bad: far off its tail, or of hardly any eigenvalues."""
+    if matrix.distance is None or matrix.tail_size is None:
+        return False
+    return matrix.distance > POOR_DISTANCE or matrix.tail_size < SHORT_TAIL
+
+
+def plural(number: int, one: str, many: str | None = None) -> str:
+    """Return ``1 expert``, ``2 experts``; ``many`` is for a word that takes no s."""
+    return f"{number:,} {one if number == 1 else many or f'{one}s'}"
+
+
+def _extremes(scores: Mapping[str, float], experts: Mapping[str, int]) -> list[str]:
+    if len(scores) < 2:
+        return []
+    least, best = max(scores, key=lambda b: scores[b]), min(scores, key=lambda b: scores[b])
+    if scores[least] == scores[best]:
+        return [f"All {len(scores)} blocks have the same alpha, {scores[best]:.3f}."]
+
+    def words(block: str) -> str:
+        number = f", {plural(experts[block], 'expert')}" if block in experts else ""
+        return f"{block} (alpha {scores[block]:.3f}{number})"
+
+    return [f"Least trained: {words(least)}. Best trained: {words(best)}."]
+
+
+def _fits(matrices: Sequence[MatrixQuality]) -> list[str]:
+    fitted = [row for row in matrices if row.alpha is not None]
+    distances = [row.distance for row in fitted if row.distance is not None]
+    tails = [row.tail_size for row in fitted if row.tail_size is not None]
+    if not distances or not tails:
+        return []
+    usual = median(row.num_eigenvalues for row in fitted)
+    lines = [
+        f"Fits: {plural(len(fitted), 'matrix', 'matrices')}, median distance "
+        f"{median(distances):.3f}, median tail {median(tails):g} of {usual:g} eigenvalues."
+    ]
+    poor = sorted(
+        (row for row in fitted if is_poor(row)), key=lambda row: row.distance or 0, reverse=True
+    )
+    if poor:
+        listed = _listed(poor, lambda row: f"distance {row.distance:.2f}, tail {row.tail_size}")
+        lines.append(
+            f"Poor fits (distance above {POOR_DISTANCE:g} or tail below {SHORT_TAIL}): {listed}."
+        )
+    return lines
+
+
+def _notes(matrices: Sequence[MatrixQuality]) -> list[str]:
+    noted = [row for row in matrices if row.note is not None]
+    known = {kind_of(row.module) for row in matrices if row.alpha is not None}
+    unfitted = [row for row in noted if row.alpha is None]
+    groups = (
+        (
+            "Without a power law, counted with the mean alpha of their kind in the other blocks",
+            [row for row in unfitted if kind_of(row.module) in known],
+        ),
+        (
+            "Left out of every block, since no matrix of their kind has a power law",
+            [row for row in unfitted if kind_of(row.module) not in known],
+        ),
+        (
+            "Fitted to their eigenvalues above round-off only, or to few",
+            [row for row in noted if row.alpha is not None],
+        ),
+    )
+    return [
+        f"{what}: {_listed(rows, lambda row: row.note or '')}." for what, rows in groups if rows
+    ]
+
+
+def _listed(rows: Sequence[MatrixQuality], words: Callable[[MatrixQuality], str]) -> str:
+    names: Iterable[str] = (f"{row.module} ({words(row)})" for row in rows[:_LISTED])
+    more = len(rows) - _LISTED
+    return "; ".join(names) + (f"; and {more} more" if more > 0 else "")
+
+
+def _ranking(findings: Findings) -> list[str]:
+    share = findings.trust
+    if share is None:
+        return []
+    most = "" if findings.intervals or findings.settings.estimator == "hill" else "at most "
+    said = (
+        f"{most}{share:.0%} of the variance between the blocks' alphas is more than the errors of "
+        f"the fits explain. {_judged(findings)}"
+    )
+    if share >= NOISE:
+        return [f"Ranking: {said}"]
+    return [
+        f"{WARNING}the ranking of the blocks rests on noise: {said} An even allocation would be "
+        "as well founded."
+    ]
+
+
+def _judged(findings: Findings) -> str:
+    searched = findings.settings.estimator != "hill"
+    if not findings.intervals:
+        if not searched:
+            return "Judged by asymptotic standard errors; --confidence resamples the spectra."
+        return (
+            "Judged by asymptotic standard errors, as if it were known where each tail starts; "
+            "--confidence resamples the spectra, which counts that choice too."
+        )
+    if not searched and findings.settings.window is None:
+        return (
+            "Judged by resampling, which overstates hill's errors on whole matrices; windows do "
+            "not suffer from that."
+        )
+    return "Judged by resampling the spectra."

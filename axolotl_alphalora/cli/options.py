@@ -1,0 +1,149 @@
+"""Options that `alphalora plan` and `alphalora analyze` share, checked before any measuring."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import click
+
+from ..plots import check_plot
+
+__all__ = ["Wishes", "check_estimator", "errors_in_words", "shared_options"]
+
+_SAMPLES = 100
+
+_OPTIONS = [
+    click.option("--per-module", is_flag=True, help="Also print every matrix."),
+    click.option(
+        "--confidence",
+        is_flag=True,
+        help="Resample the spectra: where 95 % of each block's alphas lie.",
+    ),
+    click.option(
+        "--samples",
+        type=click.IntRange(min=10),
+        help=f"Resamples of --confidence.  [default: {_SAMPLES}]",
+    ),
+    click.option(
+        "--plot",
+        type=click.Path(dir_okay=False, path_type=Path),
+        help="Draw it over depth into a .png, .svg, .pdf or .html file.",
+    ),
+    click.option(
+        "--spectra",
+        is_flag=True,
+        help="With --plot: also the spectra and fits of the least and the best trained block.",
+    ),
+]
+
+
+@dataclass(frozen=True)
+class Wishes:
+    """What is to be shown besides the table of blocks.
+
+    Attributes:
+        per_module: Whether to print every matrix.
+        samples: Resamples for the intervals, 0 for none.
+        plot: File to draw to, None for none.
+        spectra: Whether to draw spectra.
+        compare: Specifications of what to lay side by side.
+    """
+
+    per_module: bool
+    samples: int
+    plot: Path | None
+    spectra: bool
+    compare: list[str]
+
+    @classmethod
+    def read(
+        cls,
+        compare: tuple[str, ...],
+        per_module: bool,
+        confidence: bool,
+        samples: int | None,
+        plot: Path | None,
+        spectra: bool,
+    ) -> Wishes:
+        """Check that options go together.
+
+        Raises:
+            click.UsageError: If they do not, or the plot's suffix is unknown.
+            click.ClickException: If matplotlib is needed and not installed.
+        """
+        if samples is not None and not confidence:
+            raise click.UsageError("--samples says how often --confidence resamples: add it.")
+        if spectra and plot is None:
+            raise click.UsageError("--spectra adds to a plot: name its file with --plot.")
+        specs = [spec.strip() for value in compare for spec in value.split(",")]
+        for option, given in (
+            ("--per-module", per_module),
+            ("--confidence", confidence),
+            ("--plot", plot),
+        ):
+            if specs and given:
+                raise click.UsageError(f"--compare prints a table of its own: leave out {option}.")
+        if plot is not None:
+            try:
+                check_plot(plot)
+            except ValueError as error:
+                raise click.UsageError(str(error)) from error
+            except ImportError as error:
+                raise click.ClickException(str(error)) from error
+        count = (samples or _SAMPLES) if confidence else 0
+        return cls(per_module, count, plot, spectra, list(dict.fromkeys(specs)))
+
+
+def shared_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add the shared options to a command."""
+    for option in reversed(_OPTIONS):
+        command = option(command)
+    return command
+
+
+def check_estimator(estimator: str, samples: int = 0) -> None:
+    """Check that an estimator can run here, and be resampled if that is wanted.
+
+    Raises:
+        ValueError: If it can not be resampled.
+        ImportError: If it needs a package that is not installed.
+    """
+    if estimator != "weightwatcher":
+        return
+    if find_spec("weightwatcher") is None:
+        raise ImportError(
+            "the estimator weightwatcher needs the package of that name: "
+            '`pip install "axolotl-alphalora[weightwatcher]"`'
+        )
+    if samples:
+        raise ValueError(
+            "--confidence with weightwatcher's own fits would take hours: use the estimator ks, "
+            "which gives the same alphas"
+        )
+
+
+@contextmanager
+def errors_in_words() -> Iterator[None]:
+    """Turn errors that say what is wrong into one message without a traceback."""
+    try:
+        yield
+    except (ValueError, TypeError, OSError, ImportError) as error:
+        raise click.ClickException(_message(error)) from error
+
+
+def _message(error: Exception) -> str:
+    """A pydantic error without its header and links; any other as it is."""
+    from pydantic import ValidationError
+
+    if not isinstance(error, ValidationError):
+        return str(error)
+    lines = []
+    for item in error.errors():
+        where = ".".join(["alphalora", *(str(part) for part in item["loc"])])
+        lines.append(f"`{where}`: {item['msg'].removeprefix('Value error, ')}")
+    return "\n".join(lines)

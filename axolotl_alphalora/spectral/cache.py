@@ -1,0 +1,109 @@
+"""What was computed before, on disk: spectra and other facts by the digest of what they belong to.
+
+An entry is one file, written whole, that begins with the digest of its content. A file that is
+cut off, damaged or of another format is as good as none: its content is computed again and the
+file is replaced. So any number of runs can share the directory.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from threading import Lock
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from axolotl_alphalora.spectral.digest import text_digest
+from axolotl_alphalora.storage import cache_root, write_whole
+
+__all__ = ["Cache", "default_cache"]
+
+_FORMAT = b"alphalora-cache-1\n"
+_DIGEST_BYTES = 32
+
+
+class Cache:
+    """A directory of entries.
+
+    Args:
+        directory: Where the entries are; made when the first one is written. None keeps nothing.
+    """
+
+    def __init__(self, directory: Path | None) -> None:
+        self._directory = directory
+        self._writable = True
+        self._lock = Lock()
+
+    @property
+    def directory(self) -> Path | None:
+        """Where the entries are, None if nothing is kept."""
+        return self._directory
+
+    def get(self, kind: str, key: str) -> Any:
+        """Return the JSON value of an entry, None if there is no sound one."""
+        content = self._read(kind, key)
+        return None if content is None else json.loads(content)
+
+    def put(self, kind: str, key: str, value: Any) -> None:
+        """Keep a JSON value."""
+        self._write(kind, key, json.dumps(value).encode())
+
+    def get_tensors(self, kind: str, key: str) -> dict[str, Tensor] | None:
+        """Return the tensors of an entry, None if there is no sound one."""
+        content = self._read(kind, key)
+        if content is None:
+            return None
+        return torch.load(io.BytesIO(content), weights_only=True)
+
+    def put_tensors(self, kind: str, key: str, value: Mapping[str, Tensor]) -> None:
+        """Keep tensors by their names."""
+        buffer = io.BytesIO()
+        torch.save({name: part.detach().cpu().clone() for name, part in value.items()}, buffer)
+        self._write(kind, key, buffer.getvalue())
+
+    def _path(self, kind: str, key: str) -> Path | None:
+        if self._directory is None:
+            return None
+        name = text_digest(key)
+        return self._directory / kind / name[:2] / name
+
+    def _read(self, kind: str, key: str) -> bytes | None:
+        path = self._path(kind, key)
+        if path is None:
+            return None
+        try:
+            content = path.read_bytes()
+        except OSError:
+            return None
+        head = len(_FORMAT) + _DIGEST_BYTES
+        body = content[head:]
+        sound = content[:head] == _FORMAT + hashlib.sha256(body).digest()
+        return body if sound else None
+
+    def _write(self, kind: str, key: str, body: bytes) -> None:
+        path = self._path(kind, key)
+        if path is None or not self._writable:
+            return
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_whole(path, _FORMAT + hashlib.sha256(body).digest() + body, sync=False)
+        except OSError as error:
+            with self._lock:
+                first, self._writable = self._writable, False
+            if first:
+                warnings.warn(
+                    f"Nothing more is kept in the cache {self._directory}: {error}. Set "
+                    "ALPHALORA_CACHE to a directory that can be written.",
+                    stacklevel=2,
+                )
+
+
+def default_cache() -> Cache:
+    """Return the cache in ``spectra`` of :func:`~axolotl_alphalora.storage.cache_root`."""
+    return Cache(cache_root() / "spectra")

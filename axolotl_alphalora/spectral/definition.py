@@ -1,0 +1,204 @@
+"""A model as transformers defines it, without weights: its layers, and which tensors they load.
+
+Needs transformers; everything else in this package does without it.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from axolotl_alphalora.blocks import block_name
+
+__all__ = ["WeightNames", "linear_layers", "load_config", "model_class", "skeleton"]
+
+
+def load_config(
+    model: str,
+    revision: str | None = None,
+    trust_remote_code: bool = False,
+    gguf_file: str | None = None,
+) -> Any:
+    """Read a model's config.
+
+    Args:
+        model: Directory or repository id.
+        revision: Branch, tag or commit of a repository.
+        trust_remote_code: Whether the model's own code may run.
+        gguf_file: Name of a GGUF file in the directory that holds the config.
+
+    Raises:
+        ValueError: If it cannot be read.
+    """
+    from transformers import AutoConfig
+
+    try:
+        return AutoConfig.from_pretrained(
+            model,
+            revision=revision,
+            trust_remote_code=trust_remote_code,
+            **({"gguf_file": gguf_file} if gguf_file else {}),
+        )
+    except (OSError, ValueError) as error:
+        raise ValueError(f"the model {model} cannot be opened: {error}") from error
+
+
+def model_class(config: Any, model: str) -> Any:
+    """Return the auto class that makes a language model of a config.
+
+    Raises:
+        ValueError: If transformers has none for it.
+    """
+    from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
+
+    own_code = "AutoModelForCausalLM" in (getattr(config, "auto_map", None) or {})
+    if own_code or type(config) in AutoModelForCausalLM._model_mapping:
+        return AutoModelForCausalLM
+    if type(config) in AutoModelForImageTextToText._model_mapping:
+        return AutoModelForImageTextToText
+    raise ValueError(
+        f"{model} is a {config.model_type} model, for which transformers has no language model "
+        "head. Experts are planned for language models."
+    )
+
+
+def skeleton(
+    model: str,
+    revision: str | None = None,
+    trust_remote_code: bool = False,
+    gguf_file: str | None = None,
+) -> nn.Module:
+    """Return a model's modules on the meta device: names and sizes, no weights.
+
+    Args:
+        model: Directory or repository id.
+        revision: Branch, tag or commit of a repository.
+        trust_remote_code: Whether the model's own code may run.
+        gguf_file: Name of a GGUF file in the directory that holds the config.
+
+    Raises:
+        ValueError: If the config cannot be read, or transformers has no language model for it.
+    """
+    config = load_config(model, revision, trust_remote_code, gguf_file)
+    # Quantised or not, the linear layers have the same names.
+    if hasattr(config, "quantization_config"):
+        del config.quantization_config
+    factory = model_class(config, model)
+    with torch.device("meta"):
+        return factory.from_config(config, trust_remote_code=trust_remote_code)
+
+
+def linear_layers(model: nn.Module) -> dict[str, tuple[int, int]]:
+    """Return the linear layers inside numbered blocks: not the head, not the embeddings.
+
+    Args:
+        model: A model, on any device.
+
+    Returns:
+        Exact name to (output features, input features), in the model's order.
+    """
+    from transformers.pytorch_utils import Conv1D
+
+    shapes = {}
+    for name, module in model.named_modules():
+        if block_name(name) == name:
+            continue
+        if isinstance(module, Conv1D):
+            shapes[name] = (module.nf, module.nx)
+        elif isinstance(module, nn.Linear):
+            shapes[name] = (module.out_features, module.in_features)
+    return shapes
+
+
+@dataclass(frozen=True)
+class _Source:
+    keys: tuple[str, ...]
+    patterns: tuple[str, ...]
+    target: str
+    converter: Any
+
+
+class WeightNames:
+    """Which stored tensors become which weight when transformers loads a checkpoint.
+
+    Renamings, prefixes, and conversions that fuse or split tensors are those of transformers, so
+    a weight is found under whatever name the checkpoint's authors gave it.
+
+    Args:
+        model: The model's skeleton, see :func:`skeleton`.
+        keys: The keys of all stored tensors.
+    """
+
+    def __init__(self, model: Any, keys: Iterable[str]) -> None:
+        from transformers.conversion_mapping import get_model_conversion_mapping
+        from transformers.core_model_loading import (
+            WeightConverter,
+            WeightRenaming,
+            dot_natural_key,
+            rename_source_key,
+        )
+
+        self._model = model
+        mapping = get_model_conversion_mapping(model)
+        renamings = [entry for entry in mapping if isinstance(entry, WeightRenaming)]
+        converters = [entry for entry in mapping if isinstance(entry, WeightConverter)]
+        of_pattern = {pattern: entry for entry in converters for pattern in entry.source_patterns}
+        state = model.state_dict()
+        collected: dict[str, dict[str, str | None]] = {}
+        for key in sorted(keys, key=dot_natural_key):
+            name, pattern = rename_source_key(
+                key, renamings, converters, model.base_model_prefix, state
+            )
+            if name not in state and key in state:
+                name, pattern = key, None
+            collected.setdefault(name, {})[key] = pattern
+        self._sources: dict[str, _Source] = {}
+        for name, found in collected.items():
+            patterns = tuple(pattern for pattern in found.values() if pattern is not None)
+            converter = of_pattern[patterns[0]] if patterns else None
+            source = _Source(tuple(found), patterns, name, converter)
+            for target in [name] if converter is None else _targets(converter, name):
+                self._sources[target] = source
+        for tied, origin in (getattr(model, "all_tied_weights_keys", None) or {}).items():
+            if tied not in self._sources and origin in self._sources:
+                self._sources[tied] = self._sources[origin]
+
+    def keys_of(self, module_name: str) -> tuple[str, ...]:
+        """Return the keys of the tensors that make up a module's weight, none if there are none."""
+        source = self._sources.get(f"{module_name}.weight")
+        return source.keys if source is not None else ()
+
+    def is_converted(self, module_name: str) -> bool:
+        """Whether a module's weight is computed from what is stored, by more than renaming."""
+        source = self._sources.get(f"{module_name}.weight")
+        return source is not None and source.converter is not None
+
+    def convert(self, module_name: str, stored: Mapping[str, Tensor]) -> Tensor:
+        """Return a module's weight, converted from the stored tensors as transformers would.
+
+        Args:
+            module_name: The module.
+            stored: Its tensors by :meth:`keys_of`.
+        """
+        source = self._sources[f"{module_name}.weight"]
+        converter = copy.deepcopy(source.converter)
+        for key, pattern in zip(source.keys, source.patterns, strict=True):
+            converter.add_tensor(source.target, key, pattern, _giving(stored[key]))
+        made = converter.convert(source.target, model=self._model, config=self._model.config)
+        weight = made[f"{module_name}.weight"]
+        return weight[0] if isinstance(weight, list) else weight
+
+
+def _targets(converter: Any, name: str) -> list[str]:
+    """Return the names of all weights that a converter makes, given that of the first."""
+    first, *others = converter.target_patterns
+    return [name, *(name.replace(first, other) for other in others)]
+
+
+def _giving(tensor: Tensor) -> Any:
+    return lambda: tensor

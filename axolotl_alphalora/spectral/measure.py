@@ -1,0 +1,196 @@
+"""Layer quality of a model: from weights to alphas and block scores."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from axolotl_alphalora.spectral.aggregate import block_errors, block_scores
+from axolotl_alphalora.spectral.cache import Cache
+from axolotl_alphalora.spectral.confidence import bootstrap_alphas, interval, reliability
+from axolotl_alphalora.spectral.power_law import PowerLawFit
+from axolotl_alphalora.spectral.quality import MatrixQuality, assess
+from axolotl_alphalora.spectral.reading import Spectra, read_spectra
+from axolotl_alphalora.spectral.settings import QualitySettings
+from axolotl_alphalora.spectral.weights import WeightSource
+from axolotl_alphalora.spectral.windows import default_window
+
+__all__ = ["Measurement", "block_intervals", "measure", "trust"]
+
+_NORMAL_95 = 1.96
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """The quality of a model's matrices and blocks.
+
+    Attributes:
+        settings: How it was measured; the window is the one that was used.
+        matrices: One row for each matrix.
+        scores: Block name to score.
+        spectra: What the fits rest on.
+        description: What the source of the weights says about itself, and a digest of them.
+    """
+
+    settings: QualitySettings
+    matrices: tuple[MatrixQuality, ...]
+    scores: dict[str, float]
+    spectra: Spectra
+    description: dict[str, Any]
+
+
+def measure(
+    weights: WeightSource,
+    shapes: Mapping[str, tuple[int, int]],
+    settings: QualitySettings | None = None,
+    *,
+    cache: Cache | None = None,
+    progress: Callable[[str], None] | None = None,
+) -> Measurement:
+    """Measure the quality of a model's matrices and blocks.
+
+    Args:
+        weights: Where the weights come from.
+        shapes: Module name to (output features, input features) of the layers to measure.
+        settings: How to measure; the defaults if None.
+        cache: Where spectra are kept; None keeps none.
+        progress: Called with a module's name when its spectrum is there.
+
+    Raises:
+        ValueError: If a weight cannot be read or holds NaN or infinity (names tensor and file), a
+            window does not fit into a matrix, or no matrix at all has an alpha.
+    """
+    settings = settings or QualitySettings()
+    cache = cache or Cache(None)
+    window = settings.window_shape()
+    if window == "auto":
+        window = default_window(shapes.values())
+        settings = replace(settings, window=f"{window[0]}x{window[1]}")
+    assert not isinstance(window, str)
+    try:
+        spectra = read_spectra(weights, shapes, window, cache=cache, progress=progress)
+        fit = None
+        if settings.estimator == "weightwatcher" and window is None:
+            fit = _on_the_matrix(weights, spectra, cache)
+        matrices = assess(spectra, settings.estimator, fit)
+    finally:
+        weights.close()
+    scores = block_scores(matrices, settings.aggregate, settings.normalize)
+    described = {**weights.description, "digest": spectra.digest}
+    return Measurement(settings, tuple(matrices), scores, spectra, described)
+
+
+def block_intervals(
+    measurement: Measurement,
+    samples: int = 100,
+    seed: int = 0,
+    progress: Callable[[str], None] | None = None,
+) -> dict[str, tuple[float, float]]:
+    """Return where 95 % of each block's score lies when its spectra are resampled.
+
+    Every matrix is refitted to resampled eigenvalues, or to resampled windows where there are
+    several; each resample of all matrices gives one score for every block.
+
+    Args:
+        measurement: What was measured.
+        samples: Number of resamples.
+        seed: Seed of the resampling.
+        progress: Called with a module's name when it is resampled.
+
+    Raises:
+        ValueError: For the ``weightwatcher`` estimator, which takes a second a fit.
+    """
+    settings, spectra = measurement.settings, measurement.spectra
+    if settings.estimator == "weightwatcher":
+        raise ValueError(
+            "resampling with weightwatcher's own fits would take hours: use the estimator ks, "
+            "which gives the same alphas"
+        )
+    drawn: dict[str, list[float]] = {}
+    for position, matrix in enumerate(measurement.matrices):
+        name = matrix.module
+        if matrix.alpha is not None:
+            window = spectra.window or spectra.shapes[name]
+            alphas = bootstrap_alphas(
+                spectra.values[name], window, settings.estimator, samples, seed + position
+            )
+            drawn[name] = alphas.tolist()
+        if progress is not None:
+            progress(name)
+    scores: dict[str, list[float]] = {block: [] for block in measurement.scores}
+    for sample in range(samples):
+        matrices = [
+            replace(matrix, alpha=drawn[matrix.module][sample])
+            if matrix.module in drawn
+            else matrix
+            for matrix in measurement.matrices
+        ]
+        for block, score in block_scores(matrices, settings.aggregate, settings.normalize).items():
+            scores[block].append(score)
+    return {
+        block: interval(torch.tensor(values, dtype=torch.float64))
+        for block, values in scores.items()
+    }
+
+
+def trust(
+    settings: QualitySettings,
+    matrices: Iterable[MatrixQuality],
+    scores: Mapping[str, float],
+    intervals: Mapping[str, tuple[float, float]] | None = None,
+) -> float:
+    """Return the share of the differences between blocks that is not noise of the fits.
+
+    Args:
+        settings: How it was measured.
+        matrices: The measured matrices.
+        scores: Block name to score.
+        intervals: Block name to the interval of its score, see :func:`block_intervals`. Without,
+            the fits' asymptotic standard errors are taken, as if eigenvalues were independent.
+
+    Returns:
+        Between 0 and 1, see :func:`~axolotl_alphalora.spectral.confidence.reliability`; below 0.5
+        the ranking rests on noise. NaN for fewer than two blocks.
+    """
+    if intervals:
+        errors = {
+            block: (high - low) / (2 * _NORMAL_95) for block, (low, high) in intervals.items()
+        }
+    else:
+        rows = list(matrices)
+        known = {row.module: row.standard_error for row in rows}
+        errors = block_errors(
+            rows,
+            {name: error for name, error in known.items() if error is not None},
+            settings.aggregate,
+            settings.normalize,
+        )
+    return reliability(scores.values(), [errors[block] for block in scores])
+
+
+def _on_the_matrix(
+    weights: WeightSource, spectra: Spectra, cache: Cache
+) -> Callable[[str, Tensor], PowerLawFit]:
+    """Let weightwatcher analyse each weight itself, and keep what it says."""
+    from importlib.metadata import PackageNotFoundError, version
+
+    from axolotl_alphalora.spectral.weightwatcher import analyze_weightwatcher
+
+    try:
+        release = version("weightwatcher")
+    except PackageNotFoundError:
+        release = "none"  # the analysis says what to install
+
+    def fit(name: str, eigenvalues: Tensor) -> PowerLawFit:
+        key = f"{spectra.fingerprints[name]} {release}"
+        known = cache.get("weightwatcher", key)
+        if known is None:
+            known = asdict(analyze_weightwatcher(weights.tensor(name)))
+            cache.put("weightwatcher", key, known)
+        return PowerLawFit(**known)
+
+    return fit

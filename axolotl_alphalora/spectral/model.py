@@ -1,0 +1,184 @@
+"""A base model on disk: its layers and where their weights are, known without loading it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Container, Mapping
+from functools import cache, cached_property
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from axolotl_alphalora.spectral.cache import Cache
+from axolotl_alphalora.spectral.checkpoint import CheckpointWeights, quantization_method
+from axolotl_alphalora.spectral.digest import text_digest
+from axolotl_alphalora.spectral.files import UnreadableCheckpoint, locate
+from axolotl_alphalora.spectral.loaded import LoadedWeights
+from axolotl_alphalora.spectral.tensors import StoredTensors
+from axolotl_alphalora.spectral.weights import WeightSource
+
+__all__ = ["BaseModel"]
+
+Shapes = dict[str, tuple[int, int]]
+
+_OPTIONAL = {"bias", "g_idx"}
+"""Parts of a layer that do not change its weight, or have the right value where none is stored."""
+
+
+class BaseModel:
+    """A base model on disk or in the hub's cache.
+
+    Three kinds: full-precision files, which are read tensor by tensor; a quantised checkpoint and
+    a ``.gguf`` file, which transformers loads.
+
+    Args:
+        name: Directory, repository id, or path of a ``.gguf`` file.
+        revision: Branch, tag or commit of a repository.
+        trust_remote_code: Whether the model's own code may run.
+        cache: Where layers, digests and spectra are kept; None keeps nothing.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        revision: str | None = None,
+        trust_remote_code: bool = False,
+        cache: Cache | None = None,
+    ) -> None:
+        self.name = name
+        self.cache = cache or Cache(None)
+        self._revision = revision
+        self._trust_remote_code = trust_remote_code
+        self._gguf = Path(name) if name.endswith(".gguf") else None
+        if self._gguf is not None and not self._gguf.is_file():
+            raise UnreadableCheckpoint(f"there is no file {name}")
+        self._files = locate(self._gguf.parent if self._gguf else name, revision)
+
+    @cached_property
+    def skeleton(self) -> nn.Module:
+        """The model's modules on the meta device: names and sizes, no weights.
+
+        Raises:
+            ValueError: If the config cannot be read, or transformers has no language model for it.
+        """
+        from axolotl_alphalora.spectral.definition import skeleton
+
+        if self._gguf is not None:
+            return skeleton(
+                str(self._gguf.parent), trust_remote_code=False, gguf_file=self._gguf.name
+            )
+        return skeleton(self.name, self._revision, self._trust_remote_code)
+
+    @cached_property
+    def quantization(self) -> str | None:
+        """The method that the checkpoint is quantised with, None for full precision."""
+        return "gguf" if self._gguf else quantization_method(self._files)
+
+    def layers(self, choose: Callable[[nn.Module], Shapes], choice: str) -> Shapes:
+        """Return the layers that a function chooses, from the cache if it was asked before.
+
+        Args:
+            choose: Takes the skeleton, returns exact name to (output features, input features).
+            choice: What the function goes by, and the versions of what it uses: equal texts must
+                mean equal answers.
+
+        Raises:
+            ValueError: As :attr:`skeleton` and the function do.
+        """
+        # A model's own code can change what its config means.
+        kept = Cache(None) if self._trust_remote_code else self.cache
+        config = self._files.find("config.json")
+        if self._gguf is None and config is not None:
+            of_config = text_digest(config.read_text(encoding="utf-8"))
+            key = f"{of_config} {version('transformers')} {choice}"
+            known = kept.get("layers", key)
+            if known is None:
+                known = choose(self.skeleton)
+                kept.put("layers", key, known)
+            return {name: (rows, columns) for name, (rows, columns) in known.items()}
+        return choose(self.skeleton)
+
+    def weights(self, shapes: Mapping[str, tuple[int, int]], load: bool = True) -> WeightSource:
+        """Return the weights of layers.
+
+        Args:
+            shapes: The layers.
+            load: Whether a quantised checkpoint may be loaded with transformers.
+
+        Raises:
+            UnreadableCheckpoint: If the files give no weights for the layers; says why.
+        """
+        if self.quantization is None:
+            return self._stored_weights(list(shapes))
+        if not load:
+            raise UnreadableCheckpoint(
+                f"{self.name} is quantised ({self.quantization}): its files hold codes, not weights"
+            )
+        files = self._quantised_files()
+        return LoadedWeights(
+            self.name,
+            self.quantization,
+            lambda: self._load(shapes),
+            files,
+            self.cache,
+            self._files.revision,
+        )
+
+    def _stored_weights(self, names: list[str]) -> CheckpointWeights:
+        stored = StoredTensors(self._files, self.cache)
+        key = " ".join([text_digest("\n".join(names)), stored.layout, version("transformers")])
+        kept = Cache(None) if self._trust_remote_code else self.cache
+        found = kept.get("names", f"{self._config_digest()} {key}")
+        if found is None:
+            table = self._weight_names(stored)
+            found = {
+                "keys": {name: table.keys_of(name) for name in names},
+                "converted": [name for name in names if table.is_converted(name)],
+            }
+            kept.put("names", f"{self._config_digest()} {key}", found)
+        return CheckpointWeights(
+            stored, found["keys"], found["converted"], cache(lambda: self._weight_names(stored))
+        )
+
+    def _weight_names(self, stored: StoredTensors) -> Any:
+        from axolotl_alphalora.spectral.definition import WeightNames
+
+        return WeightNames(self.skeleton, stored.infos)
+
+    def _config_digest(self) -> str:
+        config = self._files.find("config.json")
+        return text_digest(config.read_text(encoding="utf-8") if config else self.name)
+
+    def _quantised_files(self) -> list[Path]:
+        if self._gguf is not None:
+            return [self._gguf]
+        stored = StoredTensors(self._files)
+        config = self._files.find("config.json")
+        assert config is not None
+        return [config, *{info.path for info in stored.infos.values()}]
+
+    def _load(self, names: Container[str]) -> nn.Module:
+        import torch
+
+        from axolotl_alphalora.spectral.definition import load_config, model_class
+
+        options: dict[str, Any]
+        if self._gguf is not None:
+            place, options = str(self._gguf.parent), {"gguf_file": self._gguf.name}
+        else:
+            place, options = self.name, {"revision": self._revision}
+        config = load_config(place, trust_remote_code=self._trust_remote_code, **options)
+        model, report = model_class(config, self.name).from_pretrained(
+            place,
+            dtype="auto",
+            device_map={"": 0 if torch.cuda.is_available() else "cpu"},
+            trust_remote_code=self._trust_remote_code,
+            output_loading_info=True,
+            **options,
+        )
+        for key in sorted(report["missing_keys"]):
+            module, _, leaf = key.rpartition(".")
+            if module in names and leaf not in _OPTIONAL:
+                raise ValueError(f"it finds no {key!r} there and would fill in random values")
+        return model

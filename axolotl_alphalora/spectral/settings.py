@@ -1,0 +1,87 @@
+"""How layer quality is measured, as plain values."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+from axolotl_alphalora.spectral.aggregate import AGGREGATES
+from axolotl_alphalora.spectral.power_law import ESTIMATORS
+
+__all__ = ["QualitySettings"]
+
+
+@dataclass(frozen=True)
+class QualitySettings:
+    """How layer quality is measured.
+
+    Attributes:
+        estimator: Which eigenvalue starts the power law's tail, see
+            :func:`~axolotl_alphalora.spectral.power_law.fit_power_law`.
+        window: Shape of the windows whose eigenvalues are pooled, as ``"128x128"`` (rows, columns
+            of the stored weight), or ``"auto"`` for the largest square that fits all matrices;
+            None takes every matrix whole. A number N or a pair [R, C] will do too.
+        aggregate: How a block's matrices make its score, see
+            :func:`~axolotl_alphalora.spectral.aggregate.block_scores`.
+        normalize: Whether alphas are first compared within their kind of projection.
+
+    Raises:
+        ValueError: If a value is none of these; names the option.
+    """
+
+    estimator: str = "xmin_peak"
+    window: str | None = None
+    aggregate: str = "mean"
+    normalize: bool = False
+
+    def __post_init__(self) -> None:
+        for option, choices in (("estimator", ESTIMATORS), ("aggregate", AGGREGATES)):
+            value = getattr(self, option)
+            if value not in choices:
+                raise ValueError(f"unknown {option} {value!r}: choose one of {', '.join(choices)}")
+        if not isinstance(self.normalize, bool):
+            raise ValueError(f"normalize must be true or false, not {self.normalize!r}")
+        object.__setattr__(self, "window", _window_text(self.window))
+
+    @classmethod
+    def names(cls) -> tuple[str, ...]:
+        """Return the names of the options."""
+        return tuple(field.name for field in fields(cls))
+
+    @classmethod
+    def from_options(cls, options: Mapping[str, Any]) -> QualitySettings:
+        """Take the options that belong here; the others are somebody else's."""
+        return cls(**{name: options[name] for name in cls.names() if name in options})
+
+    def as_options(self) -> dict[str, Any]:
+        """Return the options as plain JSON values."""
+        return asdict(self)
+
+    def window_shape(self) -> tuple[int, int] | str | None:
+        """Return rows and columns of the windows, ``"auto"``, or None."""
+        if self.window is None or self.window == "auto":
+            return self.window
+        rows, _, columns = self.window.partition("x")
+        return int(rows), int(columns)
+
+
+def _window_text(value: Any) -> str | None:
+    if value is None or value == "auto":
+        return value
+    if isinstance(value, int) and not isinstance(value, bool):
+        value = [value, value]
+    if isinstance(value, str) and re.fullmatch(r"\d+x\d+", value):
+        value = [int(side) for side in value.split("x")]
+    if (
+        isinstance(value, list | tuple)
+        and len(value) == 2
+        and all(isinstance(side, int) and not isinstance(side, bool) for side in value)
+        and min(value) >= 3
+    ):
+        return f"{value[0]}x{value[1]}"
+    raise ValueError(
+        f'window must be null, "auto", a side such as 128 or a shape such as "128x64" '
+        f"of 3 or more each, not {value!r}"
+    )

@@ -1,0 +1,102 @@
+"""In a launch of several processes one plans, and all get its plan or its error."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import LlamaForCausalLM
+
+from axolotl_alphalora.plugin.shared import is_first_process, on_one_process
+from conftest import tiny_llama_config
+
+RANKS = Path(__file__).with_name("ranks.py")
+
+
+def on_two_ranks(what: str, folder: Path, config: Path | str = "") -> tuple[list[int], list]:
+    """The exit codes of two ranks and what each wrote down, None if nothing."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2"}
+    ranks = [
+        subprocess.Popen(
+            [sys.executable, str(RANKS), what, str(config), str(folder)],
+            env={
+                **os.environ,
+                **shared,
+                "RANK": str(rank),
+                "LOCAL_RANK": str(rank),
+                "OMP_NUM_THREADS": "1",
+                "ALPHALORA_CACHE": str(folder / "cache"),
+            },
+        )
+        for rank in range(2)
+    ]
+    codes = [rank.wait(timeout=300) for rank in ranks]
+    files = [folder / f"rank-{rank}.json" for rank in range(2)]
+    return codes, [json.loads(f.read_text()) if f.exists() else None for f in files]
+
+
+@pytest.fixture
+def config(tmp_path):
+    torch.manual_seed(0)
+    LlamaForCausalLM(tiny_llama_config()).save_pretrained(tmp_path / "model")
+    path = tmp_path / "config.json"
+    settings = {
+        "base_model": str(tmp_path / "model"),
+        "output_dir": str(tmp_path / "out"),
+        "adapter": "alphalora",
+        "lora_r": 4,
+        "lora_alpha": 8,
+        "lora_target_linear": True,
+        "alphalora": {"experts_per_block": 3},
+    }
+    path.write_text(json.dumps(settings))
+    return path
+
+
+def test_one_rank_reads_and_both_have_the_plan(config, tmp_path):
+    codes, (first, second) = on_two_ranks("plan", tmp_path, config)
+    assert codes == [0, 0]
+    assert first["counts"] == second["counts"]
+    assert first["plan"] == second["plan"]
+    assert len(first["counts"]) == 14
+    assert (first["read"], second["read"]) == (14, 0)
+
+
+def test_a_failure_reaches_both_ranks_as_the_same_error(config, tmp_path):
+    file = tmp_path / "model" / "model.safetensors"
+    stored = load_file(file)
+    name = "model.layers.1.mlp.up_proj.weight"
+    stored[name][3, 4] = float("nan")
+    save_file(stored, file, metadata={"format": "pt"})
+    codes, (first, second) = on_two_ranks("plan", tmp_path, config)
+    assert codes == [0, 0]
+    assert first == second
+    assert first["type"] == "ValueError"
+    assert f"tensor '{name}' of {file}: 1 of 8192 entries are NaN" in first["error"]
+
+
+def test_an_error_that_cannot_be_sent_arrives_as_its_text(tmp_path):
+    _, (first, second) = on_two_ranks("fail_oddly", tmp_path)
+    assert first == second == {"type": "RuntimeError", "error": "Odd: this and that"}
+
+
+def test_a_killed_rank_leaves_an_error_and_no_hang(tmp_path):
+    codes, (first, second) = on_two_ranks("die", tmp_path)
+    assert codes[0] == 9
+    assert first is None
+    assert "error" in second
+
+
+def test_a_single_process_works_for_itself():
+    assert is_first_process()
+    assert on_one_process(lambda: 5) == 5
+    with pytest.raises(KeyError):
+        on_one_process(lambda: {}["missing"])
