@@ -8,23 +8,15 @@ from contextlib import nullcontext
 from dataclasses import fields
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
-
-from torch import nn
+from typing import TYPE_CHECKING, Any
 
 from .blocks import block_name
-from .spectral import (
-    BaseModel,
-    Cache,
-    LiveWeights,
-    MatrixQuality,
-    Measurement,
-    QualitySettings,
-    WeightSource,
-    default_cache,
-    measure,
-    trust,
-)
+from .settings import QualitySettings
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from .spectral import Cache, MatrixQuality, Measurement, WeightSource
 
 __all__ = ["analyze", "kind_of", "matrix_row", "measure_model"]
 
@@ -97,6 +89,8 @@ def analyze(
         from pandas import DataFrame
     except ImportError:
         return rows
+    from .spectral import trust
+
     table = DataFrame(rows, columns=list(rows[0]))
     table.attrs = {
         "description": dict(found.description),
@@ -129,6 +123,10 @@ def measure_model(
         ValueError: If the model has no such layer, or it or a weight cannot be read.
         ImportError: If weightwatcher is chosen and not installed.
     """
+    from torch import nn
+
+    from .spectral import BaseModel, LiveWeights, default_cache, measure
+
     cache = default_cache() if cache is None else cache
     weights: WeightSource
     if isinstance(model, nn.Module):
@@ -188,6 +186,8 @@ def _live_layers(model: nn.Module) -> Shapes:
 
     An adapter's own matrices are linear layers too, but not the model's.
     """
+    from torch import nn
+
     layers = _linear_layers(model)
     wrapped = {
         name

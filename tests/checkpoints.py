@@ -6,7 +6,7 @@ import time
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from transformers import (
     AutoModelForCausalLM,
     AutoModelForImageTextToText,
@@ -28,8 +28,10 @@ from transformers import (
 )
 from transformers.models.hrm_text import HrmTextConfig
 
-from axolotl_alphalora.spectral import BaseModel, Cache, WeightSource
+from axolotl_alphalora.spectral import BaseModel, Cache, CheckpointWeights, WeightSource
 from axolotl_alphalora.spectral.definition import linear_layers
+from axolotl_alphalora.spectral.files import locate
+from axolotl_alphalora.spectral.tensors import StoredTensors
 
 _TEXT = {
     "vocab_size": 64,
@@ -85,12 +87,12 @@ CONFIGS: dict[str, PretrainedConfig] = {
 }
 
 
-def tiny_model(family: str) -> PreTrainedModel:
-    """Return a model of a family with weights of its own."""
+def tiny_model(family: str, seed: int = 0) -> PreTrainedModel:
+    """Return a model of a family with random weights."""
     config = CONFIGS[family]
     causal = type(config) in AutoModelForCausalLM._model_mapping
     factory = AutoModelForCausalLM if causal else AutoModelForImageTextToText
-    torch.manual_seed(0)
+    torch.manual_seed(seed)
     return factory.from_config(config)
 
 
@@ -126,3 +128,20 @@ def opened(
     base = BaseModel(str(directory), cache=cache)
     shapes = base.layers(linear_layers, "linear")
     return base.weights(shapes), shapes
+
+
+def written(
+    directory: Path, weights: dict[str, torch.Tensor], cache: Cache | None = None
+) -> CheckpointWeights:
+    """Store matrices under the names of their modules and open them, without any model."""
+    file = directory / "model.safetensors"
+    save_file(
+        {f"{name}.weight": tensor.clone().contiguous() for name, tensor in weights.items()}, file
+    )
+    stored = StoredTensors(locate(directory), cache)
+    return CheckpointWeights(stored, {name: [f"{name}.weight"] for name in weights})
+
+
+def shapes_of(weights: dict[str, torch.Tensor]) -> dict[str, tuple[int, int]]:
+    """Return what a model would say of its layers."""
+    return {name: (tensor.shape[0], tensor.shape[1]) for name, tensor in weights.items()}

@@ -1,6 +1,8 @@
 """Shared fixtures: no network, quiet host, a tiny random Llama."""
 
+import atexit
 import os
+import shutil
 import tempfile
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -11,12 +13,13 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 # What one run of the tests keeps must not come from, or stay for, another.
-_CACHE = tempfile.TemporaryDirectory(prefix="alphalora-tests-")
-os.environ["ALPHALORA_CACHE"] = _CACHE.name
+os.environ["ALPHALORA_CACHE"] = tempfile.mkdtemp(prefix="alphalora-tests-")
 
 import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
+
+atexit.register(shutil.rmtree, os.environ["ALPHALORA_CACHE"], ignore_errors=True)
 
 
 def tiny_llama_config(**changes) -> LlamaConfig:

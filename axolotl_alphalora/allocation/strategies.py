@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from axolotl_alphalora.allocation.alphalora import allocate
-from axolotl_alphalora.spectral.settings import QualitySettings
+from axolotl_alphalora.settings import QualitySettings
 
 __all__ = ["STRATEGIES", "Budget", "Strategy", "resolve_options"]
 
@@ -34,7 +34,7 @@ class Strategy:
     Attributes:
         options: The options it takes, with their defaults. A value given for one must be of its
             default's type; an integer will do for a float. Those of
-            :class:`~axolotl_alphalora.spectral.settings.QualitySettings` are checked there.
+            :class:`~axolotl_alphalora.settings.QualitySettings` are checked there.
         allocate: Takes block scores, a complete set of options and the budget; returns block name
             to number of experts.
     """

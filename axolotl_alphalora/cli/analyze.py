@@ -10,23 +10,26 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from ..settings import AGGREGATES, ESTIMATORS, QualitySettings
 from .options import Wishes, check_estimator, errors_in_words, shared_options
 
 if TYPE_CHECKING:
-    from ..spectral import Measurement, QualitySettings
+    from ..spectral import Measurement
     from .findings import Findings
 
 FORMAT = "axolotl-alphalora-analysis"
 VERSION = 1
+_DEFAULTS = QualitySettings()
 
 
 @click.command()
 @click.argument("model", metavar="MODEL_DIR|HUB_ID|FILE.gguf")
 @click.option(
     "--estimator",
-    default="xmin_peak",
+    type=click.Choice(ESTIMATORS),
+    default=_DEFAULTS.estimator,
     show_default=True,
-    help="xmin_peak, xmin_peak_published, hill, ks or weightwatcher.",
+    help="How to choose where the power law's tail starts.",
 )
 @click.option(
     "--window",
@@ -35,9 +38,10 @@ VERSION = 1
 )
 @click.option(
     "--aggregate",
-    default="mean",
+    type=click.Choice(AGGREGATES),
+    default=_DEFAULTS.aggregate,
     show_default=True,
-    help="How matrices make a block's alpha: mean, median or parameters (mean by size).",
+    help="How matrices make a block's alpha; parameters: the mean by size.",
 )
 @click.option("--normalize", is_flag=True, help="Compare alphas within their kind first.")
 @shared_options
@@ -77,7 +81,6 @@ def analyze(
     wishes = Wishes.read(**wanted)
     from rich.console import Console
 
-    from ..spectral import QualitySettings
     from .compare import quality_options
 
     console = Console(stderr=as_json)

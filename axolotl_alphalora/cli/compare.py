@@ -10,8 +10,7 @@ from typing import Any
 from rich.console import Console
 
 from ..allocation import STRATEGIES
-from ..spectral.power_law import ESTIMATORS
-from ..spectral.settings import QualitySettings
+from ..settings import ESTIMATORS, QualitySettings
 from .layout import GAP, plain_table, print_lines, print_table, shorten
 
 __all__ = ["AS_GIVEN", "Column", "as_document", "print_comparison", "read_spec"]

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from statistics import median
+from typing import TYPE_CHECKING
 
 from ..analysis import kind_of
-from ..spectral.quality import MatrixQuality
 from .findings import Findings
+
+if TYPE_CHECKING:
+    from ..spectral import MatrixQuality
 
 __all__ = ["NOISE", "POOR_DISTANCE", "SHORT_TAIL", "WARNING", "explain", "is_poor", "plural"]
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..allocation import Plan
-from ..spectral.measure import Measurement, trust
-from ..spectral.quality import MatrixQuality
-from ..spectral.settings import QualitySettings
+from ..settings import QualitySettings
+
+if TYPE_CHECKING:
+    from ..spectral import MatrixQuality, Measurement
 
 __all__ = ["Findings"]
 
@@ -45,6 +46,8 @@ class Findings:
     @classmethod
     def of_plan(cls, plan: Plan) -> Findings | None:
         """Read what a plan records; None for a strategy that goes by no measured scores."""
+        from ..spectral import MatrixQuality
+
         scores = {block.name: block.score for block in plan.blocks if block.score is not None}
         matrices = tuple(
             MatrixQuality(
@@ -74,5 +77,7 @@ class Findings:
     @property
     def trust(self) -> float | None:
         """Share of the variance between blocks that is not noise; None for a single block."""
+        from ..spectral import trust
+
         share = trust(self.settings, self.matrices, self.scores, self.intervals or None)
         return None if math.isnan(share) else share

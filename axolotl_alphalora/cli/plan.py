@@ -60,7 +60,7 @@ def plan(source: str, as_json: bool, output: Path | None, **wanted: Any) -> None
         click.echo(json.dumps(document, indent=2))
     if output is not None:
         console.print(
-            f"\nSaved to {output}. In the YAML: alphalora: {{plan: {output}}}",
+            f"\nSaved to {output}\nIn the YAML: alphalora: {{plan: {output}}}",
             highlight=False,
             markup=False,
             soft_wrap=True,
@@ -115,7 +115,8 @@ def _plan(request: PlanRequest, saved: str | None, console: Any, samples: int) -
 def _measured(request: PlanRequest, plan: Plan) -> Measurement:
     """Return the measurement that a plan rests on; its spectra are in the cache by now."""
     from ..planning import base_model
-    from ..spectral import QualitySettings, measure
+    from ..settings import QualitySettings
+    from ..spectral import measure
 
     shapes = {module.name: module.shape for module in plan.modules}
     base = base_model(request)

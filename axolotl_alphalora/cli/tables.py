@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from statistics import median
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.table import Table
@@ -11,7 +12,6 @@ from rich.table import Table
 from ..allocation import Plan, expert_parameters
 from ..analysis import kind_of
 from ..blocks import block_name, group_by_block
-from ..spectral.quality import MatrixQuality
 from .explain import explain, is_poor
 from .findings import Findings
 from .layout import (
@@ -23,6 +23,9 @@ from .layout import (
     source_line,
     split_width,
 )
+
+if TYPE_CHECKING:
+    from ..spectral import MatrixQuality
 
 __all__ = ["print_analysis", "print_matrices", "print_plan"]
 

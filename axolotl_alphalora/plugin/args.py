@@ -131,6 +131,7 @@ class AlphaLoraConfigBlock(BaseModel):
                 )
             self.experts_per_block = None
         self._fill_nulls()
+        self._check_allocation()
         self._check_bounds()
         return self
 
@@ -152,6 +153,15 @@ class AlphaLoraConfigBlock(BaseModel):
             self.min_experts = 1
         if self.experts_per_block is None and self.total_experts is None:
             self.experts_per_block = 5
+
+    def _check_allocation(self) -> None:
+        from axolotl_alphalora.allocation import resolve_options
+
+        options = dict(self.allocation or {})
+        try:
+            resolve_options(options.pop("strategy"), options)
+        except ValueError as error:
+            raise ValueError(f"`alphalora.allocation`: {error}") from error
 
     def _check_bounds(self) -> None:
         least = self.min_experts or 1

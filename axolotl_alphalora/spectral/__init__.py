@@ -1,6 +1,7 @@
 """Spectral quality of weight matrices: where weights come from, spectra, power laws, scores."""
 
-from axolotl_alphalora.spectral.aggregate import AGGREGATES, block_scores
+from axolotl_alphalora.settings import AGGREGATES, ESTIMATORS, QualitySettings
+from axolotl_alphalora.spectral.aggregate import block_scores
 from axolotl_alphalora.spectral.cache import Cache, default_cache
 from axolotl_alphalora.spectral.checkpoint import CheckpointWeights, MissingTensor
 from axolotl_alphalora.spectral.confidence import interval
@@ -8,10 +9,9 @@ from axolotl_alphalora.spectral.files import UnreadableCheckpoint
 from axolotl_alphalora.spectral.loaded import LoadedWeights
 from axolotl_alphalora.spectral.measure import Measurement, block_intervals, measure, trust
 from axolotl_alphalora.spectral.model import BaseModel
-from axolotl_alphalora.spectral.power_law import ESTIMATORS, PowerLawFit, fit_power_law
+from axolotl_alphalora.spectral.power_law import PowerLawFit, fit_power_law
 from axolotl_alphalora.spectral.quality import MatrixQuality, assess
 from axolotl_alphalora.spectral.reading import Spectra, read_spectra
-from axolotl_alphalora.spectral.settings import QualitySettings
 from axolotl_alphalora.spectral.spectrum import significant, spectra, spectrum
 from axolotl_alphalora.spectral.weights import LiveWeights, WeightSource
 

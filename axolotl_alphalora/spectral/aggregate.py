@@ -9,6 +9,7 @@ from statistics import fmean, median, pstdev
 from typing import Protocol
 
 from axolotl_alphalora.blocks import block_name, group_by_block
+from axolotl_alphalora.settings import AGGREGATES
 
 __all__ = ["AGGREGATES", "Measured", "block_errors", "block_scores"]
 
@@ -190,6 +191,3 @@ _AGGREGATES: dict[str, Callable[[Sequence[float], Sequence[int]], float]] = {
     "median": _median,
     "parameters": _weighted,
 }
-
-AGGREGATES = tuple(_AGGREGATES)
-"""Names of the ways in which a block's score follows from its matrices' exponents."""

@@ -63,6 +63,8 @@ class Cache:
 
     def put_tensors(self, kind: str, key: str, value: Mapping[str, Tensor]) -> None:
         """Keep tensors by their names."""
+        if self._directory is None:
+            return
         buffer = io.BytesIO()
         torch.save({name: part.detach().cpu().clone() for name, part in value.items()}, buffer)
         self._write(kind, key, buffer.getvalue())

@@ -118,7 +118,8 @@ class CheckpointWeights:
     def _check(self, module: str, keys: Sequence[str]) -> None:
         if not keys:
             name = f"{module}.weight"
-            near = difflib.get_close_matches(name, self._stored.infos, n=1, cutoff=0)
+            own = [key for key in self._stored.infos if f"{module}." in key]
+            near = difflib.get_close_matches(name, own or self._stored.infos, n=1, cutoff=0)
             hint = f"; the nearest tensor is {near[0]!r}" if near else ""
             raise MissingTensor(
                 f"{self._stored.name} holds no weight for module {module!r}: no tensor becomes "

@@ -103,11 +103,13 @@ def _without_bias(module: Any) -> Iterator[None]:
         yield
         return
     kept = module.bias.clone()
-    module.bias.zero_()
+    with torch.inference_mode():  # else a bias made in that mode could not be written
+        module.bias.zero_()
     try:
         yield
     finally:
-        module.bias.copy_(kept)  # the layer may have replaced the tensor meanwhile
+        with torch.inference_mode():
+            module.bias.copy_(kept)  # the layer may have replaced the tensor meanwhile
 
 
 def _by_peft(name: str, module: nn.Module) -> Tensor:

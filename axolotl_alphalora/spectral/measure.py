@@ -9,13 +9,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from axolotl_alphalora.settings import QualitySettings
 from axolotl_alphalora.spectral.aggregate import block_errors, block_scores
 from axolotl_alphalora.spectral.cache import Cache
 from axolotl_alphalora.spectral.confidence import bootstrap_alphas, interval, reliability
 from axolotl_alphalora.spectral.power_law import PowerLawFit
 from axolotl_alphalora.spectral.quality import MatrixQuality, assess
 from axolotl_alphalora.spectral.reading import Spectra, read_spectra
-from axolotl_alphalora.spectral.settings import QualitySettings
+from axolotl_alphalora.spectral.threads import one_thread
 from axolotl_alphalora.spectral.weights import WeightSource
 from axolotl_alphalora.spectral.windows import default_window
 
@@ -115,9 +116,10 @@ def block_intervals(
         name = matrix.module
         if matrix.alpha is not None:
             window = spectra.window or spectra.shapes[name]
-            alphas = bootstrap_alphas(
-                spectra.values[name], window, settings.estimator, samples, seed + position
-            )
+            with one_thread():
+                alphas = bootstrap_alphas(
+                    spectra.values[name], window, settings.estimator, samples, seed + position
+                )
             drawn[name] = alphas.tolist()
         if progress is not None:
             progress(name)

@@ -166,12 +166,14 @@ class BaseModel:
         options: dict[str, Any]
         if self._gguf is not None:
             place, options = str(self._gguf.parent), {"gguf_file": self._gguf.name}
+            dtype: Any = torch.float32
         else:
             place, options = self.name, {"revision": self._revision}
+            dtype = "auto"
         config = load_config(place, trust_remote_code=self._trust_remote_code, **options)
         model, report = model_class(config, self.name).from_pretrained(
             place,
-            dtype="auto",
+            dtype=dtype,
             device_map={"": 0 if torch.cuda.is_available() else "cpu"},
             trust_remote_code=self._trust_remote_code,
             output_loading_info=True,

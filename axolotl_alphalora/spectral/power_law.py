@@ -26,6 +26,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from axolotl_alphalora.settings import ESTIMATORS
+
 __all__ = [
     "ESTIMATORS",
     "MIN_EIGENVALUES",
@@ -303,6 +305,3 @@ _WEIGHTWATCHER = "weightwatcher"
 
 OWN_ESTIMATORS = tuple(_CANDIDATES)
 """Names of the estimators that need nothing but this module."""
-
-ESTIMATORS = (*OWN_ESTIMATORS, _WEIGHTWATCHER)
-"""Names of the estimators that :func:`fit_power_law` knows."""

@@ -14,6 +14,7 @@ from axolotl_alphalora.spectral.power_law import (
 )
 from axolotl_alphalora.spectral.reading import Spectra
 from axolotl_alphalora.spectral.spectrum import pool
+from axolotl_alphalora.spectral.threads import one_thread
 
 __all__ = ["FEW_EIGENVALUES", "MatrixQuality", "assess"]
 
@@ -81,7 +82,8 @@ def assess(
         One row for each spectrum, in their order.
     """
     fit = fit or (lambda name, eigenvalues: fit_power_law(eigenvalues, estimator))
-    return [_assess(spectra, name, fit) for name in spectra.values]
+    with one_thread():
+        return [_assess(spectra, name, fit) for name in spectra.values]
 
 
 def _assess(

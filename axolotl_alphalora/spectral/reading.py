@@ -14,6 +14,7 @@ from torch import Tensor
 from axolotl_alphalora.spectral.cache import Cache
 from axolotl_alphalora.spectral.digest import combined_digest
 from axolotl_alphalora.spectral.spectrum import spectra, stacked_spectra
+from axolotl_alphalora.spectral.threads import same_threads_after
 from axolotl_alphalora.spectral.weights import WeightSource
 
 __all__ = ["Spectra", "read_spectra"]
@@ -21,7 +22,7 @@ __all__ = ["Spectra", "read_spectra"]
 _KIND = "spectra-1"
 _ONE_THREAD_UP_TO = 1024
 _READERS = 4
-_STACK_ELEMENTS = 1 << 28
+_STACK_ELEMENTS = 1 << 27
 
 
 @dataclass(frozen=True)
@@ -125,7 +126,7 @@ def _compute_on_cpu(
     small = [name for name in names if min(shapes[name]) <= _ONE_THREAD_UP_TO]
     large = [name for name in names if min(shapes[name]) > _ONE_THREAD_UP_TO]
     workers = max(1, torch.get_num_threads())
-    with _restored_threads():
+    with same_threads_after():
         if small:
             with ThreadPoolExecutor(workers, initializer=_use_one_thread) as pool:
                 yield from _ahead(pool, lambda name: _compute(job, name), small, 2 * workers)
@@ -176,6 +177,9 @@ def _computed(job: _Job, name: str, weight: Tensor) -> _Row:
 
 
 def _computed_together(job: _Job, batch: Sequence[tuple[str, Tensor]]) -> Iterator[_Row]:
+    if len(batch) == 1:  # a large one, which is better taken in slices
+        yield _computed(job, *batch[0])
+        return
     stack = torch.stack([weight.to(job.device) for _, weight in batch])
     try:
         all_values = stacked_spectra(stack).cpu()
@@ -240,13 +244,3 @@ def _ahead[Item, Result](
 
 def _use_one_thread() -> None:
     torch.set_num_threads(1)
-
-
-@contextmanager
-def _restored_threads() -> Iterator[None]:
-    """Set the number of threads as it was: a worker's setting is taken over by later threads."""
-    threads = torch.get_num_threads()
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)

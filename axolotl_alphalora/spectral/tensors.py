@@ -26,6 +26,8 @@ _DTYPES = {
     "F16": "float16",
     "BF16": "bfloat16",
 }
+# torch raises a RuntimeError where a file is too large to be mapped.
+_UNREADABLE = (SafetensorError, OSError, RuntimeError)
 
 
 @dataclass(frozen=True)
@@ -88,7 +90,7 @@ class StoredTensors:
                 return self._pickled[path][key]
             with safe_open(path, framework="pt") as file:
                 return file.get_tensor(key)
-        except (SafetensorError, OSError) as error:
+        except _UNREADABLE as error:
             raise UnreadableCheckpoint(f"cannot read tensor {key!r} of {path}: {error}") from error
 
     def known_digest(self, key: str) -> str | None:
@@ -118,7 +120,7 @@ class StoredTensors:
                     part = file.get_slice(key)
                     dtype = _DTYPES.get(part.get_dtype(), part.get_dtype())
                     infos[key] = TensorInfo(path, dtype, tuple(part.get_shape()))
-        except (SafetensorError, OSError) as error:
+        except _UNREADABLE as error:
             raise UnreadableCheckpoint(f"cannot read {path}: {error}") from error
         return infos
 

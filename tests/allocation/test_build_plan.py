@@ -2,7 +2,6 @@
 
 import json
 
-import numpy as np
 import pytest
 
 from axolotl_alphalora.allocation import Plan, build_plan
@@ -39,7 +38,14 @@ def test_every_module_gets_its_blocks_experts():
 
 def test_the_settings_are_recorded():
     plan = build(options={"beta": 1}, min_experts=2, max_experts=5, top_k=1, rank=4)
-    assert plan.strategy == {"name": "alphalora", "estimator": "xmin_peak", "beta": 1.0}
+    assert plan.strategy == {
+        "name": "alphalora",
+        "estimator": "xmin_peak",
+        "window": None,
+        "aggregate": "mean",
+        "normalize": False,
+        "beta": 1.0,
+    }
     assert plan.budget == {"total_experts": 9, "min_experts": 2, "max_experts": 5}
     assert (plan.top_k, plan.rank) == (1, 4)
 
@@ -49,23 +55,26 @@ def test_experts_per_block_is_a_mean_that_may_be_fractional():
     assert plan.budget["total_experts"] == plan.total_experts == 8
 
 
-def test_measured_rows_are_recorded_as_plain_numbers():
+def test_measured_rows_and_intervals_are_recorded():
     name = "model.layers.1.mlp.up_proj"
     quality = MatrixQuality(
         module=name,
         shape=(8, 24),
-        alpha=np.float32(2.5),
-        x_min=np.float64(0.5),
-        distance=np.float32(0.125),
-        tail_size=np.int64(4),
+        alpha=2.5,
+        x_min=0.5,
+        distance=0.125,
+        tail_size=4,
         num_eigenvalues=8,
-        numerical_rank=8,
+        numerical_rank=7,
+        note="rank 7 of 8",
     )
-    plan = build(qualities=[quality], scores={k: np.float64(v) for k, v in SCORES.items()})
+    plan = build(qualities=[quality], intervals={"model.layers.1": (2.5, 3.5)})
     rows = {module.name: module for module in plan.modules}
-    assert rows[name].shape == (24, 8)
-    assert rows[name].tail_size == 4
+    assert rows[name].shape == (24, 8), "the layer's, not the stored weight's"
+    assert (rows[name].tail_size, rows[name].numerical_rank) == (4, 7)
+    assert rows[name].note == "rank 7 of 8"
     assert rows["model.layers.0.mlp.up_proj"].alpha is None
+    assert [block.interval for block in plan.blocks] == [None, (2.5, 3.5), None]
     assert Plan.from_dict(json.loads(json.dumps(plan.to_dict()))) == plan
 
 
@@ -73,10 +82,14 @@ def test_measured_rows_are_recorded_as_plain_numbers():
     ("changes", "message"),
     [
         ({"strategy": "alphamale"}, "unknown strategy 'alphamale': choose one of alphalora"),
-        ({"options": {"gamma": 1}}, "no option 'gamma': it takes beta, estimator"),
+        ({"options": {"gamma": 1}}, "no option 'gamma': it takes aggregate, beta, estim"),
         ({"options": {"beta": "2"}}, "option 'beta' .* must be a float, not '2'"),
         ({"options": {"beta": True}}, "option 'beta' .* must be a float, not True"),
-        ({"options": {"estimator": 1}}, "option 'estimator' .* must be a str"),
+        ({"options": {"estimator": "best"}}, "unknown estimator 'best': choose one of xmin_peak"),
+        ({"options": {"estimator": 1}}, "'alphalora': unknown estimator 1: choose one of"),
+        ({"options": {"window": 2}}, r"window must be null, .auto., a side.* not 2$"),
+        ({"options": {"aggregate": "max"}}, "unknown aggregate 'max': choose one of mean, median"),
+        ({"options": {"normalize": 1}}, "normalize must be true or false, not 1"),
         ({"experts_per_block": 3}, "exactly one of total_experts and experts_per_block"),
         ({"total_experts": None}, "exactly one of total_experts and experts_per_block"),
         ({"total_experts": 2}, "total must be at least 3 for 3 blocks"),

@@ -1,6 +1,8 @@
 """`alphalora plan`, as a console script and as a verb of Axolotl."""
 
+import ast
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -8,20 +10,11 @@ from pathlib import Path
 import pytest
 import yaml
 from click.testing import CliRunner
-from transformers import LlamaForCausalLM
 
 from axolotl_alphalora.allocation import Plan
 from axolotl_alphalora.cli import alphalora
-from conftest import tiny_llama_config
 
 BIN = Path(sys.executable).parent
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("model") / "tiny"
-    LlamaForCausalLM(tiny_llama_config(num_hidden_layers=4)).save_pretrained(folder)
-    return folder
 
 
 def plan(*arguments):
@@ -74,13 +67,12 @@ def test_a_plan_for_another_base_says_so(tmp_path, model):
         plan(config(tmp_path, model, alphalora={"plan": str(path)}))
 
 
-def test_a_rank_deficient_matrix_is_pointed_out(tmp_path, model):
-    broken = LlamaForCausalLM.from_pretrained(model)
-    weight = broken.model.layers[1].self_attn.q_proj.weight.data
-    weight[4:] = 0
-    broken.save_pretrained(tmp_path / "broken")
-    with pytest.warns(UserWarning, match=r"layers.1.self_attn.q_proj has numerical rank 4 of 64"):
-        plan(tmp_path / "broken")
+def test_matrices_without_a_sound_fit_are_named_with_what_was_done(broken):
+    said = " ".join(plan(broken).output.split())
+    assert "model.layers.1.self_attn.q_proj (rank 4 of 64; few eigenvalues)" in said
+    _, _, unfitted = said.partition("counted with the mean alpha of their kind")
+    assert "model.layers.2.self_attn.k_proj (rank 2 of 32; no power law" in unfitted
+    assert "model.layers.3.mlp.up_proj (all zero; no power law" in unfitted
 
 
 def test_a_saved_plan_is_the_printed_one_and_can_be_named_in_the_yaml(tmp_path, model):
@@ -102,15 +94,105 @@ def test_both_ways_to_reach_it(tmp_path, model, command):
     assert json.loads(done.stdout[done.stdout.index("{\n") :])["total_experts"] == 20
 
 
-def test_the_model_is_not_loaded_nor_the_host_imported(model):
+@pytest.mark.parametrize("command", ["plan", "analyze"])
+def test_the_second_time_no_training_stack_is_imported(model, command):
     code = (
-        "import sys; sys.argv = ['alphalora', 'plan', sys.argv[1]]\n"
+        "import sys; sys.argv = ['alphalora', *sys.argv[1:]]\n"
         "from axolotl_alphalora.cli import alphalora\n"
         "alphalora(standalone_mode=False)\n"
-        "assert not any(m.split('.')[0] in ('axolotl', 'trl') for m in sys.modules)"
+        "print({m.partition('.')[0] for m in sys.modules}, file=sys.stderr)"
     )
-    done = subprocess.run([sys.executable, "-c", code, str(model)], capture_output=True, text=True)
+    plan(model)
+    CliRunner().invoke(alphalora, ["analyze", str(model)])
+    call = [sys.executable, "-c", code, command, str(model)]
+    done = subprocess.run(call, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+    loaded = ast.literal_eval(done.stderr.splitlines()[-1])
+    heavy = {"axolotl", "trl", "peft", "transformers", "datasets", "pandas", "matplotlib"}
+    assert "torch" in loaded and not loaded & heavy
+
+
+def test_help_needs_no_torch_and_says_what_the_commands_say():
+    code = (
+        "import sys; from axolotl_alphalora.cli import alphalora\n"
+        "for line in ['--help'], ['plan', '--help'], ['analyze', '--help']:\n"
+        "    alphalora(line, standalone_mode=False)\n"
+        "assert 'torch' not in sys.modules"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    shown = " ".join(done.stdout.split())
+    for name in ("analyze", "plan", "quickstart"):
+        text = alphalora.get_command(None, name).get_short_help_str(200)
+        assert f"{name} {text}" in shown
+
+
+def test_confidence_is_shown_and_stored(tmp_path, model):
+    path = tmp_path / "plan.json"
+    shown = plan(model, "--confidence", "--samples", "20", "--output", path)
+    assert shown.exit_code == 0, shown.output
+    found = Plan.load(path)
+    for block in found.blocks:
+        low, high = block.interval
+        assert low < high
+        assert f"{low:.2f} - {high:.2f}" in shown.output
+    assert "resampling" in shown.output
+    table, _, saved = shown.output.partition("Saved to ")
+    assert max(map(len, table.splitlines())) <= 80
+    assert f"alphalora: {{plan: {path}}}" in saved
+
+
+def test_json_is_all_there_is_on_stdout(tmp_path, model):
+    path = tmp_path / "plan.svg"
+    flags = ["--json", "--confidence", "--samples", "10", "--per-module", "--plot", path]
+    result = plan(model, *flags, "--output", tmp_path / "plan.json")
+    assert Plan.from_dict(json.loads(result.stdout)).total_experts == 20
+    assert path.exists()
+
+
+def test_every_matrix_is_listed_with_its_notes(broken):
+    shown = plan(broken, "--per-module").output
+    table = shown[shown.index("Matrices") :]
+    assert table.count("self_attn.q_proj") == 4
+    numbered = re.search(r"q_proj +64x64 .* 4/64 +(\d)", table)
+    assert re.search(rf"^ +{numbered[1]}  rank 4 of 64; few eigenvalues$", table, re.M)
+    assert max(map(len, shown.splitlines())) <= 80
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--plot", "a.jpg"], "a.jpg: its name must end in one of .png, .svg, .pdf, .html"),
+        (["--spectra"], "name its file with --plot"),
+        (["--samples", "20"], "--confidence"),
+        (["--confidence", "--samples", "0"], "x>=10"),
+        (["--compare", "hil"], "'hil' is no estimator"),
+        (["--compare", "estimator=hil"], "unknown estimator 'hil'"),
+        (["--compare", "hill+ks"], "estimator is named twice"),
+        (["--compare", "beto=1"], "no option 'beto'"),
+        (["--compare", "window=2"], "window must be"),
+        (["--compare", "hill", "--plot", "a.png"], "leave out --plot"),
+    ],
+)
+def test_bad_options_are_refused_before_the_model_is_read(options, message):
+    result = plan("no/such-model", *options)
+    assert result.exit_code != 0
+    assert message in " ".join(result.output.split())
+
+
+def test_weightwatcher_is_refused_before_the_model_is_read(tmp_path, monkeypatch):
+    allocation = {"strategy": "alphalora", "estimator": "weightwatcher"}
+    path = config(tmp_path, "no/such-model", alphalora={"allocation": allocation})
+    assert "use the estimator ks" in plan(path, "--confidence").output
+    monkeypatch.setitem(sys.modules, "weightwatcher", None)
+    assert '"axolotl-alphalora[weightwatcher]"' in plan(path).output
+
+
+def test_a_saved_plan_is_not_resampled(tmp_path, model):
+    path = tmp_path / "plan.json"
+    plan(config(tmp_path, model), "--output", path)
+    result = plan(config(tmp_path, model, alphalora={"plan": str(path)}), "--confidence")
+    assert result.exit_code == 1 and "remove `alphalora.plan`" in result.output
 
 
 @pytest.mark.parametrize(
@@ -127,13 +209,11 @@ def test_the_model_is_not_loaded_nor_the_host_imported(model):
         ({"lora_excude_modules": ["x"]}, "lora_excude_modules.*Did you mean `lora_exclude"),
         ({"peft_layers_to_transform": [9]}, "names block 9"),
         ({"base_model": None}, "`base_model` is missing"),
-        ({"base_model": "no/such-model"}, "base_model no/such-model cannot be opened"),
+        ({"base_model": "no/such-model"}, "model no/such-model cannot be opened"),
         ({"adapter": "lora"}, "`adapter` is lora, so there is nothing to plan"),
     ],
 )
 def test_what_is_wrong_is_said_in_one_sentence(tmp_path, model, changes, message):
-    import re
-
     result = plan(config(tmp_path, model, **changes))
     assert result.exit_code == 1
     assert re.search(message, " ".join(result.output.split())), result.output

@@ -47,8 +47,8 @@ def test_every_option_is_described(name):
 
 
 def test_an_allocation_is_a_name_or_a_mapping():
-    assert AlphaLoraConfigBlock(allocation="mola").allocation == {"strategy": "mola"}
-    mapping = {"strategy": "mola", "shape": "inverted"}
+    assert AlphaLoraConfigBlock(allocation="alphalora").allocation == {"strategy": "alphalora"}
+    mapping = {"strategy": "alphalora", "estimator": "hill", "window": [64, 64]}
     assert AlphaLoraConfigBlock(allocation=mapping).allocation == mapping
 
 
@@ -102,6 +102,15 @@ def test_a_plan_contradicts_what_it_decides(options):
         ({"allocation": {"shape": "x"}}, ["alphalora.allocation", "strategy"]),
         ({"allocation": ""}, ["alphalora.allocation", "strategy"]),
         ({"allocation": 5}, ["allocation", "name of a strategy"]),
+        ({"allocation": "uniforme"}, ["alphalora.allocation", "unknown strategy 'uniforme'"]),
+        (
+            {"allocation": {"strategy": "alphalora", "estimator": "hil"}},
+            ["alphalora.allocation", "unknown estimator 'hil'", "xmin_peak, "],
+        ),
+        (
+            {"allocation": {"strategy": "alphalora", "gamma": 2}},
+            ["alphalora.allocation", "no option 'gamma'", "beta"],
+        ),
         ({"experts_per_block": 0}, ["experts_per_block", "greater than 0"]),
         ({"experts_per_block": float("nan")}, ["experts_per_block", "finite"]),
         ({"total_experts": 0}, ["total_experts"]),

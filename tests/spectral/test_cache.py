@@ -136,7 +136,7 @@ from axolotl_alphalora.spectral import Cache
 kept = Cache(Path(sys.argv[1]))
 print("ready", flush=True)
 sys.stdin.readline()
-for repetition in range(20):
+for repetition in range(8):
     for key in range(10):
         expected = torch.full((2000,), float(key))
         kept.put_tensors("spectra", str(key), {"x": expected})

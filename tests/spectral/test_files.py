@@ -5,12 +5,12 @@ import shutil
 import huggingface_hub
 import pytest
 import torch
-from checkpoints import opened, tiny_model
 from huggingface_hub import constants
 
 from axolotl_alphalora.spectral import BaseModel, UnreadableCheckpoint
 from axolotl_alphalora.spectral.files import locate
 from axolotl_alphalora.spectral.tensors import StoredTensors
+from checkpoints import opened, tiny_model
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 MODULE = "model.layers.1.mlp.up_proj"

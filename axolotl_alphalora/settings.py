@@ -7,10 +7,13 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
-from axolotl_alphalora.spectral.aggregate import AGGREGATES
-from axolotl_alphalora.spectral.power_law import ESTIMATORS
+__all__ = ["AGGREGATES", "ESTIMATORS", "QualitySettings"]
 
-__all__ = ["QualitySettings"]
+ESTIMATORS = ("xmin_peak", "xmin_peak_published", "hill", "ks", "weightwatcher")
+"""Ways to choose where a power law's tail starts."""
+
+AGGREGATES = ("mean", "median", "parameters")
+"""Ways to make a block's score from its matrices' alphas."""
 
 
 @dataclass(frozen=True)
@@ -70,17 +73,18 @@ class QualitySettings:
 def _window_text(value: Any) -> str | None:
     if value is None or value == "auto":
         return value
+    sides = value
     if isinstance(value, int) and not isinstance(value, bool):
-        value = [value, value]
-    if isinstance(value, str) and re.fullmatch(r"\d+x\d+", value):
-        value = [int(side) for side in value.split("x")]
+        sides = [value, value]
+    elif isinstance(value, str) and re.fullmatch(r"\d+x\d+", value):
+        sides = [int(side) for side in value.split("x")]
     if (
-        isinstance(value, list | tuple)
-        and len(value) == 2
-        and all(isinstance(side, int) and not isinstance(side, bool) for side in value)
-        and min(value) >= 3
+        isinstance(sides, list | tuple)
+        and len(sides) == 2
+        and all(isinstance(side, int) and not isinstance(side, bool) for side in sides)
+        and min(sides) >= 3
     ):
-        return f"{value[0]}x{value[1]}"
+        return f"{sides[0]}x{sides[1]}"
     raise ValueError(
         f'window must be null, "auto", a side such as 128 or a shape such as "128x64" '
         f"of 3 or more each, not {value!r}"

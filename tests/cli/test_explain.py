@@ -1,0 +1,165 @@
+"""What is said in words about plans and analyses, and how tables look."""
+
+import io
+from dataclasses import replace
+
+import pytest
+from rich.console import Console
+
+from axolotl_alphalora.allocation import BlockPlan, ModulePlan, Plan
+from axolotl_alphalora.cli.explain import WARNING, explain
+from axolotl_alphalora.cli.findings import Findings
+from axolotl_alphalora.cli.progress import working
+from axolotl_alphalora.cli.tables import print_analysis, print_matrices, print_plan
+from axolotl_alphalora.spectral import MatrixQuality, QualitySettings, block_scores
+
+LONG = "model.language_model.layers"
+
+
+def matrix(block, alpha, kind="mlp.up_proj", **changes):
+    row = MatrixQuality(f"{block}.{kind}", (64, 64), alpha, 1.0, 0.05, 100, 200, 200)
+    return replace(row, **changes)
+
+
+def findings(matrices, estimator="xmin_peak", intervals=None):
+    return Findings(
+        QualitySettings(estimator), tuple(matrices), block_scores(matrices), intervals or {}
+    )
+
+
+def blocks(*alphas, **changes):
+    return [matrix(f"layers.{i}", alpha, **changes) for i, alpha in enumerate(alphas)]
+
+
+def test_the_least_and_the_best_trained_block_are_named_with_their_experts():
+    said = explain(findings(blocks(3.0, 5.0, 2.0)), {"layers.0": 3, "layers.1": 9, "layers.2": 1})
+    assert said[0] == (
+        "Least trained: layers.1 (alpha 5.000, 9 experts). "
+        "Best trained: layers.2 (alpha 2.000, 1 expert)."
+    )
+
+
+def test_a_ranking_that_rests_on_noise_is_a_warning_with_the_figure():
+    noisy = explain(findings(blocks(3.0, 3.1, 2.9, tail_size=20)))
+    assert noisy[-1].startswith(f"{WARNING}the ranking of the blocks rests on noise: at most 0%")
+    sound = explain(findings(blocks(3.0, 5.0, 2.0)))
+    assert sound[-1].startswith("Ranking: at most 9")
+
+
+def test_how_it_was_judged_is_said():
+    rows = blocks(3.0, 5.0, 2.0)
+    wide = {f"layers.{i}": (1.5, 6.0) for i in range(3)}
+    assert "--confidence" in explain(findings(rows))[-1]
+    resampled = explain(findings(rows, intervals=wide))[-1]
+    assert resampled.startswith(WARNING) and "Judged by resampling" in resampled
+    assert "at most" not in resampled
+    assert "overstates hill's errors" in explain(findings(rows, "hill", wide))[-1]
+
+
+def test_poor_fits_are_named_and_the_rest_counted():
+    rows = [*blocks(3.0, 5.0), *blocks(*[3.0] * 6, kind="mlp.down_proj", distance=0.3)]
+    rows.append(matrix("layers.0", 4.0, "q_proj", tail_size=9))
+    (poor,) = [line for line in explain(findings(rows)) if line.startswith("Poor fits")]
+    assert "layers.0.mlp.down_proj (distance 0.30, tail 100)" in poor
+    assert poor.endswith("; and 3 more.")
+    assert "up_proj" not in poor
+
+
+def test_a_kind_without_any_power_law_is_said_to_be_left_out():
+    nothing = {"x_min": None, "distance": None, "tail_size": None, "note": "all zero"}
+    rows = [*blocks(3.0, 4.0), *blocks(None, None, kind="k_proj", **nothing)]
+    said = "\n".join(explain(findings(rows)))
+    assert "Left out of every block" in said and "layers.1.k_proj (all zero)" in said
+    assert "mean alpha of their kind" not in said
+
+
+def test_one_block_has_no_ranking():
+    assert not [line for line in explain(findings(blocks(3.0))) if "anking" in line]
+
+
+def plan(names, intervals=True):
+    rows = [(name, 2.0 + i / 7) for i, name in enumerate(names)]
+    return Plan(
+        base_model="an-organisation/a-model-with-a-name-that-is-quite-a-bit-longer-than-most-are",
+        weights={"source": "safetensors", "dtype": "bfloat16"},
+        strategy={"name": "alphalora", "estimator": "xmin_peak"},
+        budget={"total_experts": len(rows), "min_experts": 1, "max_experts": None},
+        top_k=2,
+        rank=8,
+        blocks=tuple(
+            BlockPlan(name, score, 1 + i, (score - 1, score + 10) if intervals else None)
+            for i, (name, score) in enumerate(rows)
+        ),
+        modules=tuple(
+            ModulePlan(
+                f"{name}.self_attn.q_proj",
+                (14336, 4096),
+                1 + i,
+                alpha=score,
+                x_min=0.1,
+                distance=0.1,
+                tail_size=50,
+                num_eigenvalues=4096,
+                numerical_rank=4000,
+                note="rank 4000 of 4096",
+            )
+            for i, (name, score) in enumerate(rows)
+        ),
+    )
+
+
+def printed(show, *arguments, **options):
+    file = io.StringIO()
+    show(*arguments, console=Console(file=file, width=80, **options))
+    return file.getvalue()
+
+
+@pytest.mark.parametrize("colour", [False, True])
+@pytest.mark.parametrize("prefix", ["h", LONG, f"base.{LONG.replace('language', 'conditional')}"])
+def test_tables_fit_80_columns_and_tell_blocks_apart(prefix, colour):
+    options = {"force_terminal": True} if colour else {}
+    made = plan([f"{prefix}.{i}" for i in (0, 31, 100)])
+    found = Findings.of_plan(made)
+    for text in (
+        printed(print_plan, made, **options),
+        printed(print_analysis, found, "m", **options),
+        printed(print_matrices, found.matrices, **options),
+    ):
+        plain = Console(width=200).render_str(text) if not colour else None
+        lines = (str(plain) if plain else _without_colour(text)).splitlines()
+        too_long = [line for line in lines if len(line) > 80 and " " in line]
+        assert not too_long
+        for number in (0, 31, 100):
+            assert sum(f".{number} " in f"{line} " for line in lines) >= 1
+
+
+def _without_colour(text):
+    import re
+
+    return re.sub(r"\x1b\[[0-9;]*m", "", text)
+
+
+def test_the_table_keeps_names_numbers_and_totals_whole():
+    made = plan([f"{LONG}.{i}" for i in (0, 31)])
+    text = printed(print_plan, made)
+    assert f"{LONG[LONG.index('layers') :]}.31" in text
+    assert f"{made.trainable_parameters:,}" in text
+    assert "1.14 - 12.14" in text
+
+
+def test_progress_is_seen_on_a_terminal_and_gone_after_a_failure():
+    file = io.StringIO()
+    console = Console(file=file, force_terminal=True)
+    with pytest.raises(ValueError), working(console) as doing:
+        step = doing("Resampling")(["a", "b"])
+        step("a")
+        raise ValueError
+    assert "Resampling" in file.getvalue()
+    assert file.getvalue().endswith("\x1b[?25h\r\x1b[1A\x1b[2K"), "the cursor is back"
+
+
+def test_a_pipe_sees_no_progress():
+    file = io.StringIO()
+    with working(Console(file=file)) as doing:
+        doing("Resampling")(["a"])("a")
+    assert file.getvalue() == ""
