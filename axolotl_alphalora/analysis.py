@@ -10,7 +10,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .blocks import block_name
+from .blocks import block_name, kind_of
 from .settings import QualitySettings
 
 if TYPE_CHECKING:
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from .spectral import Cache, MatrixQuality, Measurement, WeightSource
 
-__all__ = ["analyze", "kind_of", "matrix_row", "measure_model"]
+__all__ = ["analyze", "matrix_row", "measure_model"]
 
 Progress = Callable[[Sequence[str]], Callable[[str], None]]
 Shapes = dict[str, tuple[int, int]]
@@ -141,11 +141,6 @@ def measure_model(
         weights = base.weights(shapes)
     step = progress(list(shapes)) if progress else None
     return measure(weights, shapes, settings, cache=cache, progress=step)
-
-
-def kind_of(module: str) -> str:
-    """Return what follows the block in a module's name, such as ``self_attn.q_proj``."""
-    return module.removeprefix(f"{block_name(module)}.")
 
 
 def matrix_row(quality: MatrixQuality) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 
-__all__ = ["block_name", "group_by_block"]
+__all__ = ["block_name", "group_by_block", "kind_of"]
 
 _NUMBER = re.compile(r"(\d+)")
 
@@ -27,6 +27,14 @@ def block_name(module_name: str) -> str:
         if part.isdecimal():
             return ".".join(parts[: position + 1])
     return module_name
+
+
+def kind_of(module_name: str) -> str:
+    """Return what follows the block in a module's name, such as ``self_attn.q_proj``.
+
+    A module outside any block is a kind by itself.
+    """
+    return module_name.removeprefix(f"{block_name(module_name)}.")
 
 
 def group_by_block(names: Iterable[str]) -> dict[str, list[str]]:

@@ -131,14 +131,15 @@ class PlanRequest:
     budget: Mapping[str, Any] = field(default_factory=lambda: {"experts_per_block": 5})
 
 
-def plan_from_files(
+def measured_plan(
     request: PlanRequest,
     progress: Progress | None = None,
     *,
     load: bool = False,
     samples: int = 0,
+    resampling: Progress | None = None,
     cache: Cache | None = None,
-) -> Plan:
+) -> tuple[Plan, Measurement]:
     """Plan from the checkpoint's files, one tensor at a time, without loading the model.
 
     Args:
@@ -146,7 +147,11 @@ def plan_from_files(
         progress: Gets the names of the matrices to measure; what it returns is called after each.
         load: Whether a quantised checkpoint may be loaded to be dequantised.
         samples: Resamples for the intervals of the blocks' scores; 0 leaves them out.
+        resampling: As `progress`, for the resampling.
         cache: Where spectra and layers are kept; the default cache if None.
+
+    Returns:
+        The plan, and the measurement that it rests on.
 
     Raises:
         WeightsNotReadable: If the files hold no plain weights for the targets.
@@ -156,10 +161,24 @@ def plan_from_files(
     shapes = layers(request, base)
     _check_budget(request, shapes)
     try:
-        weights = base.weights(shapes, load)
-        return _plan(request, weights, shapes, progress, samples, base.cache)
+        found = _measure(request, base.weights(shapes, load), shapes, progress, base.cache)
     except UnreadableCheckpoint as error:
         raise WeightsNotReadable(str(error)) from error
+    intervals = {}
+    if samples:
+        step = resampling(list(shapes)) if resampling else None
+        intervals = block_intervals(found, samples, progress=step)
+    return _build(request, shapes, found, intervals), found
+
+
+def plan_from_files(request: PlanRequest, progress: Progress | None = None) -> Plan:
+    """Plan as :func:`measured_plan` does, where a quantised checkpoint will be loaded anyway.
+
+    Raises:
+        WeightsNotReadable: If the files hold no plain weights for the targets.
+        ValueError: If targets, strategy or budget do not fit the model.
+    """
+    return measured_plan(request, progress)[0]
 
 
 def plan_from_model(
@@ -170,14 +189,14 @@ def plan_from_model(
 ) -> Plan:
     """Plan from a loaded model, dequantised where it is quantised; before its first forward."""
     shapes = request.targets.resolve(model)
-    return _plan(
+    found = _measure(
         request,
         LiveWeights(model),
         shapes,
         progress,
-        0,
         default_cache() if cache is None else cache,
     )
+    return _build(request, shapes, found)
 
 
 def base_model(request: PlanRequest, cache: Cache | None = None) -> BaseModel:
@@ -230,18 +249,16 @@ def check_plan(plan: Plan, request: PlanRequest) -> None:
         raise ValueError(f"the plan has {stray}, which is no target module here")
 
 
-def _plan(
+def _measure(
     request: PlanRequest,
     weights: WeightSource,
     shapes: Mapping[str, tuple[int, int]],
     progress: Progress | None,
-    samples: int,
     cache: Cache,
-) -> Plan:
+) -> Measurement:
     step = progress(list(shapes)) if progress else None
     settings = QualitySettings.from_options(resolve_options(request.strategy, request.options))
-    found = measure(weights, shapes, settings, cache=cache, progress=step)
-    return _build(request, shapes, found, block_intervals(found, samples) if samples else {})
+    return measure(weights, shapes, settings, cache=cache, progress=step)
 
 
 def _check_budget(request: PlanRequest, shapes: Mapping[str, tuple[int, int]]) -> None:

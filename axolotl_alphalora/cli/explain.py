@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from statistics import median
 from typing import TYPE_CHECKING
 
-from ..analysis import kind_of
+from ..blocks import kind_of
 from .findings import Findings
 
 if TYPE_CHECKING:

@@ -14,7 +14,7 @@ from .options import Wishes, check_estimator, errors_in_words, shared_options
 if TYPE_CHECKING:
     from ..allocation import Plan
     from ..planning import PlanRequest
-    from ..spectral import Measurement
+    from ..spectral import Measurement, Spectra
     from .compare import Column
 
 
@@ -80,14 +80,15 @@ def make_plan(source: str | Path, console: Any = None, samples: int = 0) -> Plan
     """
     from .source import read_source
 
-    request, saved = read_source(source)
-    return _plan(request, saved, console, samples)
+    return _plan(*read_source(source), console, samples)[0]
 
 
-def _plan(request: PlanRequest, saved: str | None, console: Any, samples: int) -> Plan:
+def _plan(
+    request: PlanRequest, saved: str | None, console: Any, samples: int
+) -> tuple[Plan, Measurement | None]:
+    """Make a plan, or take the saved one, which comes without a measurement."""
     from ..allocation import Plan, resolve_options
-    from ..planning import check_plan, plan_from_files
-    from ..spectral import block_intervals
+    from ..planning import check_plan, measured_plan
     from .progress import working
 
     if saved is not None:
@@ -98,22 +99,21 @@ def _plan(request: PlanRequest, saved: str | None, console: Any, samples: int) -
             )
         found = Plan.load(saved)
         check_plan(found, request)
-        return found
+        return found, None
     options = resolve_options(request.strategy, request.options)
     check_estimator(options.get("estimator", ""), samples)
     with working(console) as doing:
-        found = plan_from_files(request, doing("Reading spectra"), load=True)
-        if samples:
-            measurement = _measured(request, found)
-            step = doing("Resampling")([row.module for row in measurement.matrices])
-            intervals = block_intervals(measurement, samples, progress=step)
-            blocks = (replace(block, interval=intervals[block.name]) for block in found.blocks)
-            found = replace(found, blocks=tuple(blocks))
-    return found
+        return measured_plan(
+            request,
+            doing("Reading spectra"),
+            load=True,
+            samples=samples,
+            resampling=doing("Resampling"),
+        )
 
 
-def _measured(request: PlanRequest, plan: Plan) -> Measurement:
-    """Return the measurement that a plan rests on; its spectra are in the cache by now."""
+def _spectra(request: PlanRequest, plan: Plan) -> Spectra:
+    """Return the spectra that a saved plan rests on."""
     from ..planning import base_model
     from ..settings import QualitySettings
     from ..spectral import measure
@@ -121,7 +121,7 @@ def _measured(request: PlanRequest, plan: Plan) -> Measurement:
     shapes = {module.name: module.shape for module in plan.modules}
     base = base_model(request)
     settings = QualitySettings.from_options(plan.strategy)
-    return measure(base.weights(shapes), shapes, settings, cache=base.cache)
+    return measure(base.weights(shapes), shapes, settings, cache=base.cache).spectra
 
 
 def _make_and_show(
@@ -134,7 +134,7 @@ def _make_and_show(
     from .tables import print_matrices, print_plan
 
     request, saved = read_source(source)
-    plan = _plan(request, saved, console, wishes.samples)
+    plan, measured = _plan(request, saved, console, wishes.samples)
     if output is not None:
         plan.save(output)
     if not quiet:
@@ -147,13 +147,16 @@ def _make_and_show(
         from ..plots import Picture, save_plot
 
         experts = {block.name: block.experts for block in plan.blocks}
+        spectra = None
+        if wishes.spectra:
+            spectra = measured.spectra if measured else _spectra(request, plan)
         picture = Picture(
             title=f"AlphaLoRA experts: {Path(plan.base_model).name}",
             scores={block.name: block.score for block in plan.blocks},
             intervals=findings.intervals if findings else {},
             experts=experts,
             matrices=findings.matrices if findings else (),
-            spectra=_measured(request, plan).spectra if wishes.spectra else None,
+            spectra=spectra,
             notes=explain(findings, experts) if findings else (),
             document=plan.to_dict(),
         )
@@ -174,7 +177,7 @@ def _compare(source: str, specs: list[str], console: Any) -> list[tuple[Column, 
     requests = [_changed(request, spec) for spec in specs]
     columns = []
     for label, wanted in zip([AS_GIVEN, *specs], [request, *requests], strict=True):
-        plan = _plan(wanted, saved if label == AS_GIVEN else None, console, 0)
+        plan, _ = _plan(wanted, saved if label == AS_GIVEN else None, console, 0)
         findings = Findings.of_plan(plan)
         column = Column(
             label=label,

@@ -10,8 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from ..allocation import Plan, expert_parameters
-from ..analysis import kind_of
-from ..blocks import block_name, group_by_block
+from ..blocks import block_name, group_by_block, kind_of
 from .explain import explain, is_poor
 from .findings import Findings
 from .layout import (

@@ -19,10 +19,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from axolotl_alphalora.spectral.digest import text_digest
+from axolotl_alphalora.spectral.digest import file_state, is_settled, text_digest
 from axolotl_alphalora.storage import cache_root, write_whole
 
-__all__ = ["Cache", "default_cache"]
+__all__ = ["Cache", "default_cache", "file_digest"]
 
 _FORMAT = b"alphalora-cache-1\n"
 _DIGEST_BYTES = 32
@@ -109,3 +109,16 @@ class Cache:
 def default_cache() -> Cache:
     """Return the cache in ``spectra`` of :func:`~axolotl_alphalora.storage.cache_root`."""
     return Cache(cache_root() / "spectra")
+
+
+def file_digest(path: Path, cache: Cache) -> str:
+    """Return the SHA-256 of a file, from the cache if the file is still the same."""
+    state = file_state(path)
+    key = json.dumps([str(path.resolve()), state])
+    digest = cache.get("whole-files", key)
+    if digest is None:
+        with path.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        if is_settled(state):
+            cache.put("whole-files", key, digest)
+    return str(digest)

@@ -110,9 +110,17 @@ def linear_layers(model: nn.Module) -> dict[str, tuple[int, int]]:
             continue
         if isinstance(module, Conv1D):
             shapes[name] = (module.nf, module.nx)
-        elif isinstance(module, nn.Linear):
+        elif _is_linear(module):
             shapes[name] = (module.out_features, module.in_features)
     return shapes
+
+
+def _is_linear(module: Any) -> bool:
+    """Whether a module is a linear layer, of a quantisation's own class perhaps."""
+    if isinstance(module, nn.Linear):
+        return True
+    sizes = (getattr(module, "in_features", None), getattr(module, "out_features", None))
+    return all(isinstance(size, int) for size in sizes) and not any(module.children())
 
 
 @dataclass(frozen=True)

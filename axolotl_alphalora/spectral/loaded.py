@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
@@ -11,8 +9,8 @@ from threading import Lock
 
 from torch import Tensor, nn
 
-from axolotl_alphalora.spectral.cache import Cache
-from axolotl_alphalora.spectral.digest import file_state, is_settled, text_digest
+from axolotl_alphalora.spectral.cache import Cache, file_digest
+from axolotl_alphalora.spectral.digest import text_digest
 from axolotl_alphalora.spectral.files import UnreadableCheckpoint
 from axolotl_alphalora.spectral.weights import LiveWeights
 
@@ -49,7 +47,7 @@ class LoadedWeights:
         self._live: LiveWeights | None = None
         self._lock = Lock()
         self._files = "\n".join(
-            [version("transformers"), *sorted(_file_digest(path, cache) for path in files)]
+            [version("transformers"), *sorted(file_digest(path, cache) for path in files)]
         )
         self._known: dict[str, str | None] | None = cache.get("loaded", self._files)
 
@@ -115,15 +113,3 @@ class LoadedWeights:
                         f"transformers cannot load {self._name} ({self._kind}): {error}"
                     ) from error
             return self._live
-
-
-def _file_digest(path: Path, cache: Cache) -> str:
-    state = file_state(path)
-    key = json.dumps([str(path.resolve()), state])
-    digest = cache.get("whole-files", key)
-    if digest is None:
-        with path.open("rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
-        if is_settled(state):
-            cache.put("whole-files", key, digest)
-    return str(digest)

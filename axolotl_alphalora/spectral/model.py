@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import nn
 
-from axolotl_alphalora.spectral.cache import Cache
+from axolotl_alphalora.spectral.cache import Cache, file_digest
 from axolotl_alphalora.spectral.checkpoint import CheckpointWeights, quantization_method
 from axolotl_alphalora.spectral.digest import text_digest
 from axolotl_alphalora.spectral.files import UnreadableCheckpoint, locate
@@ -86,18 +86,13 @@ class BaseModel:
         Raises:
             ValueError: As :attr:`skeleton` and the function do.
         """
-        # A model's own code can change what its config means.
-        kept = Cache(None) if self._trust_remote_code else self.cache
-        config = self._files.find("config.json")
-        if self._gguf is None and config is not None:
-            of_config = text_digest(config.read_text(encoding="utf-8"))
-            key = f"{of_config} {version('transformers')} {choice}"
-            known = kept.get("layers", key)
-            if known is None:
-                known = choose(self.skeleton)
-                kept.put("layers", key, known)
-            return {name: (rows, columns) for name, (rows, columns) in known.items()}
-        return choose(self.skeleton)
+        cache, identity = self._definition_cache()
+        key = f"{identity} {choice}"
+        known = cache.get("layers", key)
+        if known is None:
+            known = choose(self.skeleton)
+            cache.put("layers", key, known)
+        return {name: (rows, columns) for name, (rows, columns) in known.items()}
 
     def weights(self, shapes: Mapping[str, tuple[int, int]], load: bool = True) -> WeightSource:
         """Return the weights of layers.
@@ -127,16 +122,16 @@ class BaseModel:
 
     def _stored_weights(self, names: list[str]) -> CheckpointWeights:
         stored = StoredTensors(self._files, self.cache)
-        key = " ".join([text_digest("\n".join(names)), stored.layout, version("transformers")])
-        kept = Cache(None) if self._trust_remote_code else self.cache
-        found = kept.get("names", f"{self._config_digest()} {key}")
+        kept, identity = self._definition_cache()
+        key = " ".join([identity, stored.layout, text_digest("\n".join(names))])
+        found = kept.get("names", key)
         if found is None:
             table = self._weight_names(stored)
             found = {
                 "keys": {name: table.keys_of(name) for name in names},
                 "converted": [name for name in names if table.is_converted(name)],
             }
-            kept.put("names", f"{self._config_digest()} {key}", found)
+            kept.put("names", key, found)
         return CheckpointWeights(
             stored, found["keys"], found["converted"], cache(lambda: self._weight_names(stored))
         )
@@ -146,9 +141,12 @@ class BaseModel:
 
         return WeightNames(self.skeleton, stored.infos)
 
-    def _config_digest(self) -> str:
-        config = self._files.find("config.json")
-        return text_digest(config.read_text(encoding="utf-8") if config else self.name)
+    def _definition_cache(self) -> tuple[Cache, str]:
+        """Return where facts of the model's definition are kept, and what identifies it."""
+        config = self._gguf or self._files.find("config.json")
+        if config is None or self._trust_remote_code:  # own code can change what a config means
+            return Cache(None), ""
+        return self.cache, f"{file_digest(config, self.cache)} {version('transformers')}"
 
     def _quantised_files(self) -> list[Path]:
         if self._gguf is not None:

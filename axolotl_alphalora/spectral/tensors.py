@@ -132,7 +132,7 @@ class _FileDigests:
         self._path = path
         self._cache = cache
         self._state = file_state(path)
-        self._settled = is_settled(self._state)  # now: what is read from here on is newer
+        self._settled = is_settled(self._state)  # if so, a change from here on is another state
         self._new = False
         entry = cache.get("files", str(path.resolve()))
         same = entry is not None and entry["state"] == self._state
@@ -145,7 +145,7 @@ class _FileDigests:
         return self.known[key]
 
     def keep(self) -> None:
-        if self._new and self._settled and file_state(self._path) == self._state:
+        if self._new and self._settled:
             value = {"state": self._state, "digests": self.known}
             self._cache.put("files", str(self._path.resolve()), value)
             self._new = False

@@ -1,10 +1,11 @@
 """A cache entry is sound or as good as absent, whoever wrote it and however that ended."""
 
+import hashlib
 import os
 import subprocess
 import sys
-import warnings
 from concurrent.futures import ThreadPoolExecutor
+from threading import Barrier
 
 import pytest
 import torch
@@ -105,28 +106,59 @@ def test_a_directory_that_cannot_be_written_warns_once(tmp_path):
     (tmp_path / "file").touch()
     unwritable = Cache(tmp_path / "file" / "cache")
     with pytest.warns(UserWarning) as caught:
-        with ThreadPoolExecutor(4) as pool:
-            list(pool.map(lambda i: unwritable.put("layers", str(i), i), range(40)))
+        unwritable.put("layers", "a", 1)
+        unwritable.put_tensors("spectra", "a", {"x": torch.ones(1)})
     (warning,) = caught
     assert str(unwritable.directory) in str(warning.message)
     assert "ALPHALORA_CACHE" in str(warning.message)
-    assert unwritable.get("layers", "1") is None
+    assert unwritable.get("layers", "a") is None
+
+
+def test_threads_that_fail_to_write_at_once_warn_once(tmp_path, monkeypatch):
+    threads = Barrier(4)
+
+    def refuse(*_, **__):
+        threads.wait(timeout=30)
+        raise OSError("disk full")
+
+    monkeypatch.setattr(cache, "write_whole", refuse)
+    full = Cache(tmp_path)
+    with pytest.warns(UserWarning, match="disk full") as caught, ThreadPoolExecutor(4) as pool:
+        list(pool.map(lambda key: full.put("layers", key, 1), "abcd"))
+    assert len(caught) == 1
 
 
 def test_what_a_read_only_directory_holds_is_still_read(tmp_path, monkeypatch):
     Cache(tmp_path).put("layers", "a", "shared")
+    tried = []
 
-    def refuse(*_, **__):
+    def refuse(path, *_, **__):
+        tried.append(path)
         raise PermissionError("read-only file system")
 
     monkeypatch.setattr(cache, "write_whole", refuse)
     kept = Cache(tmp_path)
     with pytest.warns(UserWarning, match="read-only file system"):
         kept.put("layers", "b", 1)
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
         kept.put("layers", "c", 1)
+    assert len(tried) == 1
     assert kept.get("layers", "a") == "shared"
+
+
+def test_the_digest_of_a_file_is_known_while_it_is_the_same(tmp_path, monkeypatch):
+    file, kept = tmp_path / "file", Cache(tmp_path / "cache")
+    file.write_bytes(b"one")
+    first = cache.file_digest(file, kept)
+    assert first == hashlib.sha256(b"one").hexdigest()
+    file.write_bytes(b"two")  # within the time in which a change may not show
+    assert cache.file_digest(file, kept) == hashlib.sha256(b"two").hexdigest()
+    os.utime(file, (0, 0))
+    second = cache.file_digest(file, kept)
+    with monkeypatch.context() as patch:
+        patch.setattr(hashlib, "file_digest", None)
+        assert cache.file_digest(file, kept) == second
+    file.write_bytes(b"abc")
+    assert cache.file_digest(file, kept) == hashlib.sha256(b"abc").hexdigest()
 
 
 WRITER = """

@@ -106,6 +106,15 @@ def test_keys_with_and_without_the_base_models_prefix_are_found(family):
             assert not names.is_converted(name)
 
 
+@pytest.mark.parametrize("family", CONFIGS)
+def test_the_modules_own_names_are_found_whatever_a_checkpoint_would_call_them(family):
+    model = tiny_model(family)
+    names = names_of(model, model.state_dict())
+    for name in linear_layers(model):
+        assert names.keys_of(name) == (f"{name}.weight",)
+        assert not names.is_converted(name)
+
+
 def test_a_tied_head_has_the_key_of_the_embedding():
     tied, untied = tiny_model("tied llama"), tiny_model("llama")
     keys = [key for key in untied.state_dict() if key != "lm_head.weight"]

@@ -12,7 +12,6 @@ from axolotl_alphalora.spectral import (
     BaseModel,
     Cache,
     LiveWeights,
-    LoadedWeights,
     UnreadableCheckpoint,
     measure,
 )
@@ -167,21 +166,6 @@ def test_other_codes_are_other_weights(quantised, tmp_path):
     ]
     assert changed == [MODULE]
     assert first.description["digest"] != second.description["digest"]
-
-
-def test_files_that_have_just_changed_are_digested_again(tmp_path):
-    cache = Cache(tmp_path / "cache")
-    (tmp_path / "model.gguf").write_text("one")
-
-    def fingerprint():
-        made = LoadedWeights("x", "gguf", list, [tmp_path / "model.gguf"], cache)
-        return made.identify("a", torch.empty(0))
-
-    first = fingerprint()
-    assert fingerprint() == first
-    assert not (tmp_path / "cache" / "whole-files").exists()
-    (tmp_path / "model.gguf").write_text("two")
-    assert fingerprint() != first
 
 
 def declared(directory, quantization):
