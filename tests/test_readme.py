@@ -3,10 +3,13 @@
 import re
 from pathlib import Path
 
+import pytest
 import yaml
 
+from axolotl_alphalora.allocation import STRATEGIES
 from axolotl_alphalora.plugin.args import AlphaLoraConfigBlock
 from axolotl_alphalora.plugin.refusals import HONOURED, REFUSED
+from axolotl_alphalora.settings import ESTIMATORS
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -46,6 +49,20 @@ def test_the_yaml_shows_every_key_with_its_default():
     assert set(block) == keys, "total_experts is in a comment: it excludes experts_per_block"
     given = AlphaLoraConfigBlock.model_validate(block)
     assert given.model_dump() == AlphaLoraConfigBlock().model_dump()
+
+
+def test_the_allocation_shows_every_option_with_its_default():
+    allocation = next(
+        found["alphalora"]["allocation"]
+        for text in re.findall(r"```yaml\n(.*?)```", README, re.S)
+        if isinstance((found := yaml.safe_load(text))["alphalora"].get("allocation"), dict)
+    )
+    assert allocation == {"strategy": "alphalora", **STRATEGIES["alphalora"].options}
+
+
+@pytest.mark.parametrize("name", ESTIMATORS)
+def test_every_estimator_is_described(name):
+    assert f"\n| `{name}` | " in README
 
 
 def test_no_lock_file_and_no_download_address_is_committed():
