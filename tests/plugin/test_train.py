@@ -175,15 +175,33 @@ def test_a_saved_plan_is_used_as_it_is(host, plain, tmp_path):
     assert config["num_experts"] == plan.counts
 
 
-def test_without_readable_files_the_plan_comes_from_the_loaded_model(host, tmp_path):
+def test_a_quantised_run_is_planned_from_the_full_precision_files(host, tmp_path):
     base = tmp_path / "binary"
     shutil.copytree(host.workspace / "tiny", base)
     torch.save(load_file(base / "model.safetensors"), base / "pytorch_model.bin")
     (base / "model.safetensors").unlink()
     run = host.train(tmp_path, base_model=str(base), load_in_4bit=True, max_steps=1, save_steps=1)
-    plan = json.loads((run.out / "adapter_config.json").read_text())["plan"]
-    assert plan["weights"]["source"] == "live"
-    assert plan["weights"]["quantization"] == "bnb 4-bit"
+    weights = json.loads((run.out / "adapter_config.json").read_text())["plan"]["weights"]
+    assert (weights["source"], weights["dtype"]) == ("bin", "float32")
+    assert weights["quantization"] is None
+
+
+def test_a_quantised_base_is_planned_from_the_loaded_model(host, tmp_path):
+    from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+
+    quantised = AutoModelForCausalLM.from_pretrained(
+        host.workspace / "tiny",
+        quantization_config=BitsAndBytesConfig(
+            load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.float32
+        ),
+    )
+    base = tmp_path / "quantised"
+    shutil.copytree(host.workspace / "tiny", base)
+    quantised.save_pretrained(base)
+    run = host.train(tmp_path, base_model=str(base), max_steps=1, save_steps=1)
+    assert "quantised is quantised (bitsandbytes)" in run.log
+    weights = json.loads((run.out / "adapter_config.json").read_text())["plan"]["weights"]
+    assert (weights["source"], weights["quantization"]) == ("live", "bnb 4-bit")
 
 
 @pytest.mark.parametrize("reentrant", [None, False, True])

@@ -9,6 +9,7 @@ from axolotl_alphalora.spectral import (
     BaseModel,
     Cache,
     LiveWeights,
+    MissingTensor,
     UnreadableCheckpoint,
     definition,
     measure,
@@ -133,14 +134,26 @@ def test_other_layers_are_looked_up_besides_those_known(models, tmp_path):
             assert torch.equal(weights.tensor(name), expected)
 
 
-def test_a_changed_checkpoint_is_looked_up_again(models, tmp_path):
+@pytest.mark.parametrize("change", ["config", "keys"])
+def test_a_changed_checkpoint_is_looked_up_again(models, tmp_path, change):
+    """The tied model's config, and then its keys, are replaced by those of the untied one."""
     cache = Cache(tmp_path / "cache")
+
+    def location():
+        base = BaseModel(str(tmp_path / "model"), cache=cache)
+        return base.weights(head(models["llama"])).location("lm_head")
+
     save(models["tied llama"], tmp_path / "model")
-    weights = BaseModel(str(tmp_path / "model"), cache=cache).weights(head(models["llama"]))
-    assert "embed_tokens" in weights.location("lm_head")
-    save(models["llama"], tmp_path / "model")
-    weights = BaseModel(str(tmp_path / "model"), cache=cache).weights(head(models["llama"]))
-    assert "lm_head.weight" in weights.location("lm_head")
+    config = (tmp_path / "model" / "config.json").read_bytes()
+    assert "'model.embed_tokens.weight'" in location()
+    if change == "config":
+        models["llama"].config.save_pretrained(tmp_path / "model")
+        with pytest.raises(MissingTensor, match="lm_head"):
+            location()
+    else:
+        save(models["llama"], tmp_path / "model")
+        (tmp_path / "model" / "config.json").write_bytes(config)
+        assert "'lm_head.weight'" in location()
 
 
 def test_conversions_are_prepared_once_for_all_layers(models, tmp_path, monkeypatch):

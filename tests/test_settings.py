@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from axolotl_alphalora.spectral import AGGREGATES, ESTIMATORS, QualitySettings
+from axolotl_alphalora.settings import AGGREGATES, ESTIMATORS, QualitySettings
 
 
 @pytest.mark.parametrize(
