@@ -43,6 +43,7 @@ def explain(findings: Findings, experts: Mapping[str, int] | None = None) -> lis
         *_extremes(findings.scores, experts or {}),
         *_fits(findings.matrices),
         *_notes(findings.matrices),
+        *_quantised(findings),
         *_ranking(findings),
     ]
 
@@ -115,6 +116,17 @@ def _notes(matrices: Sequence[MatrixQuality]) -> list[str]:
     )
     return [
         f"{what}: {_listed(rows, lambda row: row.note or '')}." for what, rows in groups if rows
+    ]
+
+
+def _quantised(findings: Findings) -> list[str]:
+    quantization = findings.description.get("quantization")
+    if not quantization or findings.settings.estimator == "hill":
+        return []
+    return [
+        f"{WARNING}these are dequantised weights ({quantization}). Quantisation moves the start "
+        f"of the tail, and with it {findings.settings.estimator}'s alpha, by as much as blocks "
+        "differ; hill's hardly. Use the estimator hill, or the full-precision checkpoint."
     ]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Callable, Mapping, Sequence
+from importlib.metadata import version
 from typing import TYPE_CHECKING
 
 from torch import Tensor
@@ -113,7 +114,8 @@ class CheckpointWeights:
     def _combine(self, module_name: str, digests: Mapping[str, str]) -> str:
         if module_name not in self._converted:
             return digests[self._keys[module_name][0]]
-        return combined_digest({**digests, "made into": module_name})
+        made = {"made into": module_name, "by": f"transformers {version('transformers')}"}
+        return combined_digest({**digests, **made})
 
     def _check(self, module: str, keys: Sequence[str]) -> None:
         if not keys:

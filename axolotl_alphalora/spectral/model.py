@@ -105,7 +105,7 @@ class BaseModel:
             UnreadableCheckpoint: If the files give no weights for the layers; says why.
         """
         if self.quantization is None:
-            return self._stored_weights(list(shapes))
+            return self._stored_weights(shapes)
         if not load:
             raise UnreadableCheckpoint(
                 f"{self.name} is quantised ({self.quantization}): its files hold codes, not weights"
@@ -120,7 +120,8 @@ class BaseModel:
             self._files.revision,
         )
 
-    def _stored_weights(self, names: list[str]) -> CheckpointWeights:
+    def _stored_weights(self, shapes: Mapping[str, tuple[int, int]]) -> CheckpointWeights:
+        names = list(shapes)
         stored = StoredTensors(self._files, self.cache)
         kept, identity = self._definition_cache()
         key = " ".join([identity, stored.layout, text_digest("\n".join(names))])
@@ -132,9 +133,17 @@ class BaseModel:
                 "converted": [name for name in names if table.is_converted(name)],
             }
             kept.put("names", key, found)
-        return CheckpointWeights(
+        weights = CheckpointWeights(
             stored, found["keys"], found["converted"], cache(lambda: self._weight_names(stored))
         )
+        for name in set(names).difference(found["converted"]):
+            shape = stored.infos[found["keys"][name][0]].shape
+            if sorted(shape) != sorted(shapes[name]):
+                raise UnreadableCheckpoint(
+                    f"{weights.location(name)} has shape {shape}, but config.json makes a layer of "
+                    f"{shapes[name]}: they belong to different models"
+                )
+        return weights
 
     def _weight_names(self, stored: StoredTensors) -> Any:
         from axolotl_alphalora.spectral.definition import WeightNames

@@ -16,10 +16,14 @@ from axolotl_alphalora.spectral.reading import Spectra
 from axolotl_alphalora.spectral.spectrum import pool
 from axolotl_alphalora.spectral.threads import one_thread
 
-__all__ = ["FEW_EIGENVALUES", "MatrixQuality", "assess"]
+__all__ = ["FEW_EIGENVALUES", "SPREAD", "MatrixQuality", "assess"]
 
 FEW_EIGENVALUES = 20
 """An alpha from fewer eigenvalues than this is noted as weak."""
+
+
+SPREAD = 1.05
+"""A spectrum has no tail if its largest eigenvalue is not above this times its smallest."""
 
 
 @dataclass(frozen=True)
@@ -68,8 +72,9 @@ def assess(
     """Fit a power law to every spectrum.
 
     Zero and round-off eigenvalues never take part. A matrix that is left with fewer than
-    :data:`~axolotl_alphalora.spectral.power_law.MIN_EIGENVALUES` eigenvalues, or with equal ones
-    only, has no alpha; its note says so, and so do the notes of rank-deficient matrices and of
+    :data:`~axolotl_alphalora.spectral.power_law.MIN_EIGENVALUES` eigenvalues, or with ones that are
+    equal to within a factor of :data:`SPREAD` (an orthogonal matrix, rounded), has no alpha; its
+    note says so, and so do the notes of rank-deficient matrices and of
     those with fewer than :data:`FEW_EIGENVALUES` eigenvalues, whose alphas stand.
 
     Args:
@@ -100,10 +105,16 @@ def _assess(
         notes.append(f"rank {rank} of {number}")
     if MIN_EIGENVALUES <= rank < FEW_EIGENVALUES:
         notes.append("few eigenvalues")
-    try:
-        fitted = fit(name, kept)
-    except ValueError as error:
-        notes.append(f"no power law: {error}")
+    if rank >= MIN_EIGENVALUES and kept.max() <= SPREAD * kept.min():
+        notes.append(
+            f"no power law: all {rank} eigenvalues equal {float(kept.max()):.6g} to within "
+            f"{SPREAD - 1:.0%}"
+        )
+    else:
+        try:
+            fitted = fit(name, kept)
+        except ValueError as error:
+            notes.append(f"no power law: {error}")
     return MatrixQuality(
         module=name,
         shape=shape,

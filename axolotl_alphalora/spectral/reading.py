@@ -147,9 +147,14 @@ def _compute_batches(
                     yield _computed(job, name, weight)
                 continue
             together = max(1, _STACK_ELEMENTS // (shape[0] * shape[1]))
-            batch: list[tuple[str, Tensor]] = []
-            for item in group:
-                batch.append(item)
+            batch: list[tuple[str, str, Tensor]] = []
+            for name, weight in group:
+                identity = job.weights.identify(name, weight)
+                known = _recall(job, name, identity)
+                if known is not None:
+                    yield known
+                    continue
+                batch.append((name, identity, weight))
                 if len(batch) == together:
                     yield from _computed_together(job, batch)
                     batch = []
@@ -168,27 +173,28 @@ def _compute(job: _Job, name: str) -> _Row:
 def _computed(job: _Job, name: str, weight: Tensor) -> _Row:
     identity = job.weights.identify(name, weight)
     known = _recall(job, name, identity)
-    if known is not None:
-        return known
+    return known if known is not None else _computed_alone(job, name, identity, weight)
+
+
+def _computed_alone(job: _Job, name: str, identity: str, weight: Tensor) -> _Row:
     moved = weight.to(job.device) if job.device.type == "cuda" else weight
     with _naming(job, name):
         values = spectra(moved, job.window).cpu()
     return _keep(job, name, identity, weight, values)
 
 
-def _computed_together(job: _Job, batch: Sequence[tuple[str, Tensor]]) -> Iterator[_Row]:
+def _computed_together(job: _Job, batch: Sequence[tuple[str, str, Tensor]]) -> Iterator[_Row]:
     if len(batch) == 1:  # a large one, which is better taken in slices
-        yield _computed(job, *batch[0])
+        yield _computed_alone(job, *batch[0])
         return
-    stack = torch.stack([weight.to(job.device) for _, weight in batch])
+    stack = torch.stack([weight.to(job.device) for _, _, weight in batch])
     try:
         all_values = stacked_spectra(stack).cpu()
     except ValueError:  # one by one, so that the message names the bad one
-        for name, weight in batch:
-            yield _computed(job, name, weight)
+        for item in batch:
+            yield _computed_alone(job, *item)
         return
-    for (name, weight), values in zip(batch, all_values, strict=True):
-        identity = job.weights.identify(name, weight)
+    for (name, identity, weight), values in zip(batch, all_values, strict=True):
         yield _keep(job, name, identity, weight, values[None])
 
 

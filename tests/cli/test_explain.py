@@ -39,6 +39,18 @@ def test_the_least_and_the_best_trained_block_are_named_with_their_experts():
     )
 
 
+@pytest.mark.parametrize(
+    ("estimator", "quantization", "warned"),
+    [("xmin_peak", "bnb 4-bit", True), ("hill", "bnb 4-bit", False), ("xmin_peak", None, False)],
+)
+def test_an_estimator_that_quantisation_misleads_is_warned_of(estimator, quantization, warned):
+    found = replace(
+        findings(blocks(3.0, 5.0, 2.0), estimator), description={"quantization": quantization}
+    )
+    said = [line for line in explain(found) if "dequantised weights (bnb 4-bit)" in line]
+    assert [line.startswith(WARNING) for line in said] == [True] * warned
+
+
 def test_a_ranking_that_rests_on_noise_is_a_warning_with_the_figure():
     noisy = explain(findings(blocks(3.0, 3.1, 2.9, tail_size=20)))
     assert noisy[-1].startswith(f"{WARNING}the ranking of the blocks rests on noise: at most 0%")

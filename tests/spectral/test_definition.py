@@ -8,6 +8,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, BertConfig, ViTConfig
 
+from axolotl_alphalora.spectral import LiveWeights
 from axolotl_alphalora.spectral.definition import (
     WeightNames,
     linear_layers,
@@ -138,3 +139,20 @@ def test_transformers_is_loaded_only_where_a_definition_is_needed():
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert result.stdout.strip() == "set()", result.stderr
+
+
+class ForeignLinear(torch.nn.Module):
+    """A quantisation's own linear layer, which is no `torch.nn.Linear`."""
+
+    def __init__(self):
+        super().__init__()
+        self.in_features, self.out_features = 8, 4
+        self.register_buffer("codes", torch.zeros(4, 8, dtype=torch.int8))
+
+
+def test_a_linear_layer_of_a_foreign_class_is_listed_and_then_named_as_unreadable():
+    block = torch.nn.ModuleDict({"q": ForeignLinear()})
+    model = torch.nn.ModuleDict({"layers": torch.nn.ModuleList([block])})
+    assert linear_layers(model) == {"layers.0.q": (4, 8)}
+    with pytest.raises(TypeError, match="layers.0.q.*ForeignLinear"):
+        LiveWeights(model).tensor("layers.0.q")

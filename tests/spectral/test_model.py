@@ -278,3 +278,13 @@ def test_full_precision_needs_no_loading(models, tmp_path):
 def test_an_absent_gguf_file_is_named(tmp_path):
     with pytest.raises(UnreadableCheckpoint, match=r"there is no file .*/absent\.gguf"):
         BaseModel(str(tmp_path / "absent.gguf"))
+
+
+def test_a_config_of_another_model_than_the_files_is_named(tmp_path):
+    tiny_model("llama").save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    config["intermediate_size"] += 8
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    base = BaseModel(str(tmp_path))
+    with pytest.raises(UnreadableCheckpoint, match=r"_proj.weight' of .* different models"):
+        base.weights(base.layers(linear_layers, "linear"))

@@ -82,11 +82,20 @@ DEGENERATE = {
         (0, 32, False),
         "all zero; no power law: a power law needs at least 3 eigenvalues, got 0",
     ),
-    "identity": (torch.eye(32), (32, 32, False), "no power law: all 32 eigenvalues equal 1: "),
+    "identity": (
+        torch.eye(32),
+        (32, 32, False),
+        "no power law: all 32 eigenvalues equal 1 to within 5%",
+    ),
     "scaled rotation": (
         1e-3 * torch.linalg.qr(matrix(32, 32).double()).Q,
         (32, 32, False),
-        "no power law: all 32 eigenvalues equal 1e-06: ",
+        "no power law: all 32 eigenvalues equal 1e-06 to within 5%",
+    ),
+    "bfloat16 rotation": (
+        torch.linalg.qr(matrix(32, 32)).Q.bfloat16(),
+        (32, 32, False),
+        "no power law: all 32 eigenvalues equal 1",
     ),
     "zero rows": (zero_rows(), (25, 32, True), "rank 25 of 32"),
     "exactly low rank": (exactly_low_rank(22), (22, 32, True), "rank 22 of 32"),

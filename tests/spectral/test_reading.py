@@ -259,3 +259,19 @@ def test_the_digest_is_that_of_the_weights_and_their_names(weights, tmp_path):
     fewer = {name: weights[name] for name in list(weights)[1:]}
     half = weights | {"h.0.q": weights["h.0.q"].half()}
     assert len({first, *map(digest, (swapped, fewer, half))}) == 4
+
+
+def test_weights_in_memory_that_are_known_are_not_computed_again(tmp_path, way, monkeypatch):
+    model = nn.ModuleList(nn.Linear(20, 24) for _ in range(3))
+    shapes = {str(i): (24, 20) for i in range(3)}
+    cache = Cache(tmp_path)
+    first = read_spectra(LiveWeights(model), shapes, cache=cache)
+
+    def computed(*_):
+        raise AssertionError("a known spectrum was computed again")
+
+    monkeypatch.setattr(reading, "spectra", computed)
+    monkeypatch.setattr(reading, "stacked_spectra", computed)
+    again = read_spectra(LiveWeights(model), shapes, cache=cache)
+    for name in shapes:
+        assert torch.equal(again.values[name], first.values[name])
