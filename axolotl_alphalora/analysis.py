@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import fields
-from importlib.metadata import version
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -63,8 +63,9 @@ def analyze(
         ``tail_size``, ``standard_error``, ``num_eigenvalues``, ``numerical_rank``, ``note`` and
         ``block_score``. ``DataFrame.attrs`` holds ``description`` (source, dtype, revision,
         quantization and digest of the weights), ``settings``, and ``trust``: the share of the
-        variance between blocks that is more than the fits' errors, see
-        :func:`~axolotl_alphalora.spectral.measure.trust`.
+        variance between blocks that is more than the fits' errors, None but for ``hill``, where
+        only resampling can tell. ``description["unmeasured"]`` lists stacked expert weights, if
+        there are any.
 
     Raises:
         ValueError: If an option is unknown, or the model or a weight cannot be read.
@@ -95,7 +96,9 @@ def analyze(
     table.attrs = {
         "description": dict(found.description),
         "settings": found.settings.as_options(),
-        "trust": trust(found.settings, found.matrices, found.scores),
+        "trust": trust(found.settings, found.matrices, found.scores)
+        if estimator == "hill"
+        else None,
     }
     return table
 
@@ -131,16 +134,21 @@ def measure_model(
     weights: WeightSource
     if isinstance(model, nn.Module):
         shapes, weights = _live_layers(model), LiveWeights(model)
+        unmeasured = list(_stacked_weights(model))
         _check_layers(shapes, type(model).__name__)
     else:
         name = os.fspath(model)
         name = str(Path(name).expanduser()) if name.startswith("~") else name
         base = BaseModel(name, revision, trust_remote_code, cache)
-        shapes = base.layers(_linear_layers, f"linear layers, {version('axolotl-alphalora')}")
+        shapes = base.layers(_linear_layers, "linear layers")
+        unmeasured = list(base.layers(_stacked_weights, "stacked weights"))
         _check_layers(shapes, name)
         weights = base.weights(shapes)
     step = progress(list(shapes)) if progress else None
-    return measure(weights, shapes, settings, cache=cache, progress=step)
+    found = measure(weights, shapes, settings, cache=cache, progress=step)
+    if not unmeasured:
+        return found
+    return replace(found, description={**found.description, "unmeasured": unmeasured})
 
 
 def matrix_row(quality: MatrixQuality) -> dict[str, Any]:
@@ -174,6 +182,13 @@ def _linear_layers(model: nn.Module) -> Shapes:
     from .spectral.definition import linear_layers
 
     return linear_layers(model)
+
+
+def _stacked_weights(model: nn.Module) -> Shapes:
+    from .spectral.definition import stacked_weights
+
+    found = stacked_weights(model)
+    return {name: (shape[0], math.prod(shape[1:])) for name, shape in found.items()}
 
 
 def _live_layers(model: nn.Module) -> Shapes:
@@ -214,6 +229,6 @@ def _bar(wanted: bool) -> Any:
         return nullcontext()
     from rich.console import Console
 
-    from .cli.progress import working
+    from .progress import working
 
     return working(Console(stderr=True))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 
-__all__ = ["block_name", "group_by_block", "kind_of"]
+__all__ = ["block_name", "group_by_block", "kind_of", "stack_of"]
 
 _NUMBER = re.compile(r"(\d+)")
 
@@ -27,6 +27,15 @@ def block_name(module_name: str) -> str:
         if part.isdecimal():
             return ".".join(parts[: position + 1])
     return module_name
+
+
+def stack_of(module_name: str) -> str:
+    """Return the list of blocks that a module belongs to, such as ``model.layers``.
+
+    The vision and the text blocks of a model are two. A module outside any block is its own.
+    """
+    block = block_name(module_name)
+    return block if block == module_name else block.rpartition(".")[0]
 
 
 def kind_of(module_name: str) -> str:

@@ -7,6 +7,7 @@ the cache: neither is imported when the same question comes again.
 from __future__ import annotations
 
 import json
+import re
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -92,6 +93,12 @@ class Targets:
     def _matches(self, model: nn.Module, target: str | list[str]) -> list[str]:
         from .adapter import AlphaLoraConfig, resolve_targets
 
+        for option in (target, self.exclude):
+            if isinstance(option, str):
+                try:
+                    re.compile(option)
+                except re.error as error:
+                    raise ValueError(f"{option!r} is no regular expression: {error}") from error
         return resolve_targets(
             AlphaLoraConfig(
                 target_modules=target,

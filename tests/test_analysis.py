@@ -129,3 +129,12 @@ def test_two_lines_import_no_training_stack(directory):
         [sys.executable, "-c", code, str(directory)], capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr
+
+
+def test_stacked_experts_are_reported_as_not_measured(tmp_path):
+    from checkpoints import tiny_model
+
+    tiny_model("mixtral").save_pretrained(tmp_path / "model")
+    for model in (tmp_path / "model", tiny_model("mixtral")):
+        unmeasured = analyze(model).attrs["description"]["unmeasured"]
+        assert "model.layers.0.mlp.experts.down_proj" in unmeasured

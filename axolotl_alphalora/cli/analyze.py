@@ -110,9 +110,9 @@ def _measure(
     console: Any,
 ) -> tuple[Measurement, Findings]:
     from ..analysis import measure_model
+    from ..progress import working
     from ..spectral import block_intervals
     from .findings import Findings
-    from .progress import working
 
     with working(console) as doing:
         found = measure_model(

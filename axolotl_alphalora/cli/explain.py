@@ -43,6 +43,7 @@ def explain(findings: Findings, experts: Mapping[str, int] | None = None) -> lis
         *_extremes(findings.scores, experts or {}),
         *_fits(findings.matrices),
         *_notes(findings.matrices),
+        *_unmeasured(findings.description.get("unmeasured", [])),
         *_quantised(findings),
         *_ranking(findings),
     ]
@@ -119,6 +120,16 @@ def _notes(matrices: Sequence[MatrixQuality]) -> list[str]:
     ]
 
 
+def _unmeasured(names: Sequence[str]) -> list[str]:
+    if not names:
+        return []
+    more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+    return [
+        f"Not measured: {plural(len(names), 'stacked weight')}, which hold several matrices each "
+        f"and take no experts ({names[0]}{more})."
+    ]
+
+
 def _quantised(findings: Findings) -> list[str]:
     quantization = findings.description.get("quantization")
     if not quantization or findings.settings.estimator == "hill":
@@ -137,10 +148,15 @@ def _listed(rows: Sequence[MatrixQuality], words: Callable[[MatrixQuality], str]
 
 
 def _ranking(findings: Findings) -> list[str]:
-    share = findings.trust
+    share, judged = findings.most_trust, findings.trust is not None
     if share is None:
         return []
-    most = "" if findings.intervals or findings.settings.estimator == "hill" else "at most "
+    if share >= NOISE and not judged:
+        return [
+            "Ranking: not judged yet. The errors of these fits come mostly from where each tail "
+            "starts; --confidence resamples the spectra and says how much of the ranking is noise."
+        ]
+    most = "" if judged else "at most "
     said = (
         f"{most}{share:.0%} of the variance between the blocks' alphas is more than the errors of "
         f"the fits explain. {_judged(findings)}"

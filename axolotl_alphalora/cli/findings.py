@@ -76,7 +76,17 @@ class Findings:
 
     @property
     def trust(self) -> float | None:
-        """Share of the variance between blocks that is not noise; None for a single block."""
+        """Share of the variance between blocks that is not noise; None if that is not known.
+
+        Without resampling it is known for ``hill`` alone: asymptotic errors take the start of a
+        tail as given, which only there it is. A single block has no ranking.
+        """
+        judged = self.intervals or self.settings.estimator == "hill"
+        return self.most_trust if judged else None
+
+    @property
+    def most_trust(self) -> float | None:
+        """An upper bound of :attr:`trust`; None for a single block."""
         from ..spectral import trust
 
         share = trust(self.settings, self.matrices, self.scores, self.intervals or None)

@@ -89,7 +89,7 @@ def _plan(
     """Make a plan, or take the saved one, which comes without a measurement."""
     from ..allocation import Plan, resolve_options
     from ..planning import check_plan, measured_plan
-    from .progress import working
+    from ..progress import working
 
     if saved is not None:
         if samples:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from statistics import fmean, median, pstdev
 from typing import Protocol
 
-from axolotl_alphalora.blocks import group_by_block, kind_of
+from axolotl_alphalora.blocks import group_by_block, kind_of, stack_of
 from axolotl_alphalora.settings import AGGREGATES
 
 __all__ = ["AGGREGATES", "Measured", "block_errors", "block_scores"]
@@ -143,7 +143,7 @@ def _counted(
     alphas: dict[str, list[float]] = {}
     for name, quality in matrices.items():
         if quality.alpha is not None:
-            alphas.setdefault(kind_of(name), []).append(quality.alpha)
+            alphas.setdefault(_kind(name), []).append(quality.alpha)
     if not alphas:
         raise ValueError("no matrix has a power-law exponent")
     means = {kind: fmean(values) for kind, values in alphas.items()}
@@ -160,9 +160,13 @@ def _counted(
         return _Row(name, kind, alpha, scale, math.prod(quality.shape))
 
     return {
-        block: [row(name, kind_of(name)) for name in names if kind_of(name) in means]
+        block: [row(name, _kind(name)) for name in names if _kind(name) in means]
         for block, names in group_by_block(matrices).items()
     }
+
+
+def _kind(module: str) -> str:
+    return f"{stack_of(module)} {kind_of(module)}"
 
 
 def _root_mean_square(values: Iterable[float]) -> float:

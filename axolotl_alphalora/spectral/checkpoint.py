@@ -16,9 +16,10 @@ from axolotl_alphalora.spectral.tensors import StoredTensors, read_json
 if TYPE_CHECKING:
     from axolotl_alphalora.spectral.definition import WeightNames
 
-__all__ = ["CheckpointWeights", "MissingTensor", "quantization_method"]
+__all__ = ["FLOATS", "CheckpointWeights", "MissingTensor", "quantization_method"]
 
-_FLOATS = {"float64", "float32", "float16", "bfloat16"}
+FLOATS = {"float64", "float32", "float16", "bfloat16"}
+"""Dtypes in which weights are stored as they are."""
 
 
 class MissingTensor(UnreadableCheckpoint):
@@ -129,7 +130,7 @@ class CheckpointWeights:
             )
         for key in keys:
             info = self._stored.infos[key]
-            if info.dtype not in _FLOATS:
+            if info.dtype not in FLOATS:
                 raise UnreadableCheckpoint(
                     f"tensor {key!r} of {info.path} has dtype {info.dtype}: quantised codes, not "
                     "weights"

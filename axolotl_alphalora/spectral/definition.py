@@ -8,6 +8,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,7 +16,14 @@ from torch import Tensor, nn
 
 from axolotl_alphalora.blocks import block_name
 
-__all__ = ["WeightNames", "linear_layers", "load_config", "model_class", "skeleton"]
+__all__ = [
+    "WeightNames",
+    "linear_layers",
+    "load_config",
+    "model_class",
+    "skeleton",
+    "stacked_weights",
+]
 
 
 def load_config(
@@ -44,8 +52,8 @@ def load_config(
             trust_remote_code=trust_remote_code,
             **({"gguf_file": gguf_file} if gguf_file else {}),
         )
-    except (OSError, ValueError) as error:
-        raise ValueError(f"the model {model} cannot be opened: {error}") from error
+    except Exception as error:  # config classes raise whatever their checks happen to raise
+        raise ValueError(_unopened(model, error)) from error
 
 
 def model_class(config: Any, model: str) -> Any:
@@ -89,8 +97,32 @@ def skeleton(
     if hasattr(config, "quantization_config"):
         del config.quantization_config
     factory = model_class(config, model)
-    with torch.device("meta"):
-        return factory.from_config(config, trust_remote_code=trust_remote_code)
+    try:
+        with torch.device("meta"):
+            return factory.from_config(config, trust_remote_code=trust_remote_code)
+    except Exception as error:
+        raise ValueError(_unopened(model, error)) from error
+
+
+def stacked_weights(model: nn.Module) -> dict[str, tuple[int, ...]]:
+    """Return the weights inside numbered blocks that hold several matrices, such as experts.
+
+    They are no linear layers: :func:`linear_layers` leaves them out.
+
+    Args:
+        model: A model, on any device.
+
+    Returns:
+        Exact name of the parameter to its shape of three or more dimensions.
+    """
+    modules = dict(model.named_modules())
+    found = {}
+    for name, parameter in model.named_parameters():
+        owner = modules[name.rpartition(".")[0]]
+        convolution = isinstance(owner, nn.modules.conv._ConvNd)
+        if parameter.ndim > 2 and block_name(name) != name and not convolution:
+            found[name] = tuple(parameter.shape)
+    return found
 
 
 def linear_layers(model: nn.Module) -> dict[str, tuple[int, int]]:
@@ -113,6 +145,12 @@ def linear_layers(model: nn.Module) -> dict[str, tuple[int, int]]:
         elif _is_linear(module):
             shapes[name] = (module.out_features, module.in_features)
     return shapes
+
+
+def _unopened(model: str, error: Exception) -> str:
+    said = f"{type(error).__name__}: {error}" if isinstance(error, KeyError) else str(error)
+    local = "" if Path(model).exists() else f"there is no directory {model}, and as a hub id "
+    return f"the model {model} cannot be opened: {local}{said}"
 
 
 def _is_linear(module: Any) -> bool:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from importlib.metadata import version
+from contextlib import suppress
+from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
 from pathlib import Path
 from threading import Lock
 
@@ -14,7 +16,17 @@ from axolotl_alphalora.spectral.digest import text_digest
 from axolotl_alphalora.spectral.files import UnreadableCheckpoint
 from axolotl_alphalora.spectral.weights import LiveWeights
 
-__all__ = ["LoadedWeights"]
+__all__ = ["PACKAGES", "LoadedWeights"]
+
+PACKAGES = {
+    "bitsandbytes": "bitsandbytes",
+    "torchao": "torchao",
+    "hqq": "hqq",
+    "gptq": "gptqmodel",
+    "awq": "gptqmodel",
+    "gguf": "gguf",
+}
+"""Quantisation method to the package that transformers reads it with."""
 
 
 class LoadedWeights:
@@ -46,9 +58,7 @@ class LoadedWeights:
         self._revision = revision
         self._live: LiveWeights | None = None
         self._lock = Lock()
-        self._files = "\n".join(
-            [version("transformers"), *sorted(file_digest(path, cache) for path in files)]
-        )
+        self._files = "\n".join([*_versions(), *sorted(file_digest(path, cache) for path in files)])
         self._known: dict[str, str | None] | None = cache.get("loaded", self._files)
 
     @property
@@ -109,7 +119,19 @@ class LoadedWeights:
                 try:
                     self._live = LiveWeights(self._load())
                 except (ImportError, OSError, RuntimeError, ValueError) as error:
+                    package = PACKAGES.get(self._kind)
+                    missing = package is not None and find_spec(package) is None
                     raise UnreadableCheckpoint(
                         f"transformers cannot load {self._name} ({self._kind}): {error}"
+                        + (f". It needs {package}: pip install {package}" if missing else "")
                     ) from error
             return self._live
+
+
+def _versions() -> list[str]:
+    """Return the versions of all that has a part in what a dequantised weight is."""
+    found = []
+    for package in ("axolotl-alphalora", "peft", "transformers", *PACKAGES.values()):
+        with suppress(PackageNotFoundError):
+            found.append(f"{package} {version(package)}")
+    return sorted(set(found))

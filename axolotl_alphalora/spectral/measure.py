@@ -80,6 +80,12 @@ def measure(
         matrices = assess(spectra, settings.estimator, fit)
     finally:
         weights.close()
+    if all(row.alpha is None for row in matrices):
+        first = matrices[0]
+        raise ValueError(
+            f"none of the {len(matrices)} matrices has an alpha; the first, "
+            f"{weights.location(first.module)}: {first.note}"
+        )
     scores = block_scores(matrices, settings.aggregate, settings.normalize)
     described = {**weights.description, "digest": spectra.digest}
     return Measurement(settings, tuple(matrices), scores, spectra, described)

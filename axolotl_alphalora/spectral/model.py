@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from functools import cache, cached_property
 from importlib.metadata import version
 from pathlib import Path
@@ -11,7 +11,7 @@ from typing import Any
 from torch import nn
 
 from axolotl_alphalora.spectral.cache import Cache, file_digest
-from axolotl_alphalora.spectral.checkpoint import CheckpointWeights, quantization_method
+from axolotl_alphalora.spectral.checkpoint import FLOATS, CheckpointWeights, quantization_method
 from axolotl_alphalora.spectral.digest import text_digest
 from axolotl_alphalora.spectral.files import UnreadableCheckpoint, locate
 from axolotl_alphalora.spectral.loaded import LoadedWeights
@@ -116,7 +116,8 @@ class BaseModel:
             self.quantization,
             lambda: self._load(shapes),
             files,
-            self.cache,
+            # A model's own code can change what its files mean.
+            Cache(None) if self._trust_remote_code else self.cache,
             self._files.revision,
         )
 
@@ -155,7 +156,8 @@ class BaseModel:
         config = self._gguf or self._files.find("config.json")
         if config is None or self._trust_remote_code:  # own code can change what a config means
             return Cache(None), ""
-        return self.cache, f"{file_digest(config, self.cache)} {version('transformers')}"
+        versions = [version("transformers"), version("axolotl-alphalora")]
+        return self.cache, " ".join([file_digest(config, self.cache), *versions])
 
     def _quantised_files(self) -> list[Path]:
         if self._gguf is not None:
@@ -165,7 +167,7 @@ class BaseModel:
         assert config is not None
         return [config, *{info.path for info in stored.infos.values()}]
 
-    def _load(self, names: Container[str]) -> nn.Module:
+    def _load(self, names: Collection[str]) -> nn.Module:
         import torch
 
         from axolotl_alphalora.spectral.definition import load_config, model_class
@@ -178,6 +180,11 @@ class BaseModel:
             place, options = self.name, {"revision": self._revision}
             dtype = "auto"
         config = load_config(place, trust_remote_code=self._trust_remote_code, **options)
+        if self._gguf is None:
+            from transformers.quantizers.auto import AutoHfQuantizer
+
+            if not AutoHfQuantizer.supports_quant_method(config.quantization_config):
+                raise ValueError("it does not know the method and would take codes for weights")
         model, report = model_class(config, self.name).from_pretrained(
             place,
             dtype=dtype,
@@ -190,4 +197,19 @@ class BaseModel:
             module, _, leaf = key.rpartition(".")
             if module in names and leaf not in _OPTIONAL:
                 raise ValueError(f"it finds no {key!r} there and would fill in random values")
+        if self._gguf is None:
+            self._check_dequantised(model, names)
         return model
+
+    def _check_dequantised(self, model: Any, names: Iterable[str]) -> None:
+        """Refuse codes that were dequantised without their scales."""
+        stored = StoredTensors(self._files)
+        table = self._weight_names(stored)
+        for name in names:
+            weight = getattr(model.get_submodule(name), "weight", None)
+            for key in table.keys_of(name):
+                owner = key.removesuffix("weight")
+                scaled = any("scale" in k for k in stored.infos if k.startswith(owner) and k != key)
+                coded = stored.infos[key].dtype not in FLOATS
+                if coded and type(weight) is nn.Parameter and not scaled:
+                    raise ValueError(f"{key!r} holds codes, and there are no scales for them")

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from axolotl_alphalora.spectral.files import UnreadableCheckpoint
 from axolotl_alphalora.spectral.power_law import (
     MIN_EIGENVALUES,
     PowerLawFit,
@@ -112,7 +113,9 @@ def _assess(
         )
     else:
         try:
-            fitted = fit(name, kept)
+            fitted = fit(name, kept) if rank else None
+        except UnreadableCheckpoint:
+            raise
         except ValueError as error:
             notes.append(f"no power law: {error}")
     return MatrixQuality(

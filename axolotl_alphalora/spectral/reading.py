@@ -223,7 +223,7 @@ def _key(identity: str, window: tuple[int, int] | None) -> str:
 def _naming(job: _Job, name: str) -> Iterator[None]:
     try:
         yield
-    except ValueError as error:
+    except (ValueError, torch.linalg.LinAlgError) as error:
         raise ValueError(f"{job.weights.location(name)}: {error}") from error
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -170,6 +171,8 @@ def _shards(source: CheckpointFiles, index: Path) -> list[Path]:
     weight_map = read_json(index).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise UnreadableCheckpoint(f"{index} has no weight_map")
+    if not all(isinstance(name, str) for name in weight_map.values()):
+        raise UnreadableCheckpoint(f"{index}: the weight_map does not name files")
     shards = []
     for name in sorted(set(weight_map.values())):
         path = source.find(name)
@@ -196,9 +199,11 @@ def _load_pickled(path: Path) -> dict[str, Tensor]:
         mapped = zipfile.is_zipfile(path)  # the format before torch 1.6 cannot be mapped
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
     except Exception as error:  # torch raises pickle, runtime and value errors for bad files
+        named = re.search(r"GLOBAL (\S+)", str(error))
+        what = f"it refers to {named[1]}" if named else str(error).partition("\n")[0]
         raise UnreadableCheckpoint(
-            f"cannot read {path} with torch's weights-only loading, and nothing else is used on "
-            f"files that may run code: {error}"
+            f"cannot read {path} with torch's weights-only loading ({what}), and nothing else is "
+            "used on files that may run code: convert the checkpoint to safetensors"
         ) from error
     if not isinstance(content, dict):
         raise UnreadableCheckpoint(f"{path} holds a {type(content).__name__}, not a state dict")

@@ -9,8 +9,8 @@ from rich.console import Console
 from axolotl_alphalora.allocation import BlockPlan, ModulePlan, Plan
 from axolotl_alphalora.cli.explain import WARNING, explain
 from axolotl_alphalora.cli.findings import Findings
-from axolotl_alphalora.cli.progress import working
 from axolotl_alphalora.cli.tables import print_analysis, print_matrices, print_plan
+from axolotl_alphalora.progress import working
 from axolotl_alphalora.spectral import MatrixQuality, QualitySettings, block_scores
 
 LONG = "model.language_model.layers"
@@ -54,8 +54,17 @@ def test_an_estimator_that_quantisation_misleads_is_warned_of(estimator, quantiz
 def test_a_ranking_that_rests_on_noise_is_a_warning_with_the_figure():
     noisy = explain(findings(blocks(3.0, 3.1, 2.9, tail_size=20)))
     assert noisy[-1].startswith(f"{WARNING}the ranking of the blocks rests on noise: at most 0%")
-    sound = explain(findings(blocks(3.0, 5.0, 2.0)))
-    assert sound[-1].startswith("Ranking: at most 9")
+    sound = explain(findings(blocks(3.0, 5.0, 2.0), "hill"))
+    assert sound[-1].startswith("Ranking: 9")
+
+
+def test_a_ranking_whose_tails_were_searched_for_is_judged_by_resampling_only():
+    rows = blocks(3.0, 5.0, 2.0)
+    assert "not judged yet" in explain(findings(rows))[-1]
+    assert findings(rows).trust is None
+    assert findings(rows, "hill").trust > 0.9
+    tight = {block: (score - 0.1, score + 0.1) for block, score in block_scores(rows).items()}
+    assert "at most" not in explain(findings(rows, intervals=tight))[-1]
 
 
 def test_how_it_was_judged_is_said():

@@ -238,3 +238,16 @@ def test_missing_errors_follow_the_rule():
 def test_the_median_is_the_plain_one():
     alphas = {0: {"attn.q": 2.0, "attn.k": 9.0, "mlp.up": 3.0}}
     assert block_scores(rows(alphas), "median") == {"model.layers.0": median([2.0, 9.0, 3.0])}
+
+
+def test_the_projections_of_two_towers_are_two_kinds():
+    """A vision tower's alphas must not stand in for the text model's."""
+    found = [
+        Row(f"{tower}.layers.{block}.attn.q", SHAPES["attn.q"], alpha)
+        for tower, alphas in {"vision": (9.0, 10.0, 11.0), "text": (2.0, None, 4.0)}.items()
+        for block, alpha in enumerate(alphas)
+    ]
+    assert block_scores(found)["text.layers.1"] == pytest.approx(3.0)
+    normalised = block_scores([row for row in found if row.alpha], normalize=True)
+    assert normalised["vision.layers.1"] == pytest.approx(normalised["vision.layers.0"], rel=0.5)
+    assert normalised["text.layers.0"] < normalised["vision.layers.1"] < normalised["text.layers.2"]

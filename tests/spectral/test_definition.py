@@ -15,6 +15,7 @@ from axolotl_alphalora.spectral.definition import (
     load_config,
     model_class,
     skeleton,
+    stacked_weights,
 )
 from checkpoints import CONFIGS, tiny_model
 
@@ -156,3 +157,25 @@ def test_a_linear_layer_of_a_foreign_class_is_listed_and_then_named_as_unreadabl
     assert linear_layers(model) == {"layers.0.q": (4, 8)}
     with pytest.raises(TypeError, match="layers.0.q.*ForeignLinear"):
         LiveWeights(model).tensor("layers.0.q")
+
+
+def test_stacked_experts_are_known_for_what_they_are():
+    model = tiny_model("mixtral")
+    stacked = stacked_weights(model)
+    assert {name.partition("mlp.")[2] for name in stacked} == {
+        "experts.gate_up_proj",
+        "experts.down_proj",
+    }
+    assert not {name.rpartition(".")[0] for name in stacked} & set(linear_layers(model))
+    assert stacked_weights(tiny_model("llama")) == {}
+
+
+@pytest.mark.parametrize(
+    "change", [{"hidden_act": "nothing"}, {"num_attention_heads": 0}, {"hidden_size": "wide"}]
+)
+def test_a_config_that_transformers_cannot_use_is_an_error_in_words(tmp_path, change):
+    tiny_model("llama").config.save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | change))
+    with pytest.raises(ValueError, match=f"the model {tmp_path} cannot be opened"):
+        skeleton(str(tmp_path))

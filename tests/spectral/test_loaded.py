@@ -204,14 +204,25 @@ def test_a_config_without_a_method_is_refused(tmp_path):
         measure(weights, shapes)
 
 
-def test_codes_that_transformers_does_not_know_do_not_become_random_weights(tmp_path):
-    """It warns that it skips an unknown method, and goes on with random weights."""
-    declared(tmp_path, {"quant_method": "frobnicate"})
+@pytest.mark.parametrize(
+    ("config", "dtype", "said"),
+    [
+        (
+            {"quant_method": "frobnicate"},
+            torch.int8,
+            "does not know the method",
+        ),
+        ({"quant_method": "fp8"}, torch.float8_e4m3fn, "holds codes, and there are no scales"),
+    ],
+)
+def test_codes_under_the_weights_name_are_not_taken_for_weights(tmp_path, config, dtype, said):
+    """Transformers casts them to floats, with a warning at most."""
+    declared(tmp_path, config)
     stored = load_file(tmp_path / "model.safetensors")
-    stored[f"{MODULE}.qweight"] = (stored.pop(f"{MODULE}.weight") * 100).int()
+    stored = {k: v.to(dtype) if ".layers." in k and v.ndim == 2 else v for k, v in stored.items()}
     save_file(stored, tmp_path / "model.safetensors", {"format": "pt"})
     weights, shapes = opened(tmp_path)
-    with pytest.raises(UnreadableCheckpoint, match=rf"frobnicate.*no '{MODULE}\.weight'"):
+    with pytest.raises(UnreadableCheckpoint, match=said):
         measure(weights, shapes)
 
 
