@@ -62,3 +62,12 @@ def spread(values: Sequence[float], digits: int = 2) -> str:
     """Median and range of repeated measurements."""
     low, high = min(values), max(values)
     return f"{median(values):.{digits}f} ({low:.{digits}f} to {high:.{digits}f})"
+
+
+def smollm2() -> str:
+    """The directory of SmolLM2-135M-Instruct, converted from its wheel the first time."""
+    from rich.console import Console
+
+    from axolotl_alphalora.quickstart.model import prepare_model
+
+    return str(prepare_model(None, None, Console(stderr=True)))

@@ -22,7 +22,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from benchmarks.common import in_fresh_process, machine, peak_mib, spread
+from benchmarks.common import in_fresh_process, machine, peak_mib, smollm2, spread
 
 ESTIMATORS = ("xmin_peak", "xmin_peak_published", "hill", "ks")
 
@@ -36,7 +36,7 @@ def main() -> None:
     if arguments.child:
         print(json.dumps(CHILDREN[arguments.child](arguments.model, arguments.repeats)))
         return
-    model = arguments.model or _smollm2()
+    model = arguments.model or smollm2()
     print(machine(("torch", "transformers", "weightwatcher")))
     _report_measuring(model, arguments.repeats)
     _report_cache(model, arguments.repeats)
@@ -181,14 +181,6 @@ def _timed(command: list[str], environment: dict[str, str]) -> float:
         check=True,
     )
     return time.perf_counter() - start
-
-
-def _smollm2() -> str:
-    from rich.console import Console
-
-    from axolotl_alphalora.quickstart.model import prepare_model
-
-    return str(prepare_model(None, None, Console(stderr=True)))
 
 
 if __name__ == "__main__":
