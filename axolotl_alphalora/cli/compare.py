@@ -145,16 +145,13 @@ def print_comparison(columns: Sequence[Column], console: Console, title: str, ca
         if number:
             console.print()
         _print_part([columns[0], *part], console, names, title, caption)
-    shares = [column for column in columns if column.trust is not None]
     print_lines(
         console,
         [
-            "Differences are against the first column. Not noise: at most this share of the "
-            "variance between the blocks' alphas is more than the fits' errors explain (asymptotic "
-            "errors; --confidence judges one column better)."
-        ]
-        if shares
-        else [],
+            "Differences are against the first column. Not noise: the share of the variance "
+            "between the blocks' alphas that is more than the fits' errors explain; a dash where "
+            "only resampling (--confidence, one column at a time) can tell."
+        ],
     )
 
 
