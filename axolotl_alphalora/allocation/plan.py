@@ -11,7 +11,8 @@ are what an adapter is built from. Fields:
                                       ``"bin"``, ``"live"``, or how a checkpoint that had to be
                                       loaded is quantised, such as ``"gguf"``), their ``dtype``,
                                       ``revision``, ``quantization`` (null for full precision) and
-                                      a ``digest`` of their values
+                                      a ``digest`` of their values, or of the files where they had
+                                      to be loaded
 ``strategy``                          ``name``, and the options it ran with: ``estimator``,
                                       ``window``, ``aggregate``, ``normalize`` and ``beta`` for
                                       ``"alphalora"``

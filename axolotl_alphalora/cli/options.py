@@ -122,8 +122,8 @@ def check_estimator(estimator: str, samples: int = 0) -> None:
         )
     if samples:
         raise ValueError(
-            "--confidence with weightwatcher's own fits would take hours: use the estimator ks, "
-            "which gives the same alphas"
+            "--confidence resamples spectra, and weightwatcher analyses matrices: use the "
+            "estimator ks, which gives the same alphas"
         )
 
 

@@ -109,13 +109,13 @@ def block_intervals(
         progress: Called with a module's name when it is resampled.
 
     Raises:
-        ValueError: For the ``weightwatcher`` estimator, which takes a second a fit.
+        ValueError: For the ``weightwatcher`` estimator, which analyses matrices.
     """
     settings, spectra = measurement.settings, measurement.spectra
     if settings.estimator == "weightwatcher":
         raise ValueError(
-            "resampling with weightwatcher's own fits would take hours: use the estimator ks, "
-            "which gives the same alphas"
+            "weightwatcher analyses matrices, not resampled spectra: use the estimator ks, which "
+            "gives the same alphas"
         )
     drawn: dict[str, list[float]] = {}
     for position, matrix in enumerate(measurement.matrices):

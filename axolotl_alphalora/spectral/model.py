@@ -137,7 +137,9 @@ class BaseModel:
         weights = CheckpointWeights(
             stored, found["keys"], found["converted"], cache(lambda: self._weight_names(stored))
         )
-        for name in set(names).difference(found["converted"]):
+        for name in names:
+            if name in found["converted"]:
+                continue
             shape = stored.infos[found["keys"][name][0]].shape
             if sorted(shape) != sorted(shapes[name]):
                 raise UnreadableCheckpoint(

@@ -51,6 +51,14 @@ def test_an_estimator_that_quantisation_misleads_is_warned_of(estimator, quantiz
     assert [line.startswith(WARNING) for line in said] == [True] * warned
 
 
+def test_stacked_weights_that_were_not_measured_are_counted():
+    names = [f"layers.{i}.experts.down_proj" for i in range(3)]
+    found = replace(findings(blocks(3.0, 5.0, 2.0)), description={"unmeasured": names})
+    (said,) = [line for line in explain(found) if line.startswith("Not measured")]
+    assert "3 stacked weights" in said
+    assert "(layers.0.experts.down_proj and 2 more)" in said
+
+
 def test_a_ranking_that_rests_on_noise_is_a_warning_with_the_figure():
     noisy = explain(findings(blocks(3.0, 3.1, 2.9, tail_size=20)))
     assert noisy[-1].startswith(f"{WARNING}the ranking of the blocks rests on noise: at most 0%")

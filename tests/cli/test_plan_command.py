@@ -204,6 +204,7 @@ def test_a_saved_plan_is_not_resampled(tmp_path, model):
         ({"alphalora": {"allocation": {"strategy": "alphalora", "beto": 1}}}, "no option 'beto'"),
         ({"alphalora": {"plan": "missing.json"}}, "cannot read the plan missing.json"),
         ({"lora_target_modules": ["q_prj"]}, "q_prj.*matches no module"),
+        ({"lora_target_modules": "(q_proj"}, r"'\(q_proj' is no regular expression"),
         ({"alphalora": True}, "must be a block of options"),
         ({"lora_target_modules": None}, "No target layers: set `lora_target_linear: true`"),
         ({"lora_excude_modules": ["x"]}, "lora_excude_modules.*Did you mean `lora_exclude"),

@@ -134,3 +134,16 @@ def test_reliability_of_special_cases():
     assert math.isnan(reliability([2.0], [0.1]))
     with pytest.raises(ValueError):
         reliability([2.0, 3.0], [0.1])
+
+
+@pytest.mark.parametrize(("window", "least", "most"), [(None, 3, 10), ((48, 48), 0.5, 1.5)])
+def test_windows_judge_the_noise_of_hill_and_single_eigenvalues_overstate_it(window, least, most):
+    """The eigenvalues of one matrix repel each other: as independent draws they look noisier."""
+    alphas, errors = [], []
+    for seed in range(30):
+        rows = spectra(matrix(96, 192, seed), window)
+        shape = window or (96, 192)
+        alphas.append(fit_power_law(pool(rows, shape), "hill").alpha)
+        errors.append(float(bootstrap_alphas(rows, shape, "hill", samples=30).std()))
+    claimed = sum(errors) / len(errors)
+    assert least < claimed / float(torch.tensor(alphas).std()) < most
