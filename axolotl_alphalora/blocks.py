@@ -1,11 +1,22 @@
-"""Which decoder block a module belongs to."""
+"""Which decoder block a module belongs to, and which unit of it shares a number of experts."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterable
 
-__all__ = ["block_name", "group_by_block", "kind_of", "stack_of"]
+__all__ = [
+    "GRANULARITIES",
+    "block_name",
+    "group_by_block",
+    "group_by_unit",
+    "kind_of",
+    "part_of",
+    "stack_of",
+]
+
+GRANULARITIES = ("block", "group", "module")
+"""How finely numbers of experts may differ: by block, attention and MLP apart, or by module."""
 
 _NUMBER = re.compile(r"(\d+)")
 
@@ -60,6 +71,46 @@ def group_by_block(names: Iterable[str]) -> dict[str, list[str]]:
     for name in names:
         groups.setdefault(block_name(name), []).append(name)
     return {block: groups[block] for block in sorted(groups, key=_natural_key)}
+
+
+def part_of(module_name: str) -> str:
+    """Return which part of its block a module belongs to: ``attention`` or ``mlp``.
+
+    A module is attention if a component of its name after the block's contains ``attn`` or
+    ``attention``, in any case; everything else counts as MLP.
+    """
+    kind = kind_of(module_name).lower()
+    return "attention" if "attn" in kind or "attention" in kind else "mlp"
+
+
+def group_by_unit(names: Iterable[str], granularity: str = "block") -> dict[str, list[str]]:
+    """Group module names by the unit in which all modules get the same number of experts.
+
+    Args:
+        names: Dotted module names, in any order.
+        granularity: One of :data:`GRANULARITIES`. A unit is named after its block, after its block
+            and part (``model.layers.0 attention``), or after its only module.
+
+    Returns:
+        Unit name to the names of its modules; blocks in natural order, the units of a block and
+        the modules of a unit in the order given.
+
+    Raises:
+        ValueError: If the granularity is unknown.
+    """
+    blocks = group_by_block(names)
+    if granularity == "block":
+        return blocks
+    if granularity not in GRANULARITIES:
+        raise ValueError(
+            f"unknown granularity {granularity!r}: choose one of {', '.join(GRANULARITIES)}"
+        )
+    units: dict[str, list[str]] = {}
+    for block, modules in blocks.items():
+        for name in modules:
+            unit = name if granularity == "module" else f"{block} {part_of(name)}"
+            units.setdefault(unit, []).append(name)
+    return units
 
 
 def _natural_key(name: str) -> list[tuple[int, int, str]]:

@@ -27,7 +27,7 @@ class QualitySettings:
             of the stored weight), or ``"auto"`` for the largest square that fits all matrices;
             None takes every matrix whole. A number N or a pair [R, C] will do too.
         aggregate: How a block's matrices make its score, see
-            :func:`~axolotl_alphalora.spectral.aggregate.block_scores`.
+            :func:`~axolotl_alphalora.spectral.aggregate.unit_scores`.
         normalize: Whether alphas are first compared within their kind of projection.
 
     Raises:

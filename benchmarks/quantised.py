@@ -68,10 +68,10 @@ def _place(holder: Any, name: str, layer: Any) -> None:
 
 
 def _scored(found: Any, estimator: str) -> tuple[dict[str, float], dict[str, float]]:
-    from axolotl_alphalora.spectral import assess, block_scores
+    from axolotl_alphalora.spectral import assess, unit_scores
 
     rows = assess(found.spectra, estimator)
-    return {row.module: row.alpha or 0.0 for row in rows}, block_scores(rows)
+    return {row.module: row.alpha or 0.0 for row in rows}, unit_scores(rows)
 
 
 def _report(label: str, plain: Any, codes: Any) -> None:

@@ -12,7 +12,7 @@ from torch import nn
 from transformers import LlamaForCausalLM
 
 from axolotl_alphalora import analyze
-from axolotl_alphalora.spectral import block_scores, fit_power_law, spectrum
+from axolotl_alphalora.spectral import unit_scores, fit_power_law, spectrum
 from conftest import tiny_llama_config
 
 COLUMNS = (
@@ -91,7 +91,7 @@ def test_options_reach_the_measurement_and_are_recorded(directory):
         type("Row", (), {"module": r.module, "shape": (r.rows, r.columns), "alpha": r.alpha})
         for r in table.itertuples()
     ]
-    scores = block_scores(matrices, "median", True)
+    scores = unit_scores(matrices, "median", True)
     assert table.set_index("module")["block_score"].iloc[0] == pytest.approx(
         scores["model.layers.0"]
     )

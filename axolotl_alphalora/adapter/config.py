@@ -23,13 +23,16 @@ class AlphaLoraConfig(PeftConfig):
 
     Args:
         r (`int`):
-            Rank of one expert.
+            Rank of one expert, in every module that `rank_pattern` does not name.
         lora_alpha (`float`):
-            Scale: every expert's output is multiplied with `lora_alpha / r`.
+            Scale: every expert's output is multiplied with `lora_alpha / rank`, with the rank of
+            the experts of its own module. One expert of rank `N * r` therefore counts as much as
+            `N` experts of rank `r` whose gates are all `1 / N`.
         lora_dropout (`float`):
             Dropout on the experts' input. The router sees the input without it.
         use_rslora (`bool`):
-            Scale with `lora_alpha / sqrt(r)` instead (rank-stabilised LoRA).
+            Scale with `lora_alpha / sqrt(rank)` instead (rank-stabilised LoRA). One expert of rank
+            `N * r` then counts `sqrt(N)` times as much as those `N` experts.
         target_modules (`Union[list[str], str]`, *optional*):
             Names or a regex of the linear layers to adapt, or `"all-linear"`. Not needed where
             `num_experts` is a mapping.
@@ -45,6 +48,10 @@ class AlphaLoraConfig(PeftConfig):
             Experts per target module: one number for all, or a mapping from a module's exact name
             to its number, where 0 leaves the module alone. After the adapter was added it always
             holds the resolved mapping, which is what is saved.
+        rank_pattern (`dict[str, int]`):
+            Rank of a module's experts where it differs from `r`: a mapping from the module's exact
+            name, as in `num_experts`, to the rank. Unlike the `rank_pattern` of PEFT's LoRA, whose
+            keys are regular expressions for the end of a name, it takes no patterns.
         top_k (`int`):
             Experts used per token. A module with fewer experts uses all of them.
         aux_loss_coef (`float`):
@@ -58,7 +65,8 @@ class AlphaLoraConfig(PeftConfig):
 
     Raises:
         ValueError: If a value is out of range; the message names the field.
-        TypeError: If a count is not a whole number; the message names the module.
+        TypeError: If a count or a rank is not a whole number (the message names the module), or
+            `rank_pattern` is no mapping.
     """
 
     r: int = field(default=8, metadata={"help": "Rank of one expert."})
@@ -83,6 +91,9 @@ class AlphaLoraConfig(PeftConfig):
     num_experts: int | dict[str, int] = field(
         default=4, metadata={"help": "Experts per module: a number, or exact name -> number."}
     )
+    rank_pattern: dict[str, int] = field(
+        default_factory=dict, metadata={"help": "Exact module name -> rank, where it is not r."}
+    )
     top_k: int = field(default=2, metadata={"help": "Experts used per token."})
     aux_loss_coef: float = field(
         default=0.001, metadata={"help": "Coefficient of the load-balancing loss."}
@@ -101,6 +112,7 @@ class AlphaLoraConfig(PeftConfig):
             self.exclude_modules = set(self.exclude_modules)
         self._check_numbers()
         self._check_counts()
+        self._check_ranks()
         if self.layers_pattern and self.layers_to_transform is None:
             raise ValueError("layers_pattern has no effect without layers_to_transform: set both.")
         if isinstance(self.target_modules, str) and self.target_modules != "all-linear":
@@ -110,10 +122,17 @@ class AlphaLoraConfig(PeftConfig):
                     "the block's index into the regex, or list module names."
                 )
 
-    @property
-    def scaling(self) -> float:
-        """Factor on every expert's output: ``lora_alpha / r``, or ``/ sqrt(r)`` with rsLoRA."""
-        return self.lora_alpha / (math.sqrt(self.r) if self.use_rslora else self.r)
+    def rank_of(self, module: str) -> int:
+        """Rank of each expert of the module of that exact name."""
+        return self.rank_pattern.get(module, self.r)
+
+    def scaling(self, rank: int) -> float:
+        """Factor on the output of an expert: ``lora_alpha / rank``, ``/ sqrt(rank)`` with rsLoRA.
+
+        Args:
+            rank: Rank of the expert.
+        """
+        return self.lora_alpha / (math.sqrt(rank) if self.use_rslora else rank)
 
     def _check_numbers(self) -> None:
         for name in ("r", "top_k"):
@@ -136,6 +155,16 @@ class AlphaLoraConfig(PeftConfig):
             _check_count(f"num_experts[{module!r}]", count, minimum=0)
         if not any(self.num_experts.values()):
             raise ValueError("num_experts gives no module an expert: at least one count must be 1.")
+
+    def _check_ranks(self) -> None:
+        if not isinstance(self.rank_pattern, Mapping):
+            raise TypeError(
+                "rank_pattern must be a mapping from a module's exact name to a rank, not "
+                f"{self.rank_pattern!r}."
+            )
+        self.rank_pattern = dict(self.rank_pattern)
+        for module, rank in self.rank_pattern.items():
+            _check_count(f"rank_pattern[{module!r}]", rank, minimum=1)
 
 
 def _is_number(value: object) -> bool:

@@ -27,13 +27,14 @@ class AlphaLoraLayer(nn.Module, BaseTunerLayer):
 
     ``h = W0 x + s * sum_e g_e B_e A_e dropout(x)``, gates ``g`` from one bias-free router on x.
     Per adapter it holds ``alphalora_A`` [N*r, in], ``alphalora_B`` [out, N*r] and, for more than
-    one expert, ``alphalora_router`` [N, in].
+    one expert, ``alphalora_router`` [N, in]; N and r are the layer's own for that adapter.
 
     Args:
         base_layer: The layer to adapt.
         adapter_name: Name of the adapter.
         config: The adapter's configuration.
         num_experts: Experts of this layer, at least 1.
+        rank: Rank of each of them, at least 1.
         module_name: The layer's name in the base model.
         balancer: State shared by the routed layers of the model.
         get_apply_tensor_subclass: Passed on to PEFT's torchao back end.
@@ -59,6 +60,7 @@ class AlphaLoraLayer(nn.Module, BaseTunerLayer):
         adapter_name: str,
         config: AlphaLoraConfig,
         num_experts: int,
+        rank: int,
         module_name: str,
         balancer: LoadBalancer,
         **quantization_kwargs: Any,
@@ -89,13 +91,14 @@ class AlphaLoraLayer(nn.Module, BaseTunerLayer):
         self.merged_adapters: list[str] = []
         self.cast_input_dtype_enabled = True
         self._active_adapter = adapter_name
-        self.update_layer(adapter_name, config, num_experts)
+        self.update_layer(adapter_name, config, num_experts, rank)
 
     def update_layer(
         self,
         adapter_name: str,
         config: AlphaLoraConfig,
         num_experts: int,
+        rank: int,
         inference_mode: bool = False,
     ) -> None:
         """Add an adapter, or replace the one of that name.
@@ -104,13 +107,14 @@ class AlphaLoraLayer(nn.Module, BaseTunerLayer):
             adapter_name: Name of the adapter.
             config: Its configuration.
             num_experts: Its experts on this layer, at least 1.
+            rank: Rank of each of them, at least 1.
             inference_mode: Whether to start without gradients.
         """
-        width = num_experts * config.r
-        self.r[adapter_name] = config.r
+        width = num_experts * rank
+        self.r[adapter_name] = rank
         self.num_experts[adapter_name] = num_experts
         self.top_k[adapter_name] = min(config.top_k, num_experts)
-        self.scaling[adapter_name] = config.scaling
+        self.scaling[adapter_name] = config.scaling(rank)
         self.aux_loss_coef[adapter_name] = config.aux_loss_coef
         self.block_share[adapter_name] = 1.0
         self.alphalora_dropout[adapter_name] = (

@@ -19,11 +19,11 @@ from ..blocks import block_name
 from .balance import LoadBalancer
 from .config import AlphaLoraConfig
 from .layer import MERGE_REFUSAL, AlphaLoraLayer
-from .targets import check_counts, check_known, resolve_targets
+from .targets import check_counts, check_known, check_ranks, resolve_targets
 
 
 class AlphaLoraModel(BaseTuner):
-    """A model whose linear layers carry mixtures of LoRA experts, their number per module.
+    """A model whose linear layers carry mixtures of LoRA experts, number and rank per module.
 
     Created by `peft.get_peft_model` and `PeftModel.from_pretrained`; see [`AlphaLoraConfig`].
 
@@ -37,7 +37,7 @@ class AlphaLoraModel(BaseTuner):
 
     Raises:
         TypeError: If a target is no linear layer; names the module.
-        ValueError: If counts and targets do not fit the model; names the first module.
+        ValueError: If counts, ranks and targets do not fit the model; names the first module.
     """
 
     prefix = "alphalora_"
@@ -66,12 +66,14 @@ class AlphaLoraModel(BaseTuner):
             )
         counts = peft_config.num_experts
         if isinstance(counts, dict):
-            check_known(counts, model)
+            check_known("num_experts", counts, model)
+        check_known("rank_pattern", peft_config.rank_pattern, model)
         targets = resolve_targets(peft_config, model)
         if isinstance(counts, dict):
             check_counts(counts, targets)
         else:
-            peft_config.num_experts = dict.fromkeys(targets, counts)
+            counts = peft_config.num_experts = dict.fromkeys(targets, counts)
+        check_ranks(peft_config.rank_pattern, counts)
         # Patterns may match otherwise in another model; the exact names cannot.
         peft_config.target_modules = set(targets)
 
@@ -94,14 +96,16 @@ class AlphaLoraModel(BaseTuner):
     ) -> None:
         assert isinstance(peft_config.num_experts, dict)
         num_experts = peft_config.num_experts[current_key]
+        rank = peft_config.rank_of(current_key)
         if isinstance(target, AlphaLoraLayer):
-            target.update_layer(adapter_name, peft_config, num_experts)
+            target.update_layer(adapter_name, peft_config, num_experts, rank)
             return
         layer = AlphaLoraLayer(
             target,
             adapter_name,
             peft_config,
             num_experts,
+            rank,
             current_key,
             self._balancer(),
             **get_quantization_kwargs(self),
@@ -203,7 +207,7 @@ def _check_weights(
         if state_dict[key].shape != shape:
             raise ValueError(
                 f"The adapter's weights do not fit its config at {key}: the file holds "
-                f"{tuple(state_dict[key].shape)}, counts and rank of the config give "
+                f"{tuple(state_dict[key].shape)}, its num_experts, r and rank_pattern give "
                 f"{tuple(shape)}."
             )
     left_over = next((k for k in state_dict if "alphalora_" in k and k not in expected), None)

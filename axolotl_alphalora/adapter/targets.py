@@ -80,18 +80,26 @@ def check_supported(name: str, module: nn.Module) -> None:
     )
 
 
-def check_known(counts: Iterable[str], model: nn.Module) -> None:
-    """Check that a model has all modules of a mapping of experts per module.
+def check_known(key: str, names: Iterable[str], model: nn.Module) -> None:
+    """Check that a model has all modules that a mapping of the config names.
+
+    Args:
+        key: The config's field, for the message.
+        names: Exact names of modules.
+        model: The base model, adapted already or not.
 
     Raises:
         ValueError: Names the first module that it does not have.
     """
     modules = dict(_outside_adapters(model))
-    for name in counts:
+    for name in names:
         if name not in modules:
             near = difflib.get_close_matches(name, modules, n=1)
             hint = f" Did you mean {near[0]}?" if near else ""
-            raise ValueError(f"num_experts names {name}, which the model does not have.{hint}")
+            raise ValueError(
+                f"{key} names {name}, which the model does not have (it takes exact names, no "
+                f"patterns).{hint}"
+            )
 
 
 def check_counts(counts: dict[str, int], targets: list[str]) -> None:
@@ -111,6 +119,25 @@ def check_counts(counts: dict[str, int], targets: list[str]) -> None:
             raise ValueError(
                 f"Target module {name} has no entry in num_experts. Give it a count (0 leaves it "
                 "alone) or take it out of target_modules."
+            )
+
+
+def check_ranks(ranks: Iterable[str], counts: dict[str, int]) -> None:
+    """Check that every module with a rank of its own has experts.
+
+    Args:
+        ranks: Exact names of the modules in `rank_pattern`.
+        counts: Experts of every target module, as resolved.
+
+    Raises:
+        ValueError: Names the first module that has none.
+    """
+    for name in ranks:
+        if not counts.get(name):
+            reason = "num_experts gives it 0 experts" if name in counts else "it is no target"
+            raise ValueError(
+                f"rank_pattern gives {name} a rank, but {reason}. Take it out of rank_pattern, or "
+                "give the module experts."
             )
 
 

@@ -1,24 +1,39 @@
-"""Sharing experts between decoder blocks, and the plan that records it."""
+"""Sharing out experts: budgets, strategies, and the plan that records a decision."""
 
-from axolotl_alphalora.allocation.alphalora import allocate
-from axolotl_alphalora.allocation.build import build_plan
+from axolotl_alphalora.allocation.budget import Budget
+from axolotl_alphalora.allocation.build import (
+    Evidence,
+    build_plan,
+    check_budget,
+    granularity_of,
+    resolve_budget,
+)
+from axolotl_alphalora.allocation.hookspecs import hookimpl
 from axolotl_alphalora.allocation.parameters import expert_parameters
-from axolotl_alphalora.allocation.plan import BlockPlan, ModulePlan, Plan
+from axolotl_alphalora.allocation.plan import ModulePlan, Plan, UnitPlan
 from axolotl_alphalora.allocation.reading import PlanError
+from axolotl_alphalora.allocation.registry import Registered, StrategyError, registry
 from axolotl_alphalora.allocation.rounding import largest_remainder
-from axolotl_alphalora.allocation.strategies import STRATEGIES, Budget, Strategy, resolve_options
+from axolotl_alphalora.allocation.strategy import Options, Problem, Strategy
 
 __all__ = [
-    "STRATEGIES",
-    "BlockPlan",
     "Budget",
+    "Evidence",
     "ModulePlan",
+    "Options",
     "Plan",
     "PlanError",
+    "Problem",
+    "Registered",
     "Strategy",
-    "allocate",
+    "StrategyError",
+    "UnitPlan",
     "build_plan",
+    "check_budget",
     "expert_parameters",
+    "granularity_of",
+    "hookimpl",
     "largest_remainder",
-    "resolve_options",
+    "registry",
+    "resolve_budget",
 ]

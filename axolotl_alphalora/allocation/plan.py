@@ -3,41 +3,53 @@
 A plan is one JSON object. It is computed once and then read, never recomputed: the counts in it
 are what an adapter is built from. Fields:
 
-===================================== ==========================================================
-``format``                            ``"axolotl-alphalora-plan"``
-``version``                           1; a reader refuses a newer one
-``base_model``                        directory or repository id of the model
-``weights``                           where the weights came from: ``source`` (``"safetensors"``,
-                                      ``"bin"``, ``"live"``, or how a checkpoint that had to be
-                                      loaded is quantised, such as ``"gguf"``), their ``dtype``,
-                                      ``revision``, ``quantization`` (null for full precision) and
-                                      a ``digest`` of their values, or of the files where they had
-                                      to be loaded
-``strategy``                          ``name``, and the options it ran with: ``estimator``,
-                                      ``window``, ``aggregate``, ``normalize`` and ``beta`` for
-                                      ``"alphalora"``
-``budget``                            ``total_experts`` asked for (over blocks), ``min_experts``
-                                      and ``max_experts`` of a block, null for no bound
-``top_k``                             experts that a token is sent to, where there are as many
-``rank``                              LoRA rank of every expert
-``total_experts``                     sum over the blocks
-``trainable_parameters``              parameters of all experts and routers
-``blocks[].name``                     decoder block, such as ``model.layers.0``
-``blocks[].score``                    the score that the strategy used, null if it used none
-``blocks[].experts``                  experts of each module of the block
-``blocks[].interval``                 where 95 % of the score's resamples lie, or null
-``modules[].name``                    exact name of the linear layer in the model
-``modules[].shape``                   output features, input features of the layer as it is
-                                      applied, whatever the layout of its weight
-``modules[].experts``                 its experts; 0 means: leave the layer alone
-``modules[].alpha``                   power-law exponent of its spectrum, null if not measured
-``modules[].x_min``                   eigenvalue at which the fitted tail starts, or null
-``modules[].distance``                Kolmogorov-Smirnov distance of the fit, or null
-``modules[].tail_size``               number of eigenvalues in the tail, or null
-``modules[].num_eigenvalues``         number of eigenvalues, or null
-``modules[].numerical_rank``          number of them above round-off, or null
-``modules[].note``                    what is out of the ordinary about the spectrum, or null
-===================================== ==========================================================
+============================= ==================================================================
+``format``                    ``"axolotl-alphalora-plan"``
+``version``                   2; a reader refuses a newer one, and reads version 1
+``base_model``                directory or repository id of the model
+``weights``                   where the weights came from: ``source`` (``"safetensors"``,
+                              ``"bin"``, ``"live"``, how a checkpoint that had to be loaded is
+                              quantised, such as ``"gguf"``, or ``"none"`` if none were
+                              measured), their ``dtype``, ``revision``, ``quantization`` (null
+                              for full precision) and a ``digest`` of their values, or of the
+                              files where they had to be loaded
+``strategy``                  ``name``, the ``package`` that it is from, and all ``options``
+                              that it ran with
+``sample``                    the training data that sensitivities were measured on: ``tasks``
+                              (name to number of samples), ``seed``, ``digest``; null if none
+                              were
+``budget``                    ``kind``: ``total_experts``, ``total_parameters``, ``memory_mib``
+                              or null; ``asked``, ``spent`` and ``unspent`` in its unit;
+                              ``min_experts`` and ``max_experts`` of a module, null for no
+                              bound; the ``optimizer`` that a memory budget counts, or null
+``spend``                     ``"experts"``, or ``"rank"``: modules with one expert of N times
+                              the rank
+``top_k``                     experts that a token is sent to, where there are as many
+``rank``                      LoRA rank of an expert
+``total_experts``             sum over the blocks of the mean number of their modules
+``module_experts``            sum over the modules
+``trainable_parameters``      parameters of all experts and routers
+``units[].name``              decoder block, such as ``model.layers.0``, or a finer unit
+``units[].score``             the score that the strategy used, null if it used none
+``units[].experts``           experts of each module of the unit, their mean if they differ
+``units[].interval``          where 95 % of the score's resamples lie, or null
+``modules[].name``            exact name of the linear layer in the model
+``modules[].shape``           output features, input features of the layer as it is applied,
+                              whatever the layout of its weight
+``modules[].experts``         its experts; 0 means: leave the layer alone
+``modules[].rank``            rank of each of its experts
+``modules[].sensitivity``     task to the sum of squared gradients, or null
+``modules[].alpha``           power-law exponent of its spectrum, null if not measured
+``modules[].x_min``           eigenvalue at which the fitted tail starts, or null
+``modules[].distance``        Kolmogorov-Smirnov distance of the fit, or null
+``modules[].tail_size``       number of eigenvalues in the tail, or null
+``modules[].num_eigenvalues`` number of eigenvalues, or null
+``modules[].numerical_rank``  number of them above round-off, or null
+``modules[].note``            what is out of the ordinary about the spectrum, or null
+============================= ==================================================================
+
+With ``spend: rank`` every number N of experts is spent on rank: a module has one expert of rank
+N times ``rank``, and counts as N in ``units[].experts``, ``total_experts`` and ``module_experts``.
 """
 
 from __future__ import annotations
@@ -45,31 +57,36 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
+from axolotl_alphalora.allocation.consistency import check_consistency
 from axolotl_alphalora.allocation.parameters import expert_parameters
 from axolotl_alphalora.allocation.reading import (
     PlanError,
     check_object,
+    read_choice,
     read_count,
     read_list,
     read_number,
     read_object,
     read_text,
 )
-from axolotl_alphalora.allocation.rows import BlockPlan, ModulePlan, read_block, read_module
+from axolotl_alphalora.allocation.rows import ModulePlan, UnitPlan, read_module, read_unit
+from axolotl_alphalora.blocks import group_by_block
 from axolotl_alphalora.storage import write_whole
 
-__all__ = ["FORMAT", "VERSION", "BlockPlan", "ModulePlan", "Plan"]
+__all__ = ["FORMAT", "VERSION", "ModulePlan", "Plan", "UnitPlan"]
 
 FORMAT = "axolotl-alphalora-plan"
-VERSION = 1
+VERSION = 2
 
 _KEYS = (
-    "format version base_model weights strategy budget top_k rank total_experts "
-    "trainable_parameters blocks modules"
+    "format version base_model weights strategy sample budget spend top_k rank total_experts "
+    "module_experts trainable_parameters units modules"
 ).split()
+_BUDGETS = ("total_experts", "total_parameters", "memory_mib")
 
 
 @dataclass(frozen=True)
@@ -82,8 +99,10 @@ class Plan:
     budget: dict[str, Any]
     top_k: int
     rank: int
-    blocks: tuple[BlockPlan, ...]
+    units: tuple[UnitPlan, ...]
     modules: tuple[ModulePlan, ...]
+    spend: str = "experts"
+    sample: dict[str, Any] | None = None
 
     @property
     def counts(self) -> dict[str, int]:
@@ -91,15 +110,48 @@ class Plan:
         return {module.name: module.experts for module in self.modules}
 
     @property
-    def total_experts(self) -> int:
-        """Sum of the blocks' experts."""
-        return sum(block.experts for block in self.blocks)
+    def rank_pattern(self) -> dict[str, int]:
+        """Exact module name to rank of its experts, where that is not the plan's rank."""
+        return {
+            module.name: module.rank
+            for module in self.modules
+            if module.experts and module.rank != self.rank
+        }
+
+    @property
+    def numbers(self) -> dict[str, int]:
+        """Exact module name to the number that the strategy gave it, spent on experts or rank."""
+        return {module.name: module.experts * module.rank // self.rank for module in self.modules}
+
+    @property
+    def block_numbers(self) -> dict[str, float]:
+        """Decoder block to the mean number of its modules, blocks in order."""
+        numbers = self.numbers
+        return {
+            block: _plain(Fraction(sum(numbers[name] for name in names), len(names)))
+            for block, names in group_by_block(numbers).items()
+        }
+
+    @property
+    def total_experts(self) -> float:
+        """Sum over the blocks of the mean number of their modules."""
+        numbers = self.numbers
+        means = (
+            Fraction(sum(numbers[name] for name in names), len(names))
+            for names in group_by_block(numbers).values()
+        )
+        return _plain(sum(means, Fraction()))
+
+    @property
+    def module_experts(self) -> int:
+        """Sum of the modules' numbers."""
+        return sum(self.numbers.values())
 
     @property
     def trainable_parameters(self) -> int:
         """Parameters of all experts and routers."""
         return sum(
-            expert_parameters(module.shape[1], module.shape[0], module.experts, self.rank)
+            expert_parameters(module.shape[1], module.shape[0], module.experts, module.rank)
             for module in self.modules
         )
 
@@ -124,13 +176,16 @@ class Plan:
             "base_model": self.base_model,
             "weights": dict(self.weights),
             "strategy": dict(self.strategy),
+            "sample": self.sample,
             "budget": dict(self.budget),
+            "spend": self.spend,
             "top_k": self.top_k,
             "rank": self.rank,
             "total_experts": self.total_experts,
+            "module_experts": self.module_experts,
             "trainable_parameters": self.trainable_parameters,
-            "blocks": [
-                {**asdict(b), "interval": b.interval and list(b.interval)} for b in self.blocks
+            "units": [
+                {**asdict(u), "interval": u.interval and list(u.interval)} for u in self.units
             ],
             "modules": [{**asdict(m), "shape": list(m.shape)} for m in self.modules],
         }
@@ -141,41 +196,38 @@ class Plan:
 
         Raises:
             PlanError: If the format or version is another one, a key is missing, unknown or of a
-                wrong type, a count is negative, a module or block is listed twice, or a total
-                does not follow from the rest. The message names the key's path.
+                wrong type, a count is negative, a module or unit is listed twice, or a rank, a
+                unit or a total does not follow from the rest. The message names the key's path.
         """
         check_object(document, "")
         _check_format(document)
+        if document["version"] == 1:
+            from axolotl_alphalora.allocation.version1 import upgraded
+
+            document = upgraded(document)
         data = read_object(document, "", _KEYS)
-        blocks = [
-            read_block(row, f"blocks[{i}]")
-            for i, row in enumerate(read_list(data["blocks"], "blocks"))
+        units = [
+            read_unit(row, f"units[{i}]") for i, row in enumerate(read_list(data["units"], "units"))
         ]
         modules = [
             read_module(row, f"modules[{i}]")
             for i, row in enumerate(read_list(data["modules"], "modules"))
         ]
-        _refuse_repeats([block.name for block in blocks], "blocks")
+        _refuse_repeats([unit.name for unit in units], "units")
         _refuse_repeats([module.name for module in modules], "modules")
         plan = cls(
             base_model=read_text(data["base_model"], "base_model"),
             weights=_described(data["weights"], "weights", "source"),
-            strategy=_described(data["strategy"], "strategy", "name"),
+            strategy=_strategy(data["strategy"]),
+            sample=_sample(data["sample"]),
             budget=_budget(data["budget"]),
+            spend=read_choice(data["spend"], "spend", ("experts", "rank")),
             top_k=read_count(data["top_k"], "top_k", 1),
             rank=read_count(data["rank"], "rank", 1),
-            blocks=tuple(blocks),
+            units=tuple(units),
             modules=tuple(modules),
         )
-        for key, computed in (
-            ("total_experts", plan.total_experts),
-            ("trainable_parameters", plan.trainable_parameters),
-        ):
-            if read_count(data[key], key) != computed:
-                raise PlanError(
-                    f"{key} is {data[key]}, but the counts in the plan give {computed}: "
-                    "the plan has been edited; write it anew"
-                )
+        check_consistency(plan, data)
         return plan
 
     def save(self, path: str | Path) -> None:
@@ -240,13 +292,44 @@ def _described(value: Any, path: str, required: str) -> dict[str, Any]:
     return dict(value)
 
 
+def _strategy(value: Any) -> dict[str, Any]:
+    strategy = read_object(value, "strategy", ("name", "package", "options"))
+    for key in ("name", "package"):
+        read_text(strategy[key], f"strategy.{key}")
+    check_object(strategy["options"], "strategy.options")
+    return dict(strategy)
+
+
+def _sample(value: Any) -> dict[str, Any] | None:
+    if value is None:
+        return None
+    sample = read_object(value, "sample", ("tasks", "seed", "digest"))
+    check_object(sample["tasks"], "sample.tasks")
+    for task, number in sample["tasks"].items():
+        read_count(number, f"sample.tasks.{task}", 1)
+    read_count(sample["seed"], "sample.seed")
+    read_text(sample["digest"], "sample.digest")
+    return dict(sample)
+
+
 def _budget(value: Any) -> dict[str, Any]:
-    budget = read_object(value, "budget", ("total_experts", "min_experts", "max_experts"))
-    for key in ("total_experts", "min_experts"):
-        read_count(budget[key], f"budget.{key}")
+    keys = ("kind", "asked", "spent", "unspent", "min_experts", "max_experts", "optimizer")
+    budget = read_object(value, "budget", keys)
+    if budget["kind"] is not None:
+        read_choice(budget["kind"], "budget.kind", _BUDGETS)
+        for key in ("asked", "spent", "unspent"):
+            read_number(budget[key], f"budget.{key}")
+    read_count(budget["min_experts"], "budget.min_experts")
     if budget["max_experts"] is not None:
         read_count(budget["max_experts"], "budget.max_experts")
+    if budget["optimizer"] is not None:
+        read_text(budget["optimizer"], "budget.optimizer")
     return dict(budget)
+
+
+def _plain(value: Fraction) -> float:
+    """Return an integer where there is one."""
+    return value.numerator if value.denominator == 1 else float(value)
 
 
 def _refuse_repeats(names: list[str], path: str) -> None:

@@ -6,7 +6,16 @@ import math
 from collections.abc import Collection
 from typing import Any
 
-__all__ = ["PlanError", "read_count", "read_list", "read_number", "read_object", "read_text"]
+__all__ = [
+    "PlanError",
+    "check_object",
+    "read_choice",
+    "read_count",
+    "read_list",
+    "read_number",
+    "read_object",
+    "read_text",
+]
 
 
 class PlanError(ValueError):
@@ -52,6 +61,13 @@ def read_text(value: Any, path: str) -> str:
     """Return a string that is not empty, or raise PlanError."""
     if not isinstance(value, str) or not value:
         raise PlanError(f"{path} must be a string that is not empty, not {_show(value)}")
+    return value
+
+
+def read_choice(value: Any, path: str, choices: Collection[str]) -> str:
+    """Return a string that is one of the choices, or raise PlanError."""
+    if not isinstance(value, str) or value not in choices:
+        raise PlanError(f"{path} must be one of {', '.join(choices)}, not {_show(value)}")
     return value
 
 

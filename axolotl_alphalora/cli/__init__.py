@@ -14,6 +14,7 @@ _COMMANDS = {
         "quickstart:quickstart",
         "Fine-tune a real model with AlphaLoRA, end to end, on any machine.",
     ),
+    "strategies": ("strategies:strategies", "List the strategies that share out experts."),
 }
 
 

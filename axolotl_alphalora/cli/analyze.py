@@ -81,7 +81,7 @@ def analyze(
     wishes = Wishes.read(**wanted)
     from rich.console import Console
 
-    from .compare import quality_options
+    from .specs import quality_options
 
     console = Console(stderr=as_json)
     with errors_in_words():
@@ -111,7 +111,7 @@ def _measure(
 ) -> tuple[Measurement, Findings]:
     from ..analysis import measure_model
     from ..progress import working
-    from ..spectral import block_intervals
+    from ..spectral import unit_intervals
     from .findings import Findings
 
     with working(console) as doing:
@@ -125,7 +125,7 @@ def _measure(
         intervals = {}
         if samples:
             step = doing("Resampling")([row.module for row in found.matrices])
-            intervals = block_intervals(found, samples, progress=step)
+            intervals = unit_intervals(found, samples, progress=step)
     return found, Findings.of_measurement(found, intervals)
 
 
@@ -134,7 +134,8 @@ def _show(
 ) -> dict[str, Any]:
     """Print and draw as wished; returns the analysis as JSON values."""
     from .explain import explain
-    from .tables import print_analysis, print_matrices
+    from .modules import print_matrices
+    from .tables import print_analysis
 
     measurement, findings = measured
     document = _document(model, findings)
@@ -167,18 +168,19 @@ def _compare(
     measured: Any,
     console: Any,
 ) -> dict[str, Any]:
-    from .compare import AS_GIVEN, Column, as_document, print_comparison
+    from .compare import Analysed, analyses_as_document, print_analyses
     from .layout import source_line
+    from .specs import AS_GIVEN
 
     columns = []
     for label, one in {AS_GIVEN: settings, **others}.items():
         _, findings = measured(one)
         document = _document(model, findings)
-        columns.append(Column(label, findings.scores, None, document["trust"], document))
+        columns.append(Analysed(label, findings.scores, document["trust"], document))
     if console is not None:
         caption = source_line(model, findings.description)
-        print_comparison(columns, console, "Alpha of each block", caption)
-    return as_document(columns, "analysis")
+        print_analyses(columns, console, caption)
+    return analyses_as_document(columns)
 
 
 def _document(model: str, findings: Findings) -> dict[str, Any]:

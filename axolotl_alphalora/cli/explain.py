@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING
 
 from ..blocks import kind_of
 from .findings import Findings
+from .words import plural
 
 if TYPE_CHECKING:
     from ..spectral import MatrixQuality
 
-__all__ = ["NOISE", "POOR_DISTANCE", "SHORT_TAIL", "WARNING", "explain", "is_poor", "plural"]
+__all__ = ["NOISE", "POOR_DISTANCE", "SHORT_TAIL", "WARNING", "explain", "is_poor"]
 
 POOR_DISTANCE = 0.2
 """A fit is called poor above this distance: the law misplaces a fifth of the tail."""
@@ -28,19 +29,21 @@ WARNING = "Warning: "
 
 _LISTED = 4
 
+_UNITS = {"block": "blocks", "group": "parts of blocks", "module": "modules"}
 
-def explain(findings: Findings, experts: Mapping[str, int] | None = None) -> list[str]:
+
+def explain(findings: Findings, experts: Mapping[str, float] | None = None) -> list[str]:
     """Say in sentences what the findings come to.
 
     Args:
         findings: What was measured.
-        experts: Block name to its number of experts, to be named with the blocks that stand out.
+        experts: Unit name to its number of experts, to be named with the units that stand out.
 
     Returns:
         One paragraph a line; one that begins with :data:`WARNING` deserves attention.
     """
     return [
-        *_extremes(findings.scores, experts or {}),
+        *_extremes(findings, experts or {}),
         *_fits(findings.matrices),
         *_notes(findings.matrices),
         *_unmeasured(findings.description.get("unmeasured", [])),
@@ -56,21 +59,20 @@ def is_poor(matrix: MatrixQuality) -> bool:
     return matrix.distance > POOR_DISTANCE or matrix.tail_size < SHORT_TAIL
 
 
-def plural(number: int, one: str, many: str | None = None) -> str:
-    """Return ``1 expert``, ``2 experts``; ``many`` is for a word that takes no s."""
-    return f"{number:,} {one if number == 1 else many or f'{one}s'}"
-
-
-def _extremes(scores: Mapping[str, float], experts: Mapping[str, int]) -> list[str]:
+def _extremes(findings: Findings, experts: Mapping[str, float]) -> list[str]:
+    scores = findings.scores
     if len(scores) < 2:
         return []
-    least, best = max(scores, key=lambda b: scores[b]), min(scores, key=lambda b: scores[b])
+    least, best = max(scores, key=lambda u: scores[u]), min(scores, key=lambda u: scores[u])
     if scores[least] == scores[best]:
-        return [f"All {len(scores)} blocks have the same alpha, {scores[best]:.3f}."]
+        return [
+            f"All {len(scores)} {_UNITS[findings.granularity]} have the same alpha, "
+            f"{scores[best]:.3f}."
+        ]
 
-    def words(block: str) -> str:
-        number = f", {plural(experts[block], 'expert')}" if block in experts else ""
-        return f"{block} (alpha {scores[block]:.3f}{number})"
+    def words(unit: str) -> str:
+        number = f", {plural(experts[unit], 'expert')}" if unit in experts else ""
+        return f"{unit} (alpha {scores[unit]:.3f}{number})"
 
     return [f"Least trained: {words(least)}. Best trained: {words(best)}."]
 
@@ -157,14 +159,15 @@ def _ranking(findings: Findings) -> list[str]:
             "starts; --confidence resamples the spectra and says how much of the ranking is noise."
         ]
     most = "" if judged else "at most "
+    units = _UNITS[findings.granularity]
     said = (
-        f"{most}{share:.0%} of the variance between the blocks' alphas is more than the errors of "
+        f"{most}{share:.0%} of the variance between the {units}' alphas is more than the errors of "
         f"the fits explain. {_judged(findings)}"
     )
     if share >= NOISE:
         return [f"Ranking: {said}"]
     return [
-        f"{WARNING}the ranking of the blocks rests on noise: {said} An even allocation would be "
+        f"{WARNING}the ranking of the {units} rests on noise: {said} An even allocation would be "
         "as well founded."
     ]
 

@@ -1,4 +1,4 @@
-"""What was found out about a model's blocks and matrices, whichever command asked."""
+"""What was found out about a model's matrices and units, whichever command asked."""
 
 from __future__ import annotations
 
@@ -18,14 +18,15 @@ __all__ = ["Findings"]
 
 @dataclass(frozen=True)
 class Findings:
-    """The quality of matrices and blocks, from a measurement or from a plan that records one.
+    """The quality of matrices and units, from a measurement or from a plan that records one.
 
     Attributes:
         settings: How it was measured.
         matrices: One row for each matrix.
-        scores: Block name to score.
-        intervals: Block name to the interval of its score, empty without resampling.
+        scores: Unit name to mean alpha; a unit is a block, or finer.
+        intervals: Unit name to the interval of its alpha, empty without resampling.
         description: What the source of the weights says about itself.
+        granularity: How finely units divide the model.
     """
 
     settings: QualitySettings
@@ -33,6 +34,7 @@ class Findings:
     scores: dict[str, float]
     intervals: dict[str, tuple[float, float]] = field(default_factory=dict)
     description: dict[str, Any] = field(default_factory=dict)
+    granularity: str = "block"
 
     @classmethod
     def of_measurement(
@@ -40,15 +42,22 @@ class Findings:
     ) -> Findings:
         """Take over a measurement."""
         return cls(
-            found.settings, found.matrices, found.scores, dict(intervals or {}), found.description
+            found.settings,
+            found.matrices,
+            found.scores,
+            dict(intervals or {}),
+            found.description,
+            found.granularity,
         )
 
     @classmethod
     def of_plan(cls, plan: Plan) -> Findings | None:
-        """Read what a plan records; None for a strategy that goes by no measured scores."""
-        from ..spectral import MatrixQuality
+        """Read what a plan records; None where no alphas were measured."""
+        rows = [row for row in plan.modules if row.num_eigenvalues is not None]
+        if all(row.alpha is None for row in rows):
+            return None
+        from ..spectral import MatrixQuality, unit_scores
 
-        scores = {block.name: block.score for block in plan.blocks if block.score is not None}
         matrices = tuple(
             MatrixQuality(
                 module=row.name,
@@ -57,37 +66,46 @@ class Findings:
                 x_min=row.x_min,
                 distance=row.distance,
                 tail_size=row.tail_size,
-                num_eigenvalues=row.num_eigenvalues,
+                num_eigenvalues=row.num_eigenvalues or 0,
                 numerical_rank=row.numerical_rank or 0,
                 note=row.note,
             )
-            for row in plan.modules
-            if row.num_eigenvalues is not None
+            for row in rows
         )
-        if len(scores) < len(plan.blocks) or not any(row.alpha for row in matrices):
-            return None
+        options = plan.strategy["options"]
+        settings = QualitySettings.from_options(options)
+        granularity = options.get("granularity", "block")
         return cls(
-            QualitySettings.from_options(plan.strategy),
+            settings,
             matrices,
-            scores,
-            {block.name: block.interval for block in plan.blocks if block.interval is not None},
+            unit_scores(matrices, settings.aggregate, settings.normalize, granularity),
+            {unit.name: unit.interval for unit in plan.units if unit.interval is not None},
             plan.weights,
+            granularity,
         )
+
+    def block_scores(self) -> dict[str, float]:
+        """Return the mean alpha of every block, however finely experts were counted."""
+        from ..spectral import unit_scores
+
+        return unit_scores(self.matrices, self.settings.aggregate, self.settings.normalize)
 
     @property
     def trust(self) -> float | None:
-        """Share of the variance between blocks that is not noise; None if that is not known.
+        """Share of the variance between units that is not noise; None if that is not known.
 
         Without resampling it is known for ``hill`` alone: asymptotic errors take the start of a
-        tail as given, which only there it is. A single block has no ranking.
+        tail as given, which only there it is. A single unit has no ranking.
         """
         judged = self.intervals or self.settings.estimator == "hill"
         return self.most_trust if judged else None
 
     @property
     def most_trust(self) -> float | None:
-        """An upper bound of :attr:`trust`; None for a single block."""
+        """An upper bound of :attr:`trust`; None for a single unit."""
         from ..spectral import trust
 
-        share = trust(self.settings, self.matrices, self.scores, self.intervals or None)
+        share = trust(
+            self.settings, self.matrices, self.scores, self.intervals or None, self.granularity
+        )
         return None if math.isnan(share) else share

@@ -16,8 +16,10 @@ from .explain import WARNING
 __all__ = [
     "GAP",
     "bar",
+    "decimal",
     "plain_table",
     "print_lines",
+    "print_paragraph",
     "print_table",
     "shorten",
     "source_line",
@@ -69,30 +71,49 @@ def bar(share: float, width: int) -> str:
     return "#" * max(round(width * share), 1 if share > 0 else 0)
 
 
+def decimal(value: float | None) -> str:
+    """Return three decimals; a dash for None."""
+    return "-" if value is None else f"{value:.3f}"
+
+
 def source_line(model: str, weights: dict[str, Any]) -> str:
     """Return the model's name and where its weights came from."""
     # A hub id as it is, a directory by its name.
     name = Path(model).name if Path(model).is_absolute() else model
+    if weights["source"] == "none":
+        return name
     read = (weights.get(key) for key in ("source", "dtype", "quantization"))
     return f"{name} ({', '.join(dict.fromkeys(str(part) for part in read if part))})"
 
 
 def print_table(console: Console, title: str, table: Table, caption: str | None = None) -> None:
     """Print a table between its title and its caption."""
-    _print(console, title, "bold")
+    print_paragraph(console, title, "bold")
     console.print(table)
     if caption is not None:
-        _print(console, caption)
+        print_paragraph(console, caption)
 
 
 def print_lines(console: Console, lines: Iterable[str]) -> None:
     """Print paragraphs, each after a blank line; warnings stand out in colour."""
     for line in lines:
         console.print()
-        _print(console, line, "yellow" if line.startswith(WARNING) else None)
+        print_paragraph(console, line, "yellow" if line.startswith(WARNING) else None)
 
 
-def _print(console: Console, text: str, style: str | None = None) -> None:
-    """Wrap between words only, so that names and paths can be copied; no markup is read."""
-    wrapped = fill(text, console.width, break_long_words=False, break_on_hyphens=False)
+def print_paragraph(
+    console: Console, text: str, style: str | None = None, indent: str = ""
+) -> None:
+    """Print text, wrapped between words only, so that names and paths can be copied.
+
+    Markup in it is not read.
+    """
+    wrapped = fill(
+        text,
+        console.width,
+        initial_indent=indent,
+        subsequent_indent=indent,
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
     console.print(wrapped, style=style, highlight=False, markup=False, soft_wrap=True)

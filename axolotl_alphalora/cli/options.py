@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import re
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -63,14 +64,24 @@ class Wishes:
     @classmethod
     def read(
         cls,
-        compare: tuple[str, ...],
+        compare: Sequence[str],
         per_module: bool,
         confidence: bool,
         samples: int | None,
         plot: Path | None,
         spectra: bool,
+        plots_compared: bool = False,
     ) -> Wishes:
         """Check that options go together.
+
+        Args:
+            compare: Specifications of --compare, each perhaps several, separated by commas.
+            per_module: Whether --per-module is given.
+            confidence: Whether --confidence is given.
+            samples: What --samples says.
+            plot: What --plot says.
+            spectra: Whether --spectra is given.
+            plots_compared: Whether a comparison can be drawn.
 
         Raises:
             click.UsageError: If they do not, or the plot's suffix is unknown.
@@ -80,11 +91,14 @@ class Wishes:
             raise click.UsageError("--samples says how often --confidence resamples: add it.")
         if spectra and plot is None:
             raise click.UsageError("--spectra adds to a plot: name its file with --plot.")
-        specs = [spec.strip() for value in compare for spec in value.split(",")]
+        # Commas inside brackets belong to a value.
+        values = (re.split(r",(?![^\[{]*[\]}])", value) for value in compare)
+        specs = [spec.strip() for value in values for spec in value]
         for option, given in (
             ("--per-module", per_module),
             ("--confidence", confidence),
-            ("--plot", plot),
+            ("--spectra", spectra),
+            ("--plot", plot and not plots_compared),
         ):
             if specs and given:
                 raise click.UsageError(f"--compare prints a table of its own: leave out {option}.")

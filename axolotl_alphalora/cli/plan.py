@@ -1,61 +1,97 @@
-"""``alphalora plan``: how many experts each block would get, without loading the model."""
+"""``alphalora plan``: how many experts each block would get, and why."""
 
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from .options import Wishes, check_estimator, errors_in_words, shared_options
+from .options import Wishes, errors_in_words, shared_options
 
 if TYPE_CHECKING:
     from ..allocation import Plan
-    from ..planning import PlanRequest
-    from ..spectral import Measurement, Spectra
-    from .compare import Column
+
+_UNLIKE_AS_LORA = ("as_json", "per_module", "confidence", "plot", "compare")
 
 
 @click.command()
 @click.argument("source", metavar="CONFIG.yml|MODEL_DIR|HUB_ID|FILE.gguf")
+@click.argument("specs", nargs=-1, metavar="[SPEC]...")
 @click.option("--json", "as_json", is_flag=True, help="Print the plan as JSON instead of a table.")
 @click.option(
     "--output", type=click.Path(dir_okay=False, path_type=Path), help="Save the plan to a file."
 )
+@click.option("--strategy", metavar="SPEC", help="Replace the YAML's allocation: mola:2468.")
 @shared_options
 @click.option(
     "--compare",
     multiple=True,
-    metavar="SPEC[,SPEC...]",
-    help="Lay other ways beside this one: an estimator, a strategy, or estimator=hill+beta=1.",
+    metavar="SPEC",
+    help="Lay other plans of the same budget beside this one; further SPECs may follow.",
 )
-def plan(source: str, as_json: bool, output: Path | None, **wanted: Any) -> None:
+@click.option(
+    "--as-lora",
+    is_flag=True,
+    help="Print the YAML of a plain LoRA with the same capacity per matrix; --output saves it.",
+)
+def plan(
+    source: str,
+    specs: tuple[str, ...],
+    as_json: bool,
+    output: Path | None,
+    strategy: str | None,
+    as_lora: bool,
+    **wanted: Any,
+) -> None:
     """Print how many experts each block gets, and why.
 
     SOURCE is an Axolotl YAML with an `alphalora:` block, or a model (every linear layer, the
-    block's defaults). Only a quantised model is loaded: the weights of any other are read one
-    matrix at a time, and their spectra are kept for the next time. A saved plan can be named in the
-    YAML as `alphalora.plan`.
+    block's defaults). The weights are read one matrix at a time, and their spectra are kept for the
+    next time; only a quantised model is loaded, and that of a strategy which goes by gradients on
+    the YAML's training data. A saved plan can be named in the YAML as `alphalora.plan`.
 
-    A SPEC of --compare is made of parts joined by +: option=value, or the name of an estimator or
-    a strategy. What it leaves open is as the YAML says. With --json, --compare prints an object
-    whose `columns` hold `label`, `rank_correlation`, `blocks_that_differ`, `experts_that_move`,
-    `trust` and `plan` each.
+    A SPEC is made of parts joined by +: the name of a strategy (`alphalora strategies` lists them),
+    also as mola:2468, the name of an estimator, or option=value. What it leaves open is as the YAML
+    says, or the default where it names another strategy.
+
+    All plans of --compare meet one budget: the YAML's, or what its plan comes to if its strategy
+    has numbers of its own. With --json, --compare prints an object: `columns` hold `label`,
+    `rank_correlation`, `blocks_that_differ`, `experts_that_move`, `stability`, `trust` and `plan`
+    each, `rank_correlations` those of all pairs.
     """
-    wishes = Wishes.read(**wanted)
+    if specs and not wanted["compare"]:
+        raise click.UsageError(f"{specs[0]!r} is one argument too many: is --compare missing?")
+    if as_lora:
+        _refuse_beside_as_lora({**wanted, "as_json": as_json})
+    wanted["compare"] = (*wanted["compare"], *specs)
+    wishes = Wishes.read(**wanted, plots_compared=True)
     from rich.console import Console
 
-    console = Console(stderr=as_json)
+    from .planner import Planner
+    from .source import read_source
+
+    console = Console(stderr=as_json or as_lora)
     with errors_in_words():
+        known = read_source(source, strategy)
+        planner = Planner(known.path, console)
+        if as_lora:
+            from .as_lora import lora_yaml
+
+            text = lora_yaml(known, planner.settled(known)[0])
+            _write(text, output, console)
+            return
         if wishes.compare:
-            columns = _compare(source, wishes.compare, console)
-            document = _show_columns(columns, None if as_json else console)
-            if output is not None:
-                columns[0][1].save(output)
+            from .show import show_comparison
+
+            document, first = show_comparison(known, strategy, wishes, planner, quiet=as_json)
         else:
-            document = _make_and_show(source, wishes, output, console, quiet=as_json)
+            from .show import show_plan
+
+            document, first = show_plan(known, wishes, planner, quiet=as_json)
+        if output is not None:
+            first.save(output)
     if as_json:
         click.echo(json.dumps(document, indent=2))
     if output is not None:
@@ -78,151 +114,26 @@ def make_plan(source: str | Path, console: Any = None, samples: int = 0) -> Plan
     Raises:
         ValueError: If the configuration, the model's files or the budget do not fit.
     """
+    from .planner import Planner
     from .source import read_source
 
-    return _plan(*read_source(source), console, samples)[0]
+    known = read_source(source)
+    return Planner(known.path, console).settled(known, samples)[0]
 
 
-def _plan(
-    request: PlanRequest, saved: str | None, console: Any, samples: int
-) -> tuple[Plan, Measurement | None]:
-    """Make a plan, or take the saved one, which comes without a measurement."""
-    from ..allocation import Plan, resolve_options
-    from ..planning import check_plan, measured_plan
-    from ..progress import working
-
-    if saved is not None:
-        if samples:
-            raise ValueError(
-                f"--confidence makes a new plan, but the YAML names the saved plan {saved}: "
-                "remove `alphalora.plan`"
-            )
-        found = Plan.load(saved)
-        check_plan(found, request)
-        return found, None
-    options = resolve_options(request.strategy, request.options)
-    check_estimator(options.get("estimator", ""), samples)
-    with working(console) as doing:
-        return measured_plan(
-            request,
-            doing("Reading spectra"),
-            load=True,
-            samples=samples,
-            resampling=doing("Resampling"),
-        )
+def _refuse_beside_as_lora(given: dict[str, Any]) -> None:
+    for name in _UNLIKE_AS_LORA:
+        if given[name]:
+            option = "--json" if name == "as_json" else f"--{name.replace('_', '-')}"
+            raise click.UsageError(f"--as-lora prints a YAML and nothing else: leave out {option}.")
 
 
-def _spectra(request: PlanRequest, plan: Plan) -> Spectra:
-    """Return the spectra that a saved plan rests on."""
-    from ..planning import base_model
-    from ..settings import QualitySettings
-    from ..spectral import measure
+def _write(text: str, output: Path | None, console: Any) -> None:
+    from ..storage import write_whole
 
-    shapes = {module.name: module.shape for module in plan.modules}
-    base = base_model(request)
-    settings = QualitySettings.from_options(plan.strategy)
-    return measure(base.weights(shapes), shapes, settings, cache=base.cache).spectra
-
-
-def _make_and_show(
-    source: str, wishes: Wishes, output: Path | None, console: Any, quiet: bool
-) -> dict[str, Any]:
-    """Make a plan, save, print and draw it as wished; returns it as JSON values."""
-    from .explain import explain
-    from .findings import Findings
-    from .source import read_source
-    from .tables import print_matrices, print_plan
-
-    request, saved = read_source(source)
-    plan, measured = _plan(request, saved, console, wishes.samples)
-    if output is not None:
-        plan.save(output)
-    if not quiet:
-        print_plan(plan, console)
-    findings = Findings.of_plan(plan)
-    if wishes.per_module and not quiet and findings is not None:
-        console.print()
-        print_matrices(findings.matrices, console)
-    if wishes.plot is not None:
-        from ..plots import Picture, save_plot
-
-        experts = {block.name: block.experts for block in plan.blocks}
-        spectra = None
-        if wishes.spectra:
-            spectra = measured.spectra if measured else _spectra(request, plan)
-        picture = Picture(
-            title=f"AlphaLoRA experts: {Path(plan.base_model).name}",
-            scores={block.name: block.score for block in plan.blocks},
-            intervals=findings.intervals if findings else {},
-            experts=experts,
-            matrices=findings.matrices if findings else (),
-            spectra=spectra,
-            notes=explain(findings, experts) if findings else (),
-            document=plan.to_dict(),
-        )
-        save_plot(picture, wishes.plot)
-        console.print(f"\nDrawn in {wishes.plot}", highlight=False, markup=False, soft_wrap=True)
-    return plan.to_dict()
-
-
-def _compare(source: str, specs: list[str], console: Any) -> list[tuple[Column, Plan]]:
-    from ..allocation import Plan
-    from .compare import AS_GIVEN, Column
-    from .findings import Findings
-    from .source import read_source
-
-    request, saved = read_source(source)
-    if saved is not None:
-        request = _as_saved(request, Plan.load(saved))
-    requests = [_changed(request, spec) for spec in specs]
-    columns = []
-    for label, wanted in zip([AS_GIVEN, *specs], [request, *requests], strict=True):
-        plan, _ = _plan(wanted, saved if label == AS_GIVEN else None, console, 0)
-        findings = Findings.of_plan(plan)
-        column = Column(
-            label=label,
-            scores={block.name: block.score for block in plan.blocks},
-            experts={block.name: block.experts for block in plan.blocks},
-            trust=findings.trust if findings else None,
-            document=plan.to_dict(),
-        )
-        columns.append((column, plan))
-    return columns
-
-
-def _show_columns(columns: list[tuple[Column, Plan]], console: Any) -> dict[str, Any]:
-    from .compare import as_document, print_comparison
-    from .layout import source_line
-
-    first = columns[0][1]
-    if console is not None:
-        print_comparison(
-            [column for column, _ in columns],
-            console,
-            f"Alpha and experts (n) per block, {first.total_experts} experts in all",
-            source_line(first.base_model, first.weights),
-        )
-    return as_document([column for column, _ in columns], "plan")
-
-
-def _changed(request: PlanRequest, spec: str) -> PlanRequest:
-    """Apply a specification; options that a new strategy does not take are dropped."""
-    from ..allocation import STRATEGIES, resolve_options
-    from .compare import read_spec
-
-    given = read_spec(spec)
-    strategy = given.pop("strategy", request.strategy)
-    taken = STRATEGIES[strategy].options if strategy in STRATEGIES else {}
-    kept = {name: value for name, value in request.options.items() if name in taken}
-    options = {**kept, **given}
-    try:
-        check_estimator(resolve_options(strategy, options).get("estimator", ""))
-    except (ValueError, ImportError) as error:
-        raise type(error)(f"--compare {spec}: {error}") from error
-    return replace(request, strategy=strategy, options=options)
-
-
-def _as_saved(request: PlanRequest, plan: Plan) -> PlanRequest:
-    """Return a request with the strategy and budget of a saved plan, which the YAML leaves out."""
-    options = {name: value for name, value in plan.strategy.items() if name != "name"}
-    return replace(request, strategy=plan.strategy["name"], options=options, budget=plan.budget)
+    if output is None:
+        click.echo(text, nl=False)
+        return
+    output.parent.mkdir(parents=True, exist_ok=True)
+    write_whole(output, text)
+    console.print(f"Saved to {output}", highlight=False, markup=False, soft_wrap=True)

@@ -2,38 +2,98 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
+from ..allocation import Plan
 from ..planning import PlanRequest
+from ..plugin.block import ADAPTER
 from ..plugin.request import plan_request, read_block
+from .specs import changed_allocation
 
-__all__ = ["read_source"]
+__all__ = ["Source", "read_source"]
 
 
-def read_source(source: str | Path) -> tuple[PlanRequest, str | None]:
+@dataclass(frozen=True)
+class Source:
+    """What is to be planned.
+
+    Attributes:
+        request: The request.
+        saved: The saved plan that is to be used instead of making one, and its path.
+        config: The keys of the configuration; those that stand for a bare model.
+        path: The YAML, None for a bare model.
+    """
+
+    request: PlanRequest
+    saved: tuple[Path, Plan] | None
+    config: dict[str, Any]
+    path: Path | None
+
+
+def read_source(source: str | Path, strategy: str | None = None) -> Source:
     """Read what is to be planned.
+
+    A request for a saved plan has the strategy and the budget that the plan was made with.
 
     Args:
         source: An Axolotl YAML, or a model's directory, hub id or ``.gguf`` file (every linear
             layer, the defaults of the block).
-
-    Returns:
-        The request, and the path of the saved plan that the YAML names, if it does.
+        strategy: A specification that replaces the allocation, see
+            :func:`~axolotl_alphalora.cli.specs.read_spec`; a saved plan's budget is kept.
 
     Raises:
-        ValueError: If the YAML is none, or a key in it is wrong; names file and key.
+        ValueError: If the YAML is none, a key in it is wrong, or the saved plan cannot be read;
+            names file and key.
     """
-    cfg = _read(str(source))
-    return plan_request(cfg), read_block(cfg).plan
+    config, path = _read(str(source))
+    request = plan_request(config)
+    named = read_block(config).plan
+    saved = None
+    if named is not None:
+        saved = Path(named), Plan.load(named)
+        request = _as_saved(request, saved[1])
+    if strategy is not None:
+        if saved is None:
+            request = plan_request(_with_allocation(config, request, strategy))
+        else:
+            found = changed_allocation(request.strategy, request.options, strategy)
+            request = replace(request, strategy=found.pop("strategy"), options=found)
+        saved = None
+    return Source(request, saved, config, path)
 
 
-def _read(source: str) -> dict[str, Any]:
+def _as_saved(request: PlanRequest, plan: Plan) -> PlanRequest:
+    """Return a request with what a saved plan was made with, which the YAML leaves out."""
+    budget = {key: plan.budget[key] for key in ("min_experts", "max_experts")}
+    if plan.budget["kind"] is None:
+        # Numbers that the strategy brought itself have no bounds either.
+        budget = {}
+    else:
+        budget[plan.budget["kind"]] = plan.budget["asked"]
+    return replace(
+        request,
+        strategy=plan.strategy["name"],
+        options=plan.strategy["options"],
+        budget={key: value for key, value in budget.items() if value is not None},
+        spend=plan.spend,
+        optimizer=plan.budget["optimizer"],
+    )
+
+
+def _with_allocation(config: dict[str, Any], request: PlanRequest, spec: str) -> dict[str, Any]:
+    """Return a configuration with another allocation, for the defaults that depend on it."""
+    allocation = changed_allocation(request.strategy, request.options, spec)
+    return config | {ADAPTER: (config.get(ADAPTER) or {}) | {"allocation": allocation}}
+
+
+def _read(source: str) -> tuple[dict[str, Any], Path | None]:
     """The configuration in a YAML file, or one that stands for a bare model."""
     path = Path(source)
     if path.suffix not in (".yml", ".yaml"):
-        return {"base_model": source, "lora_target_linear": True}
+        return {"base_model": source, "lora_target_linear": True}, None
     import yaml
 
     try:
@@ -44,10 +104,10 @@ def _read(source: str) -> dict[str, Any]:
         raise ValueError(f"{path} is not YAML: {error}") from error
     if not isinstance(cfg, dict):
         raise ValueError(f"{path} is no Axolotl configuration: it holds no keys.")
-    if cfg.get("adapter") not in (None, "alphalora"):
+    if cfg.get("adapter") not in (None, ADAPTER):
         raise ValueError(f"{path}: `adapter` is {cfg['adapter']}, so there is nothing to plan.")
     _check_names(path, cfg)
-    return cfg
+    return cfg, path
 
 
 def _check_names(path: Path, cfg: dict[str, Any]) -> None:

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from ..spectral import MatrixQuality
-    from . import Picture
+    from .picture import Picture
 
 __all__ = ["draw_spectra", "panels"]
 
@@ -21,11 +21,12 @@ _COLOURS = ("#d55e00", "#009e73")
 
 
 def panels(picture: Picture) -> dict[str, list[MatrixQuality]]:
-    """Choose the matrices whose spectra are drawn: those of the least and the best trained block.
+    """Choose the matrices whose spectra are drawn: those of the blocks that differ the most.
 
     Returns:
-        Kind of matrix to the one of the least trained block and the one of the best trained, as
-        far as they are there; the first eight kinds, in the model's order.
+        Kind of matrix to the one of the block with the largest score and the one of the block with
+        the smallest (the least and the best trained by alpha), as far as they are there; the first
+        eight kinds, in the model's order.
     """
     scores = {name: score for name, score in picture.scores.items() if score is not None}
     if picture.spectra is None or not scores:

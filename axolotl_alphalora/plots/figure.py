@@ -1,4 +1,4 @@
-"""The figure: alpha over depth, experts or distances below it, spectra at the bottom."""
+"""The figure: scores over depth, experts or distances below it, spectra at the bottom."""
 
 from __future__ import annotations
 
@@ -11,74 +11,65 @@ from matplotlib.figure import Figure
 
 from ..blocks import block_name
 from .curves import draw_spectra, panels
+from .depth import WIDTH, draw_bars, draw_numbers, label_blocks, number_label, numbers_fit, tidy
 
 if TYPE_CHECKING:
-    from . import Picture
+    from .picture import Picture
 
 __all__ = ["draw"]
 
-_WIDTH = 9.0
-_DEPTH_HEIGHT = 4.6
+_SCORES_HEIGHT = 2.6
+_BARS_HEIGHT = 2.0
 _PANEL_HEIGHT = 2.2
-_MOST_TICKS = 32
-_ALPHA, _BELOW = "#0072b2", "#e69f00"
+_SCORES = "#0072b2"
 
 
 def draw(picture: Picture) -> Figure:
     """Draw everything that a picture holds."""
     chosen = panels(picture)
     rows = math.ceil(len(chosen) / 4)
-    height = _DEPTH_HEIGHT + _PANEL_HEIGHT * rows
-    figure = Figure(figsize=(_WIDTH, height), layout="constrained")
+    depth = _BARS_HEIGHT + (_SCORES_HEIGHT if picture.has_scores else 0.5)
+    figure = Figure(figsize=(WIDTH, depth + _PANEL_HEIGHT * rows), layout="constrained")
     if not chosen:
         _draw_depth(figure, picture)
         return figure
-    ratios = [_DEPTH_HEIGHT, _PANEL_HEIGHT * rows]
-    parts: Any = figure.subfigures(2, 1, height_ratios=ratios)
+    parts: Any = figure.subfigures(2, 1, height_ratios=[depth, _PANEL_HEIGHT * rows])
     _draw_depth(parts[0], picture)
     draw_spectra(parts[1], picture, chosen)
     return figure
 
 
 def _draw_depth(figure: Any, picture: Picture) -> None:
-    names = list(picture.scores)
-    places = range(len(names))
-    upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=[3, 2])
-    figure.suptitle(picture.title)
-    for place, name in enumerate(names):
+    figure.suptitle(picture.title, parse_math=False)
+    if picture.has_scores:
+        upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=[3, 2])
+        _draw_scores(upper, picture)
+    else:
+        lower = figure.subplots()
+    names = picture.blocks
+    if picture.experts is None:
+        draw_bars(lower, _distances(picture, names))
+        lower.set_ylabel("distance (median)")
+    else:
+        numbers = [picture.experts[name] for name in names]
+        draw_numbers(lower, numbers, written=numbers_fit(numbers))
+        lower.set_ylabel(number_label(picture.number_name, numbers))
+    label_blocks(lower, names)
+    for axes in figure.axes:
+        tidy(axes, names)
+
+
+def _draw_scores(axes: Any, picture: Picture) -> None:
+    for place, name in enumerate(picture.blocks):
         if name in picture.intervals:
             low, high = picture.intervals[name]
-            upper.vlines(place, low, high, color=_ALPHA, alpha=0.35, linewidth=4)
-    alphas = [math.nan if score is None else score for score in picture.scores.values()]
-    upper.plot(places, alphas, "o-", color=_ALPHA, markersize=4, linewidth=1)
-    ranges = ", bars: 95 % of resamples" if picture.intervals else ""
-    upper.set_title(f"the larger alpha, the less trained{ranges}", fontsize="small", loc="left")
-    upper.set_ylabel("alpha")
-    if picture.experts is not None:
-        lower.bar(places, [picture.experts[name] for name in names], color=_BELOW)
-        lower.set_ylabel("experts")
-        lower.yaxis.get_major_locator().set_params(integer=True)
-    else:
-        lower.bar(places, _distances(picture, names), color=_BELOW)
-        lower.set_ylabel("distance (median)")
-    prefix, labels = _labels(names)
-    step = math.ceil(len(names) / _MOST_TICKS)
-    lower.set_xticks(list(places)[::step], labels[::step])
-    if max(map(len, labels)) > 3:
-        lower.tick_params(axis="x", rotation=90)
-    lower.set_xlabel(f"block of {prefix}" if prefix else "block")
-    for axes in (upper, lower):
-        axes.grid(axis="y", linewidth=0.4)
-        axes.spines[["top", "right"]].set_visible(False)
-
-
-def _labels(names: Sequence[str]) -> tuple[str, list[str]]:
-    """Return what all blocks' names begin with, and what follows it in each."""
-    pairs = [name.rpartition(".") for name in names]
-    prefixes = {prefix for prefix, _, _ in pairs}
-    if len(prefixes) > 1:
-        return "", list(names)
-    return prefixes.pop(), [last for _, _, last in pairs]
+            axes.vlines(place, low, high, color=_SCORES, alpha=0.35, linewidth=4)
+    scores = [math.nan if score is None else score for score in picture.scores.values()]
+    axes.plot(range(len(scores)), scores, "o-", color=_SCORES, markersize=4, linewidth=1)
+    said = ["the larger alpha, the less trained"] if picture.score_name == "alpha" else []
+    said += ["bars: 95 % of resamples"] if picture.intervals else []
+    axes.set_title(", ".join(said), fontsize="small", loc="left")
+    axes.set_ylabel(picture.score_name)
 
 
 def _distances(picture: Picture, names: Sequence[str]) -> list[float]:

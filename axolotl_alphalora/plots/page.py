@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import json
+import math
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from html import escape
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+from .depth import in_words
 
 if TYPE_CHECKING:
-    from . import Picture
+    from .comparison import Series
+    from .picture import Picture
 
-__all__ = ["page"]
+__all__ = ["comparison_page", "picture_page"]
 
 _STYLE = """
 body { font: 15px/1.5 sans-serif; color: #222; max-width: 62em; margin: 2em auto; padding: 0 1em; }
@@ -23,32 +27,72 @@ summary { cursor: pointer; font-weight: bold; }
 """
 
 
-def page(picture: Picture, svg: str) -> str:
-    """Return a page with the figure, the sentences, the tables and the numbers as JSON.
+def picture_page(picture: Picture, svg: str) -> str:
+    """Return a page with a picture's figure, sentences, tables and numbers.
 
     Args:
         picture: What is shown.
         svg: The figure as an SVG file.
     """
+    parts = ["<h2>Blocks</h2>", _blocks(picture)]
+    if picture.matrices:
+        parts += [
+            f"<details><summary>{len(picture.matrices)} matrices</summary>",
+            _matrices(picture),
+            "</details>",
+        ]
+    return _page(picture.title, svg, picture.notes, parts, picture.document)
+
+
+def comparison_page(
+    columns: Sequence[Series],
+    title: str,
+    svg: str,
+    notes: Sequence[str],
+    document: Mapping[str, Any],
+) -> str:
+    """Return a page with a comparison's figure, sentences, numbers and scores.
+
+    Args:
+        columns: The plans, of the same blocks.
+        title: Heading.
+        svg: The figure as an SVG file.
+        notes: Sentences.
+        document: The numbers as JSON values.
+    """
+    blocks = list(columns[0].numbers)
+    head, cells = ["block"], [blocks]
+    for column in columns:
+        scores = [column.scores.get(block) for block in blocks]
+        if any(score is not None for score in scores):
+            head.append(f"{column.label}: score")
+            cells.append(_scores(scores))
+        head.append(column.label)
+        cells.append(in_words(column.numbers[block] for block in blocks))
+    table = _table(head, zip(*cells, strict=True))
+    return _page(title, svg, notes, ["<h2>Blocks</h2>", table], document)
+
+
+def _page(
+    title: str, svg: str, notes: Sequence[str], parts: Sequence[str], document: Mapping[str, Any]
+) -> str:
+    """Return a page with a figure, sentences, further elements and numbers as JSON."""
     # "<" ends the script for an HTML parser, whatever JSON says.
-    numbers = json.dumps(picture.document).replace("<", "\\u003c")
-    notes = "\n".join(f"<p>{escape(note)}</p>" for note in picture.notes)
+    numbers = json.dumps(document).replace("<", "\\u003c")
+    paragraphs = "\n".join(f"<p>{escape(note)}</p>" for note in notes)
+    body = "\n".join(parts)
     return f"""<!doctype html>
 <html lang="en">
 <head>
 <meta charset="utf-8">
-<title>{escape(picture.title)}</title>
+<title>{escape(title)}</title>
 <style>{_STYLE}</style>
 </head>
 <body>
-<h1>{escape(picture.title)}</h1>
+<h1>{escape(title)}</h1>
 {_inline(svg)}
-{notes}
-<h2>Blocks</h2>
-{_blocks(picture)}
-<details><summary>{len(picture.matrices)} matrices</summary>
-{_matrices(picture)}
-</details>
+{paragraphs}
+{body}
 <script type="application/json" id="numbers">{numbers}</script>
 </body>
 </html>
@@ -62,19 +106,26 @@ def _inline(svg: str) -> str:
 
 
 def _blocks(picture: Picture) -> str:
-    head = ["block", "alpha"]
-    head += ["95 % range"] if picture.intervals else []
-    head += ["experts"] if picture.experts is not None else []
-    rows = []
-    for name, score in picture.scores.items():
-        row = [name, _number(score)]
-        if picture.intervals:
-            ends = picture.intervals.get(name)
-            row.append("-" if ends is None else f"{ends[0]:.2f} - {ends[1]:.2f}")
-        if picture.experts is not None:
-            row.append(str(picture.experts[name]))
-        rows.append(row)
-    return _table(head, rows)
+    blocks = picture.blocks
+    head, cells = ["block"], [blocks]
+    if picture.has_scores:
+        head.append(picture.score_name)
+        cells.append(_scores(picture.scores.values()))
+    if picture.intervals:
+        head.append("95 % range")
+        ends = [picture.intervals.get(block) for block in blocks]
+        lows = _scores(pair and pair[0] for pair in ends)
+        highs = _scores(pair and pair[1] for pair in ends)
+        cells.append(
+            [
+                low if pair is None else f"{low} - {high}"
+                for pair, low, high in zip(ends, lows, highs, strict=True)
+            ]
+        )
+    if picture.experts is not None:
+        head.append(picture.number_name)
+        cells.append(in_words(picture.experts[block] for block in blocks))
+    return _table(head, zip(*cells, strict=True))
 
 
 def _matrices(picture: Picture) -> str:
@@ -100,6 +151,14 @@ def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     lines = ["<tr>" + "".join(f"<td>{escape(text)}</td>" for text in row) + "</tr>" for row in rows]
     body = "\n".join(lines)
     return f"<table>\n<thead><tr>{cells}</tr></thead>\n<tbody>\n{body}\n</tbody>\n</table>"
+
+
+def _scores(values: Iterable[float | None]) -> list[str]:
+    """Return scores as text, with as many decimals as the largest needs for three digits."""
+    scores = list(values)
+    largest = max((abs(score) for score in scores if score is not None), default=0.0)
+    decimals = max(3, 2 - math.floor(math.log10(largest))) if largest else 3
+    return ["-" if score is None else f"{score:.{decimals}f}" for score in scores]
 
 
 def _number(value: float | None) -> str:

@@ -1,4 +1,4 @@
-"""The `alphalora:` block of the YAML and its place in Axolotl's schema.
+"""The place of the `alphalora:` block in Axolotl's schema, and what it needs of the other keys.
 
 Axolotl mixes `AlphaLoraArgs` into its own schema (`axolotl/integrations/config.py`), so every
 validator here sees the whole configuration and acts for `adapter: alphalora` only. The validated
@@ -7,184 +7,14 @@ configuration can be validated again (Ray workers do that), with defaults writte
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from difflib import get_close_matches
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, Field, model_validator
 
 from axolotl_alphalora.plugin import quantization, refusals
-
-ADAPTER = "alphalora"
-
-
-class AlphaLoraConfigBlock(BaseModel):
-    """Options of the `alphalora:` block.
-
-    What a saved `plan` decides is None when a plan is given, and `experts_per_block` is None when
-    `total_experts` is given.
-    """
-
-    model_config = ConfigDict(extra="forbid")
-
-    RULED_BY_PLAN: ClassVar[tuple[str, ...]] = (
-        "allocation",
-        "experts_per_block",
-        "total_experts",
-        "min_experts",
-        "max_experts",
-    )
-
-    allocation: dict[str, Any] | None = Field(
-        default={"strategy": "alphalora"},
-        description=(
-            "How the experts are shared out over the blocks: the name of a strategy, or a mapping "
-            "`{strategy: name, option: value}`."
-        ),
-    )
-    experts_per_block: float | None = Field(
-        default=5,
-        gt=0,
-        allow_inf_nan=False,
-        description="Mean number of experts per block. Give this or `total_experts`.",
-    )
-    total_experts: int | None = Field(
-        default=None, ge=1, description="Number of experts in the whole model."
-    )
-    min_experts: int | None = Field(
-        default=1, ge=1, description="Fewest experts that a block may get."
-    )
-    max_experts: int | None = Field(
-        default=None, ge=1, description="Most experts that a block may get; null: no limit."
-    )
-    top_k: int = Field(default=2, ge=1, description="Experts that each token is routed to.")
-    aux_loss_coef: float = Field(
-        default=0.001,
-        ge=0,
-        allow_inf_nan=False,
-        description="Weight of the load-balancing loss; 0 switches it off.",
-    )
-    plan: str | None = Field(
-        default=None,
-        min_length=1,
-        description="Path of a saved plan to use instead of allocating anew.",
-    )
-
-    @model_validator(mode="before")
-    @classmethod
-    def _name_unknown_keys(cls, data: Any) -> Any:
-        if not isinstance(data, Mapping):
-            raise ValueError(
-                f"`alphalora:` must be a block of options, got {data!r}. Write for example "
-                "`alphalora: {experts_per_block: 5}`."
-            )
-        unknown = [key for key in data if key not in cls.model_fields]
-        if unknown:
-            raise ValueError(
-                " ".join(_unknown(f"{ADAPTER}.", key, cls.model_fields) for key in unknown)
-            )
-        return data
-
-    @field_validator(
-        "experts_per_block",
-        "total_experts",
-        "min_experts",
-        "max_experts",
-        "top_k",
-        "aux_loss_coef",
-        mode="before",
-    )
-    @classmethod
-    def _refuse_booleans(cls, value: Any) -> Any:
-        if isinstance(value, bool):
-            raise ValueError(f"expected a number, got {str(value).lower()}")
-        return value
-
-    @field_validator("allocation", mode="before")
-    @classmethod
-    def _as_mapping(cls, value: Any) -> Any:
-        if isinstance(value, str):
-            value = {"strategy": value}
-        if value is None:
-            return None
-        if not isinstance(value, Mapping):
-            raise ValueError("expected the name of a strategy or `{strategy: name, option: value}`")
-        strategy = value.get("strategy")
-        if not isinstance(strategy, str) or not strategy.strip():
-            raise ValueError(
-                "`alphalora.allocation` needs a `strategy`, for example "
-                "`allocation: {strategy: alphalora}`"
-            )
-        return dict(value)
-
-    @model_validator(mode="after")
-    def _settle_what_rules(self) -> AlphaLoraConfigBlock:
-        given = {name for name in self.model_fields_set if getattr(self, name) is not None}
-        if self.plan is not None:
-            self._yield_to_plan(given)
-            return self
-        if self.total_experts is not None:
-            if "experts_per_block" in given:
-                raise ValueError(
-                    "`alphalora.experts_per_block` and `alphalora.total_experts` both set the "
-                    "number of experts. Keep one of them."
-                )
-            self.experts_per_block = None
-        self._fill_nulls()
-        self._check_allocation()
-        self._check_bounds()
-        return self
-
-    def _yield_to_plan(self, given: set[str]) -> None:
-        ruled = [name for name in self.RULED_BY_PLAN if name in given]
-        if ruled:
-            names = ", ".join(f"`alphalora.{name}`" for name in ruled)
-            raise ValueError(
-                f"`alphalora.plan` already decides {names}. Remove `alphalora.plan` to allocate "
-                f"anew, or remove {names} to use the plan."
-            )
-        for name in self.RULED_BY_PLAN:
-            setattr(self, name, None)
-
-    def _fill_nulls(self) -> None:
-        if self.allocation is None:
-            self.allocation = {"strategy": "alphalora"}
-        if self.min_experts is None:
-            self.min_experts = 1
-        if self.experts_per_block is None and self.total_experts is None:
-            self.experts_per_block = 5
-
-    def _check_allocation(self) -> None:
-        from axolotl_alphalora.allocation import resolve_options
-
-        options = dict(self.allocation or {})
-        try:
-            resolve_options(options.pop("strategy"), options)
-        except ValueError as error:
-            raise ValueError(f"`alphalora.allocation`: {error}") from error
-
-    def _check_bounds(self) -> None:
-        least = self.min_experts or 1
-        mean, most = self.experts_per_block, self.max_experts
-        if most is not None and most < least:
-            raise ValueError(
-                f"`alphalora.max_experts: {most}` is less than `alphalora.min_experts: {least}`."
-            )
-        if mean is not None and mean < least:
-            raise ValueError(
-                f"`alphalora.experts_per_block: {mean:g}` is less than `alphalora.min_experts: "
-                f"{least}`, which every block gets."
-            )
-        if mean is not None and most is not None and mean > most:
-            raise ValueError(
-                f"`alphalora.experts_per_block: {mean:g}` is more than `alphalora.max_experts: "
-                f"{most}`, which no block may exceed."
-            )
-        if most is not None and self.top_k > most:
-            raise ValueError(
-                f"`alphalora.top_k: {self.top_k}` is more than `alphalora.max_experts: {most}`, "
-                "so no block has that many experts to route to."
-            )
+from axolotl_alphalora.plugin.block import ADAPTER, AlphaLoraConfigBlock
 
 
 class AlphaLoraArgs(BaseModel):
@@ -241,16 +71,11 @@ class AlphaLoraArgs(BaseModel):
         cfg = self.model_dump(exclude_none=True, warnings=False)
         refusals.check(cfg)
         _check_lora_options(cfg)
+        _check_planning(cfg)
         self.overrides_of_model_kwargs = quantization.request(
             self.overrides_of_model_kwargs, self.load_in_4bit, self.load_in_8bit
         )
         return self
-
-
-def _unknown(prefix: str, key: Any, valid: Iterable[str]) -> str:
-    close = get_close_matches(str(key), list(valid), n=1)
-    advice = f"Did you mean `{prefix}{close[0]}`?" if close else f"Valid: {', '.join(valid)}."
-    return f"`{prefix}{key}` is not an option. {advice}"
 
 
 def _check_unread_keys(data: Mapping[str, Any], fields: Mapping[str, Any]) -> None:
@@ -296,6 +121,29 @@ def _check_lora_options(cfg: Mapping[str, Any]) -> None:
         if not valid:
             limits = "at least 1" if key == "lora_r" else "at least 0 and below 1"
             raise ValueError(f"`{key}: {cfg[key]}` must be {limits}.")
+
+
+def _check_planning(cfg: Mapping[str, Any]) -> None:
+    """Check what a new plan needs of the rest of the configuration."""
+    from axolotl_alphalora.allocation.optimizers import state_bytes
+    from axolotl_alphalora.plugin.request import plan_request
+
+    block = cfg.get(ADAPTER) or {}
+    if cfg.get("lora_model_dir") or block.get("plan"):
+        return
+    request = plan_request(cfg)
+    if request.optimizer is not None:
+        state_bytes(request.optimizer, (1, 1))
+    if request.needs == "sensitivity":
+        from axolotl_alphalora.plugin.samples import check_data
+
+        check_data(cfg)
+        if cfg.get("fsdp_config") or cfg.get("fsdp"):
+            raise ValueError(
+                f"`alphalora.allocation: {request.strategy}` goes by gradients of whole weights, "
+                "which FSDP shards. Plan first, in one process: `alphalora plan config.yml "
+                "--output plan.json` without `fsdp_config`, then set `alphalora.plan: plan.json`."
+            )
 
 
 def _is_rate(cfg: Mapping[str, Any]) -> bool:

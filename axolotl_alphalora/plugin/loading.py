@@ -11,6 +11,7 @@ from torch import nn
 from ..adapter import AlphaLoraConfig
 from ..allocation import Plan
 from ..planning import (
+    ModelNeeded,
     PlanRequest,
     WeightsNotReadable,
     check_plan,
@@ -19,7 +20,7 @@ from ..planning import (
 )
 from .request import plan_request, read_block
 from .saved import check_against_yaml, read_saved, saved_adapter
-from .shared import is_first_process, on_one_process
+from .shared import is_first_process, on_one_process, progress_bar
 
 
 class Allocation:
@@ -27,6 +28,7 @@ class Allocation:
 
     Attributes:
         counts: Exact module name to experts, or None until the model is loaded.
+        ranks: Exact module name to rank of its experts, where it is not the request's.
         plan: Where the counts come from, as a JSON object; None for an adapter without one.
         saved: The `adapter_config.json` that rules, where the run starts from an adapter.
     """
@@ -35,6 +37,7 @@ class Allocation:
         self._key = _key(cfg)
         self.request: PlanRequest = self._key[0]
         self.counts: dict[str, int] | None = None
+        self.ranks: dict[str, int] = {}
         self.plan: dict[str, Any] | None = None
         self.saved: dict[str, Any] = {}
         self._settle(cfg)
@@ -43,10 +46,15 @@ class Allocation:
         """Whether this is the allocation for a configuration too."""
         return self._key == _key(cfg)
 
-    def settle_from_model(self, model: nn.Module) -> None:
-        """Plan from the loaded model, if the base's files could not be read."""
+    def settle_from_model(self, model: nn.Module, cfg: Any) -> None:
+        """Plan from the loaded model, if the base's files could not tell."""
         if self.counts is None:
-            self._take(on_one_process(lambda: plan_from_model(self.request, model, _progress)))
+            from .gradients import gradients
+
+            measure = gradients(cfg, model)
+            self._take(
+                on_one_process(lambda: plan_from_model(self.request, model, _progress, measure)[0])
+            )
 
     def _settle(self, cfg: Any) -> None:
         from axolotl.utils.distributed import init_distributed_state
@@ -58,6 +66,7 @@ class Allocation:
             check_against_yaml(cfg, *saved, config)
             self.saved = config
             self.counts, self.plan = config["num_experts"], config["plan"]
+            self.ranks = config.get("rank_pattern", {})
             _logger().info("AlphaLoRA: experts per module as saved in %s", saved[1])
             return
         if path is not None:
@@ -76,13 +85,27 @@ class Allocation:
             _logger().warning(
                 "AlphaLoRA: %s. The plan is made from the loaded model's weights instead.", error
             )
+        except ModelNeeded as error:
+            _check_weights_are_whole(self.request)
+            _logger().info("AlphaLoRA: %s. It is made as soon as the model is loaded.", error)
 
     def _take(self, plan: Plan) -> None:
-        self.counts, self.plan = plan.counts, plan.to_dict()
+        self.counts, self.ranks, self.plan = plan.counts, plan.rank_pattern, plan.to_dict()
         if is_first_process():
             from ..cli.tables import print_plan
 
             print_plan(plan)
+
+
+def _check_weights_are_whole(request: PlanRequest) -> None:
+    from transformers.integrations import is_deepspeed_zero3_enabled
+
+    if is_deepspeed_zero3_enabled():
+        raise ValueError(
+            f"alphalora.allocation: {request.strategy} goes by gradients of whole weights, which "
+            "DeepSpeed ZeRO-3 shards. Plan first, in one process: `alphalora plan config.yml "
+            "--output plan.json` without `deepspeed`, then set `alphalora.plan: plan.json`."
+        )
 
 
 def _key(cfg: Any) -> tuple[PlanRequest, tuple[str, str] | None, str | None]:
@@ -94,7 +117,7 @@ def adapter_config(cfg: Any, allocation: Allocation, model: nn.Module) -> AlphaL
     """The PEFT config for the run; every honoured option of the YAML is in it."""
     from axolotl.loaders.adapter import _get_peft_task_type
 
-    allocation.settle_from_model(model)
+    allocation.settle_from_model(model, cfg)
     assert allocation.counts is not None
     block = read_block(cfg)
     settings = {
@@ -111,6 +134,7 @@ def adapter_config(cfg: Any, allocation: Allocation, model: nn.Module) -> AlphaL
         revision=cfg.revision_of_model,
         lora_dropout=cfg.lora_dropout or 0.0,
         num_experts=dict(allocation.counts),
+        rank_pattern=dict(allocation.ranks),
         aux_loss_coef=block.aux_loss_coef,
         plan=allocation.plan,
         **settings,
@@ -143,19 +167,8 @@ def adapt(cfg: Any, allocation: Allocation, model: Any) -> tuple[peft.PeftModel,
     return adapted, adapted.peft_config["default"]
 
 
-def _progress(names: Sequence[str]) -> Callable[[str], None]:
-    from transformers.utils import logging as hf_logging
-
-    bar = hf_logging.tqdm(
-        total=len(names), desc="AlphaLoRA: spectra", unit="matrix", disable=not is_first_process()
-    )
-
-    def step(name: str) -> None:
-        bar.update()
-        if bar.n >= len(names):
-            bar.close()
-
-    return step
+def _progress(names: Sequence[str]) -> Callable[[Any], None]:
+    return progress_bar("spectra", "matrix", len(names))
 
 
 def _logger() -> Any:

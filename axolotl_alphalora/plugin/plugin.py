@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from axolotl.integrations.base import AdapterCapabilities, BasePlugin
 
 from . import quantization
-from .args import ADAPTER
+from .block import ADAPTER
 
 if TYPE_CHECKING:
     from transformers import Trainer, TrainerCallback

@@ -24,7 +24,7 @@ HONOURED: Mapping[str, str] = {
     "load_in_8bit": "LLM.int8 base, as for `lora`",
     "bnb_config_kwargs": "bitsandbytes settings of `load_in_4bit`",
     "embeddings_skip_upcast": "whether embeddings stay out of fp32 on a quantised base",
-    "lora_r": "rank of one expert",
+    "lora_r": "rank of one expert, which `alphalora.spend: rank` multiplies",
     "lora_alpha": "scaling numerator of one expert",
     "lora_dropout": "dropout on the experts' input",
     "lora_target_modules": "linear layers that get experts: names, or one regular expression",
@@ -65,7 +65,7 @@ REFUSED: tuple[Refusal, ...] = (
     ),
     Refusal(
         "lora_rank_pattern",
-        "every expert has the rank `lora_r`; blocks differ in their number of experts",
+        "the plan says how much capacity each layer gets, in experts or in rank",
         "Use the `allocation` of the `alphalora:` block to give some blocks more capacity",
         {"lora_rank_pattern": {"q_proj": 4}},
     ),

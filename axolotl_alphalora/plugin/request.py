@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from ..planning import PlanRequest, Targets
-from .args import AlphaLoraConfigBlock
+from .block import BUDGET, AlphaLoraConfigBlock, plain
 
-_BUDGET = ("total_experts", "experts_per_block", "min_experts", "max_experts")
+_HOST_OPTIMIZER = "adamw_torch_fused"
 
 
 def plan_request(cfg: Mapping[str, Any]) -> PlanRequest:
@@ -24,7 +24,7 @@ def plan_request(cfg: Mapping[str, Any]) -> PlanRequest:
         raise ValueError("`base_model` is missing: the directory or hub id of the model to adapt.")
     block = read_block(cfg)
     allocation = dict(block.allocation or {"strategy": "alphalora"})
-    budget = {key: getattr(block, key) for key in _BUDGET if getattr(block, key) is not None}
+    budget = {key: getattr(block, key) for key in BUDGET if getattr(block, key) is not None}
     return PlanRequest(
         base_model=str(cfg["base_model"]),
         revision=cfg.get("revision_of_model"),
@@ -42,6 +42,8 @@ def plan_request(cfg: Mapping[str, Any]) -> PlanRequest:
         strategy=allocation.pop("strategy"),
         options=allocation,
         budget=budget,
+        spend=block.spend or "experts",
+        optimizer=_optimizer(cfg) if "memory_mib" in budget else None,
     )
 
 
@@ -55,8 +57,28 @@ def read_block(cfg: Mapping[str, Any]) -> AlphaLoraConfigBlock:
     return AlphaLoraConfigBlock.model_validate({} if block is None else block)
 
 
+def _optimizer(cfg: Mapping[str, Any]) -> str:
+    """The optimizer that a memory budget counts.
+
+    Raises:
+        ValueError: If adapter weights are not in fp32, which is what is counted, or options of the
+            optimizer may change its state.
+    """
+    if cfg.get("optim_args"):
+        raise ValueError(
+            "`alphalora.memory_mib` counts an optimizer's state with its defaults, which "
+            "`optim_args` may change. Remove it, or give `alphalora.total_parameters` instead."
+        )
+    if cfg.get("peft_autocast_adapter_dtype") is False:
+        raise ValueError(
+            "`alphalora.memory_mib` counts adapter weights in fp32, but "
+            "`peft_autocast_adapter_dtype: false` keeps them in the base model's dtype. Remove "
+            "that option, or give `alphalora.total_parameters` instead."
+        )
+    return str(cfg.get("optimizer") or _HOST_OPTIMIZER)
+
+
 def _plain(value: Any) -> Any:
     """The host's value as a plain one; None where there is none."""
-    if isinstance(value, (list, tuple, set)):
-        value = list(value)
+    value = plain(value)
     return None if value in (None, "", []) else value

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from ..allocation import Plan
+from ..allocation import Budget, Plan
 from ..planning import PlanRequest, layers
 from .request import plan_request, read_block
 
@@ -87,7 +87,8 @@ def _differences(cfg: Any, request: PlanRequest, saved: Mapping[str, Any]) -> It
     yield from _target_differences(request, saved["num_experts"])
     path = read_block(cfg).plan
     if path is not None:
-        difference = Plan.load(path).differences(saved["num_experts"])
+        plan = Plan.load(path)
+        difference = plan.differences(saved["num_experts"]) or _rank_difference(plan, saved)
         if difference:
             yield f"alphalora.plan {path}: {difference}"
     elif saved.get("plan") is not None:
@@ -108,28 +109,58 @@ def _target_differences(request: PlanRequest, counts: Mapping[str, int]) -> Iter
             return
 
 
+def _rank_difference(plan: Plan, saved: Mapping[str, Any]) -> str | None:
+    """A sentence about the first module whose experts have another rank; the counts agree."""
+    ranks = saved.get("rank_pattern", {})  # adapters of older releases have none
+    for module in plan.modules:
+        found = ranks.get(module.name, saved["r"])
+        if module.experts and module.rank != found:
+            return (
+                f"module {module.name!r} has rank {module.rank} in the plan, but {found} in the "
+                "adapter"
+            )
+    return None
+
+
 def _plan_differences(written: set[str], request: PlanRequest, plan: Plan) -> Iterator[str]:
-    blocks = len(plan.blocks)
-    total = request.budget.get("total_experts")
-    if total is None:
-        total = round(request.budget["experts_per_block"] * blocks)
-    asked_total = written & {"total_experts", "experts_per_block"}
-    if asked_total and total != plan.budget["total_experts"]:
+    yield from _budget_differences(written, request, plan)
+    if "spend" in written and request.spend != plan.spend:
+        yield f"alphalora.spend is {request.spend} in the YAML and {plan.spend} in the adapter"
+    if "allocation" not in written:
+        return
+    if request.strategy != plan.strategy["name"]:
         yield (
-            f"the YAML's budget is {total} experts over {blocks} blocks and the adapter's "
-            f"{plan.budget['total_experts']}"
+            f"alphalora.allocation.strategy is {request.strategy} in the YAML and "
+            f"{plan.strategy['name']} in the adapter"
+        )
+        return
+    settings = request.settings.model_dump(mode="json")
+    for name in request.options:
+        if settings[name] != plan.strategy["options"].get(name, settings[name]):
+            yield (
+                f"alphalora.allocation.{name} is {settings[name]} in the YAML and "
+                f"{plan.strategy['options'][name]} in the adapter"
+            )
+
+
+def _budget_differences(written: set[str], request: PlanRequest, plan: Plan) -> Iterator[str]:
+    budget = Budget(**request.budget)
+    blocks = len(plan.block_numbers)
+    kind, amount = budget.kind, budget.amount
+    if kind == "experts_per_block":
+        kind, amount = "total_experts", round((amount or 0) * blocks)
+    if budget.kind in written and (kind, amount) != (plan.budget["kind"], plan.budget["asked"]):
+        yield (
+            f"the YAML's budget is {_spelt(kind, amount)} over {blocks} blocks and the adapter's "
+            f"{_spelt(plan.budget['kind'], plan.budget['asked'])}"
         )
     for name in written & {"min_experts", "max_experts"}:
-        if request.budget.get(name) != plan.budget[name]:
+        if getattr(budget, name) != plan.budget[name]:
             yield (
-                f"alphalora.{name} is {request.budget.get(name)} in the YAML and "
+                f"alphalora.{name} is {getattr(budget, name)} in the YAML and "
                 f"{plan.budget[name]} in the adapter"
             )
-    asked = {"name": request.strategy, **request.options} if "allocation" in written else {}
-    for name, value in asked.items():
-        if plan.strategy.get(name) != value:
-            option = "strategy" if name == "name" else name
-            yield (
-                f"alphalora.allocation.{option} is {value} in the YAML and "
-                f"{plan.strategy.get(name)} in the adapter"
-            )
+
+
+def _spelt(kind: str | None, amount: float | None) -> str:
+    return "none" if kind is None else f"{kind} {amount:g}"

@@ -21,6 +21,22 @@ def is_first_process() -> bool:
     return not (dist.is_available() and dist.is_initialized()) or dist.get_rank() == 0
 
 
+def progress_bar(what: str, unit: str, total: int) -> Callable[[Any], None]:
+    """Show a bar in the run's output; what it returns is called after each unit of work."""
+    from transformers.utils import logging as hf_logging
+
+    bar = hf_logging.tqdm(
+        total=total, desc=f"AlphaLoRA: {what}", unit=unit, disable=not is_first_process()
+    )
+
+    def step(_: Any) -> None:
+        bar.update()
+        if bar.n >= total:
+            bar.close()
+
+    return step
+
+
 def on_one_process[Result](work: Callable[[], Result]) -> Result:
     """Let the first process of a launch work, and give its result to all.
 

@@ -78,6 +78,7 @@ def summary(
         seconds: How long each stage took in this invocation.
         skipped: Stages that an earlier invocation had finished.
     """
+    scores = {unit.name: unit.score for unit in plan.units}
     return {
         "model": config.base_model,
         "config": str(config.path),
@@ -89,8 +90,8 @@ def summary(
             "total_experts": plan.total_experts,
             "trainable_parameters": plan.trainable_parameters,
             "blocks": [
-                {"name": block.name, "score": block.score, "experts": block.experts}
-                for block in plan.blocks
+                {"name": block, "score": scores.get(block), "experts": number}
+                for block, number in plan.block_numbers.items()
             ],
         },
         **evaluation,

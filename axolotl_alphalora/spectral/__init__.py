@@ -1,13 +1,19 @@
 """Spectral quality of weight matrices: where weights come from, spectra, power laws, scores."""
 
 from axolotl_alphalora.settings import AGGREGATES, ESTIMATORS, QualitySettings
-from axolotl_alphalora.spectral.aggregate import block_scores
+from axolotl_alphalora.spectral.aggregate import unit_scores
 from axolotl_alphalora.spectral.cache import Cache, default_cache
 from axolotl_alphalora.spectral.checkpoint import CheckpointWeights, MissingTensor
 from axolotl_alphalora.spectral.confidence import interval
 from axolotl_alphalora.spectral.files import UnreadableCheckpoint
 from axolotl_alphalora.spectral.loaded import LoadedWeights
-from axolotl_alphalora.spectral.measure import Measurement, block_intervals, measure, trust
+from axolotl_alphalora.spectral.measure import (
+    Measurement,
+    measure,
+    resampled_scores,
+    trust,
+    unit_intervals,
+)
 from axolotl_alphalora.spectral.model import BaseModel
 from axolotl_alphalora.spectral.power_law import PowerLawFit, fit_power_law
 from axolotl_alphalora.spectral.quality import MatrixQuality, assess
@@ -32,15 +38,16 @@ __all__ = [
     "UnreadableCheckpoint",
     "WeightSource",
     "assess",
-    "block_intervals",
-    "block_scores",
     "default_cache",
     "fit_power_law",
     "interval",
     "measure",
     "read_spectra",
+    "resampled_scores",
     "significant",
     "spectra",
     "spectrum",
     "trust",
+    "unit_intervals",
+    "unit_scores",
 ]

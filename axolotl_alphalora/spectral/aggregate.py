@@ -1,4 +1,4 @@
-"""From the exponents of matrices to the scores of decoder blocks."""
+"""From the exponents of matrices to the scores of decoder blocks, or of finer units."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from statistics import fmean, median, pstdev
 from typing import Protocol
 
-from axolotl_alphalora.blocks import group_by_block, kind_of, stack_of
+from axolotl_alphalora.blocks import group_by_unit, kind_of, stack_of
 from axolotl_alphalora.settings import AGGREGATES
 
-__all__ = ["AGGREGATES", "Measured", "block_errors", "block_scores"]
+__all__ = ["AGGREGATES", "Measured", "unit_errors", "unit_scores"]
 
 _SMALLEST_ALPHA = 1.0
 _EQUAL = 1e-12
@@ -33,18 +33,21 @@ class Measured(Protocol):
         """Its exponent, None where no power law could be fitted."""
 
 
-def block_scores(
-    qualities: Iterable[Measured], aggregate: str = "mean", normalize: bool = False
+def unit_scores(
+    qualities: Iterable[Measured],
+    aggregate: str = "mean",
+    normalize: bool = False,
+    granularity: str = "block",
 ) -> dict[str, float]:
-    """Return each decoder block's score from its matrices' exponents.
+    """Return each unit's score from its matrices' exponents; a unit is a decoder block, or finer.
 
     The kind of a matrix is what follows the block's name in its module's name, such as
-    ``self_attn.q_proj``. Kinds differ more in alpha than blocks do, so blocks compare only over
+    ``self_attn.q_proj``. Kinds differ more in alpha than blocks do, so units compare only over
     the same kinds, which decides the rules for a matrix without an exponent:
 
     - it counts with the mean exponent of its kind over the other blocks;
-    - where no matrix of its kind has an exponent, the kind is left out of every block;
-    - a block in which nothing is left gets the mean of the other blocks' scores.
+    - where no matrix of its kind has an exponent, the kind is left out of every unit;
+    - a unit in which nothing is left gets the mean of the other units' scores.
 
     Args:
         qualities: Measured matrices, in any order.
@@ -55,59 +58,63 @@ def block_scores(
             no spread), then mapped back with the mean of the kinds' means and the mean of their
             standard deviations. An exponent that would fall below 1 becomes 1, as none is
             smaller.
+        granularity: How finely units divide the model, see
+            :func:`~axolotl_alphalora.blocks.group_by_unit`.
 
     Returns:
-        Block name to score, blocks in natural order.
+        Unit name to score, blocks in natural order.
 
     Raises:
         ValueError: If ``aggregate`` is unknown or no matrix has an exponent.
     """
-    rows = _counted(qualities, aggregate, normalize)
+    rows = _counted(qualities, aggregate, normalize, granularity)
     scores = {
-        block: _AGGREGATES[aggregate]([row.alpha for row in members], [row.size for row in members])
-        for block, members in rows.items()
+        unit: _AGGREGATES[aggregate]([row.alpha for row in members], [row.size for row in members])
+        for unit, members in rows.items()
         if members
     }
     others = fmean(scores.values())
-    return {block: scores.get(block, others) for block in rows}
+    return {unit: scores.get(unit, others) for unit in rows}
 
 
-def block_errors(
+def unit_errors(
     qualities: Iterable[Measured],
     errors: Mapping[str, float],
     aggregate: str = "mean",
     normalize: bool = False,
+    granularity: str = "block",
 ) -> dict[str, float]:
-    """Return the standard error of each block's score from those of its matrices' exponents.
+    """Return the standard error of each unit's score from those of its matrices' exponents.
 
     Errors of different matrices are taken as independent: with weights w the error of a weighted
     mean is ``sqrt(sum(w**2 * error**2)) / sum(w)``. The median has that of the mean, which is a
     little too small. With ``normalize`` each error is scaled as its exponent is.
 
     A matrix without an error counts with the root mean square of its kind's errors, and where its
-    kind has none it is left out, as is a kind without exponents. A block in which nothing is left
-    gets the root mean square of the other blocks' errors.
+    kind has none it is left out, as is a kind without exponents. A unit in which nothing is left
+    gets the root mean square of the other units' errors.
 
     Args:
         qualities: Measured matrices, in any order.
         errors: Module name to the standard error of its exponent.
-        aggregate: As for :func:`block_scores`.
-        normalize: As for :func:`block_scores`.
+        aggregate: As for :func:`unit_scores`.
+        normalize: As for :func:`unit_scores`.
+        granularity: As for :func:`unit_scores`.
 
     Returns:
-        Block name to standard error, blocks in natural order.
+        Unit name to standard error, blocks in natural order.
 
     Raises:
         ValueError: If ``aggregate`` is unknown, no matrix has an exponent, or none that has one
             has an error or shares its kind with one that has.
     """
-    rows = _counted(qualities, aggregate, normalize)
+    rows = _counted(qualities, aggregate, normalize, granularity)
     known: dict[str, list[float]] = {}
     for row in (row for members in rows.values() for row in members if row.module in errors):
         known.setdefault(row.kind, []).append(errors[row.module])
     typical = {kind: _root_mean_square(values) for kind, values in known.items()}
     found = {}
-    for block, members in rows.items():
+    for unit, members in rows.items():
         left = [row for row in members if row.kind in typical]
         if left:
             weights = [row.size if aggregate == "parameters" else 1 for row in left]
@@ -115,11 +122,11 @@ def block_errors(
                 weight * row.scale * errors.get(row.module, typical[row.kind])
                 for row, weight in zip(left, weights, strict=True)
             )
-            found[block] = math.hypot(*parts) / sum(weights)
+            found[unit] = math.hypot(*parts) / sum(weights)
     if not found:
         raise ValueError("no matrix has a standard error")
     others = _root_mean_square(found.values())
-    return {block: found.get(block, others) for block in rows}
+    return {unit: found.get(unit, others) for unit in rows}
 
 
 @dataclass(frozen=True)
@@ -134,9 +141,9 @@ class _Row:
 
 
 def _counted(
-    qualities: Iterable[Measured], aggregate: str, normalize: bool
+    qualities: Iterable[Measured], aggregate: str, normalize: bool, granularity: str
 ) -> dict[str, list[_Row]]:
-    """Return the matrices that count in every block, blocks in natural order, some empty."""
+    """Return the matrices that count in every unit, blocks in natural order, some empty."""
     if aggregate not in _AGGREGATES:
         raise ValueError(f"unknown aggregate {aggregate!r}: choose one of {', '.join(AGGREGATES)}")
     matrices = {quality.module: quality for quality in qualities}
@@ -160,8 +167,8 @@ def _counted(
         return _Row(name, kind, alpha, scale, math.prod(quality.shape))
 
     return {
-        block: [row(name, _kind(name)) for name in names if _kind(name) in means]
-        for block, names in group_by_block(matrices).items()
+        unit: [row(name, _kind(name)) for name in names if _kind(name) in means]
+        for unit, names in group_by_unit(matrices, granularity).items()
     }
 
 

@@ -1,4 +1,4 @@
-"""Layer quality of a model: from weights to alphas and block scores."""
+"""Layer quality of a model: from weights to alphas and the scores of blocks, or finer units."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from axolotl_alphalora.settings import QualitySettings
-from axolotl_alphalora.spectral.aggregate import block_errors, block_scores
+from axolotl_alphalora.spectral.aggregate import unit_errors, unit_scores
 from axolotl_alphalora.spectral.cache import Cache
 from axolotl_alphalora.spectral.confidence import bootstrap_alphas, interval, reliability
 from axolotl_alphalora.spectral.power_law import PowerLawFit
@@ -20,21 +20,23 @@ from axolotl_alphalora.spectral.threads import one_thread
 from axolotl_alphalora.spectral.weights import WeightSource
 from axolotl_alphalora.spectral.windows import default_window
 
-__all__ = ["Measurement", "block_intervals", "measure", "trust"]
+__all__ = ["Measurement", "measure", "resampled_scores", "trust", "unit_intervals"]
 
 _NORMAL_95 = 1.96
 
 
 @dataclass(frozen=True)
 class Measurement:
-    """The quality of a model's matrices and blocks.
+    """The quality of a model's matrices, and of its blocks or finer units.
 
     Attributes:
         settings: How it was measured; the window is the one that was used.
         matrices: One row for each matrix.
-        scores: Block name to score.
+        scores: Unit name to score.
         spectra: What the fits rest on.
         description: What the source of the weights says about itself, and a digest of them.
+        granularity: How finely units divide the model, see
+            :func:`~axolotl_alphalora.blocks.group_by_unit`.
     """
 
     settings: QualitySettings
@@ -42,6 +44,7 @@ class Measurement:
     scores: dict[str, float]
     spectra: Spectra
     description: dict[str, Any]
+    granularity: str = "block"
 
 
 def measure(
@@ -49,15 +52,18 @@ def measure(
     shapes: Mapping[str, tuple[int, int]],
     settings: QualitySettings | None = None,
     *,
+    granularity: str = "block",
     cache: Cache | None = None,
     progress: Callable[[str], None] | None = None,
 ) -> Measurement:
-    """Measure the quality of a model's matrices and blocks.
+    """Measure the quality of a model's matrices, and of its blocks or finer units.
 
     Args:
         weights: Where the weights come from.
         shapes: Module name to (output features, input features) of the layers to measure.
         settings: How to measure; the defaults if None.
+        granularity: How finely units divide the model, see
+            :func:`~axolotl_alphalora.blocks.group_by_unit`.
         cache: Where spectra are kept; None keeps none.
         progress: Called with a module's name when its spectrum is there.
 
@@ -86,21 +92,21 @@ def measure(
             f"none of the {len(matrices)} matrices has an alpha; the first, "
             f"{weights.location(first.module)}: {first.note}"
         )
-    scores = block_scores(matrices, settings.aggregate, settings.normalize)
+    scores = unit_scores(matrices, settings.aggregate, settings.normalize, granularity)
     described = {**weights.description, "digest": spectra.digest}
-    return Measurement(settings, tuple(matrices), scores, spectra, described)
+    return Measurement(settings, tuple(matrices), scores, spectra, described, granularity)
 
 
-def block_intervals(
+def resampled_scores(
     measurement: Measurement,
     samples: int = 100,
     seed: int = 0,
     progress: Callable[[str], None] | None = None,
-) -> dict[str, tuple[float, float]]:
-    """Return where 95 % of each block's score lies when its spectra are resampled.
+) -> list[dict[str, float]]:
+    """Return every unit's score for each of several resamples of all spectra.
 
     Every matrix is refitted to resampled eigenvalues, or to resampled windows where there are
-    several; each resample of all matrices gives one score for every block.
+    several; each resample of all matrices gives one score for every unit.
 
     Args:
         measurement: What was measured.
@@ -129,19 +135,43 @@ def block_intervals(
             drawn[name] = alphas.tolist()
         if progress is not None:
             progress(name)
-    scores: dict[str, list[float]] = {block: [] for block in measurement.scores}
-    for sample in range(samples):
-        matrices = [
-            replace(matrix, alpha=drawn[matrix.module][sample])
-            if matrix.module in drawn
-            else matrix
-            for matrix in measurement.matrices
-        ]
-        for block, score in block_scores(matrices, settings.aggregate, settings.normalize).items():
-            scores[block].append(score)
+    return [
+        unit_scores(
+            [
+                replace(matrix, alpha=drawn[matrix.module][sample])
+                if matrix.module in drawn
+                else matrix
+                for matrix in measurement.matrices
+            ],
+            settings.aggregate,
+            settings.normalize,
+            measurement.granularity,
+        )
+        for sample in range(samples)
+    ]
+
+
+def unit_intervals(
+    measurement: Measurement,
+    samples: int = 100,
+    seed: int = 0,
+    progress: Callable[[str], None] | None = None,
+) -> dict[str, tuple[float, float]]:
+    """Return where 95 % of each unit's score lies when its spectra are resampled.
+
+    Args:
+        measurement: What was measured.
+        samples: Number of resamples.
+        seed: Seed of the resampling.
+        progress: Called with a module's name when it is resampled.
+
+    Raises:
+        ValueError: For the ``weightwatcher`` estimator, which analyses matrices.
+    """
+    found = resampled_scores(measurement, samples, seed, progress)
     return {
-        block: interval(torch.tensor(values, dtype=torch.float64))
-        for block, values in scores.items()
+        unit: interval(torch.tensor([scores[unit] for scores in found], dtype=torch.float64))
+        for unit in measurement.scores
     }
 
 
@@ -150,34 +180,35 @@ def trust(
     matrices: Iterable[MatrixQuality],
     scores: Mapping[str, float],
     intervals: Mapping[str, tuple[float, float]] | None = None,
+    granularity: str = "block",
 ) -> float:
-    """Return the share of the differences between blocks that is not noise of the fits.
+    """Return the share of the differences between units that is not noise of the fits.
 
     Args:
         settings: How it was measured.
         matrices: The measured matrices.
-        scores: Block name to score.
-        intervals: Block name to the interval of its score, see :func:`block_intervals`. Without,
+        scores: Unit name to score.
+        intervals: Unit name to the interval of its score, see :func:`unit_intervals`. Without,
             the fits' asymptotic standard errors are taken, as if eigenvalues were independent.
+        granularity: How finely units divide the model.
 
     Returns:
         Between 0 and 1, see :func:`~axolotl_alphalora.spectral.confidence.reliability`; below 0.5
-        the ranking rests on noise. NaN for fewer than two blocks.
+        the ranking rests on noise. NaN for fewer than two units.
     """
     if intervals:
-        errors = {
-            block: (high - low) / (2 * _NORMAL_95) for block, (low, high) in intervals.items()
-        }
+        errors = {unit: (high - low) / (2 * _NORMAL_95) for unit, (low, high) in intervals.items()}
     else:
         rows = list(matrices)
         known = {row.module: row.standard_error for row in rows}
-        errors = block_errors(
+        errors = unit_errors(
             rows,
             {name: error for name, error in known.items() if error is not None},
             settings.aggregate,
             settings.normalize,
+            granularity,
         )
-    return reliability(scores.values(), [errors[block] for block in scores])
+    return reliability(scores.values(), [errors[unit] for unit in scores])
 
 
 def _on_the_matrix(

@@ -39,7 +39,7 @@ def _layer(kind: str, num_experts: int, top_k: int, **config) -> AlphaLoraLayer:
         init_weights=False,
         **config,
     )
-    return AlphaLoraLayer(_base(kind), "default", settings, num_experts, "x", LoadBalancer())
+    return AlphaLoraLayer(_base(kind), "default", settings, num_experts, RANK, "x", LoadBalancer())
 
 
 def _parameters(layer: AlphaLoraLayer) -> dict[str, torch.Tensor | None]:
@@ -96,7 +96,7 @@ def test_one_expert_is_a_plain_lora_without_a_router():
 
 def test_a_new_layer_does_not_change_the_base():
     config = AlphaLoraConfig(num_experts=3, target_modules=["x"])
-    layer = AlphaLoraLayer(_base("fp32"), "default", config, 3, "x", LoadBalancer())
+    layer = AlphaLoraLayer(_base("fp32"), "default", config, 3, 8, "x", LoadBalancer())
     x = torch.randn(4, IN)
     torch.testing.assert_close(layer(x), layer.base_layer(x), rtol=0, atol=0)
     assert layer.alphalora_A["default"].abs().sum() > 0
@@ -120,8 +120,8 @@ def test_every_expert_takes_part_in_autograd_even_without_a_token():
 
 
 def test_rank_stabilised_scaling():
-    assert AlphaLoraConfig(r=16, lora_alpha=8, use_rslora=True).scaling == 2.0
-    assert AlphaLoraConfig(r=16, lora_alpha=8).scaling == 0.5
+    assert AlphaLoraConfig(lora_alpha=8, use_rslora=True).scaling(16) == 2.0
+    assert AlphaLoraConfig(lora_alpha=8).scaling(16) == 0.5
 
 
 def test_under_autocast_the_result_keeps_the_base_dtype():

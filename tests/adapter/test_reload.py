@@ -51,7 +51,11 @@ def errors(tmp_path_factory):
         if options:
             base = prepare_model_for_kbit_training(base, use_gradient_checkpointing=False)
         config = AlphaLoraConfig(
-            r=4, num_experts=3, target_modules="all-linear", task_type="CAUSAL_LM"
+            r=4,
+            num_experts=3,
+            rank_pattern={"model.layers.1.mlp.up_proj": 5},
+            target_modules="all-linear",
+            task_type="CAUSAL_LM",
         )
         model = get_peft_model(base, config)
         expected[name] = train(model, ids)

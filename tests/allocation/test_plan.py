@@ -2,15 +2,18 @@
 
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from allocating import LLAMA_2_7B, model, with_sensitivities
+from allocating import plan as planned
 from axolotl_alphalora.allocation import (
-    BlockPlan,
     ModulePlan,
     Plan,
     PlanError,
+    UnitPlan,
     expert_parameters,
 )
 
@@ -20,17 +23,36 @@ def plan():
     return Plan(
         base_model="some/model",
         weights={"source": "safetensors", "dtype": "bfloat16", "revision": None},
-        strategy={"name": "alphalora", "estimator": "xmin_peak", "beta": 2.5},
-        budget={"total_experts": 4, "min_experts": 1, "max_experts": None},
+        strategy={
+            "name": "alphalora",
+            "package": "axolotl-alphalora 0.1.0",
+            "options": {"estimator": "xmin_peak", "beta": 2.5, "list": [1, {"a": None}]},
+        },
+        sample={"tasks": {"sums": 3, "rhymes": 2}, "seed": 0, "digest": "00ff"},
+        budget={
+            "kind": "total_parameters",
+            "asked": 5000,
+            "spent": 3168,
+            "unspent": 1832,
+            "min_experts": 0,
+            "max_experts": None,
+            "optimizer": None,
+        },
         top_k=2,
         rank=8,
-        blocks=(BlockPlan("layers.0", 2.1, 1), BlockPlan("layers.1", None, 3)),
+        units=(UnitPlan("layers.0", 2.1, 1), UnitPlan("layers.1", None, 1.5, (2.0, 2.5))),
         modules=(
-            ModulePlan("layers.0.q", (64, 32), 1, 2.1, 0.25, 0.0625, 17),
-            ModulePlan("layers.1.q", (64, 32), 3),
-            ModulePlan("layers.1.k", (16, 32), 0),
+            ModulePlan("layers.0.q", (64, 32), 1, 8, {"sums": 0.5, "rhymes": 2.0}, 2.1, 0.25),
+            ModulePlan("layers.1.q", (64, 32), 3, 8, None, 2.5, 0.5, 0.0625, 17, 32, 31, "why"),
+            ModulePlan("layers.1.k", (16, 32), 0, 8),
         ),
     )
+
+
+@pytest.fixture
+def ranks():
+    """A plan whose numbers are spent on rank."""
+    return planned("mola", model(2), options={"shape": "13"}, rank=4, spend="rank")
 
 
 def test_a_plan_survives_the_file(plan, tmp_path):
@@ -44,8 +66,9 @@ def test_the_file_states_format_version_and_totals(plan, tmp_path):
     plan.save(tmp_path / "plan.json")
     document = json.loads((tmp_path / "plan.json").read_text())
     assert document["format"] == "axolotl-alphalora-plan"
-    assert document["version"] == 1
-    assert document["total_experts"] == 4
+    assert document["version"] == 2
+    assert document["total_experts"] == 2.5
+    assert document["module_experts"] == 4
     assert document["trainable_parameters"] == 8 * 96 + 3 * (8 * 96 + 32)
 
 
@@ -53,29 +76,36 @@ def test_counts_include_modules_left_alone(plan):
     assert plan.counts == {"layers.0.q": 1, "layers.1.q": 3, "layers.1.k": 0}
 
 
-LLAMA_2_7B_LINEARS = [*[(4096, 4096)] * 4, *[(11008, 4096)] * 2, (4096, 11008)]
+def test_numbers_of_experts_and_of_ranks(plan, ranks):
+    assert plan.numbers == plan.counts
+    assert plan.rank_pattern == {}
+    assert set(ranks.counts.values()) == {1}
+    assert sorted(set(ranks.numbers.values())) == [1, 3]
+    assert ranks.rank_pattern == {name: 12 for name in ranks.counts if "layers.1." in name}
+    assert (ranks.total_experts, ranks.module_experts) == (4, 12)
+    assert Plan.from_dict(json.loads(json.dumps(ranks.to_dict()))) == ranks
+
+
+def test_a_block_counts_the_mean_of_its_modules(plan):
+    assert plan.block_numbers == {"layers.0": 1, "layers.1": 1.5}
 
 
 @pytest.mark.parametrize(
     ("experts", "parameters"), [(160, 105_635_840), (256, 169_017_344), (128, 84_508_672)]
 )
 def test_parameters_of_llama_2_7b(experts, parameters):
-    per_block, blocks = experts // 32, 32
-    plan = Plan(
-        base_model="m",
-        weights={},
-        strategy={},
-        budget={},
-        top_k=2,
-        rank=8,
-        blocks=tuple(BlockPlan(f"layers.{i}", None, per_block) for i in range(blocks)),
-        modules=tuple(
-            ModulePlan(f"layers.{i}.m{j}", shape, per_block)
-            for i in range(blocks)
-            for j, shape in enumerate(LLAMA_2_7B_LINEARS)
-        ),
-    )
-    assert plan.trainable_parameters == parameters == experts * 660_224
+    shapes = model(32, LLAMA_2_7B)
+    made = planned("uniform", shapes, budget={"total_experts": experts}, rank=8)
+    assert made.trainable_parameters == parameters == experts * 660_224
+    again = planned("uniform", shapes, budget={"total_parameters": parameters}, rank=8)
+    assert again.counts == made.counts
+    assert again.budget["unspent"] == 0
+
+
+def test_experts_spent_on_rank_have_no_router():
+    shapes = model(32, LLAMA_2_7B)
+    made = planned("uniform", shapes, budget={"total_experts": 160}, rank=8, spend="rank")
+    assert made.trainable_parameters == 160 * 624_640
 
 
 def test_one_expert_has_no_router():
@@ -118,7 +148,7 @@ def _set(document, path, value):
     ("path", "value", "message"),
     [
         (["format"], "other", "format is 'other'"),
-        (["version"], 2, "version is 2, but this axolotl-alphalora reads plans up to version 1"),
+        (["version"], 3, "version is 3, but this axolotl-alphalora reads plans up to version 2"),
         (["version"], "1", "version must be an integer"),
         (["version"], 0, "version must be an integer of at least 1"),
         (["base_model"], None, "base_model must be a string"),
@@ -128,14 +158,26 @@ def _set(document, path, value):
         (["weights"], [], "weights must be an object"),
         (["weights"], {}, r"weights\.source is missing"),
         (["strategy", "name"], "", r"strategy\.name must be a string"),
-        (["strategy", "beta"], [2.5], r"strategy\.beta must be a string, number"),
-        (["strategy", "beta"], float("nan"), r"strategy\.beta must be a finite number"),
+        (["strategy", "package"], None, r"strategy\.package must be a string"),
+        (["strategy", "options"], [], r"strategy\.options must be an object"),
+        (["strategy", "beta"], 2.5, r"strategy\.beta is not a key"),
+        (["sample"], [], "sample must be an object"),
+        (["sample", "tasks"], [], r"sample\.tasks must be an object"),
+        (["sample", "tasks", "sums"], 0, r"sample\.tasks\.sums must be an integer of at least 1"),
+        (["sample", "seed"], -1, r"sample\.seed must be an integer of at least 0"),
+        (["sample", "digest"], "", r"sample\.digest must be a string"),
+        (["budget", "kind"], "gold", r"budget\.kind must be one of total_experts, total_param"),
+        (["budget", "asked"], None, r"budget\.asked must be a finite number"),
         (["budget", "max_experts"], 2.5, r"budget\.max_experts must be an integer"),
+        (["budget", "optimizer"], 3, r"budget\.optimizer must be a string"),
         (["budget", "typo"], 2, r"budget\.typo is not a key"),
-        (["blocks"], {}, "blocks must be an array"),
-        (["blocks", 1, "experts"], -1, r"blocks\[1\]\.experts must be an integer of at least 0"),
-        (["blocks", 1, "score"], "2", r"blocks\[1\]\.score must be a finite number"),
-        (["blocks", 1, "name"], "layers.0", r"blocks\[1\]\.name 'layers.0' is listed twice"),
+        (["spend"], "time", "spend must be one of experts, rank, not 'time'"),
+        (["units"], {}, "units must be an array"),
+        (["units", 1, "experts"], -1, r"units\[1\]\.experts must be at least 0, not -1"),
+        (["units", 1, "experts"], "1", r"units\[1\]\.experts must be a finite number"),
+        (["units", 1, "score"], "2", r"units\[1\]\.score must be a finite number"),
+        (["units", 1, "interval"], [1.0], r"units\[1\]\.interval must be two numbers or null"),
+        (["units", 1, "name"], "layers.0", r"units\[1\]\.name 'layers.0' is listed twice"),
         (["modules", 0], 3, r"modules\[0\] must be an object"),
         (["modules", 2, "experts"], -2, r"modules\[2\]\.experts must be .* not -2"),
         (["modules", 2, "experts"], 1.0, r"modules\[2\]\.experts must be an integer"),
@@ -143,7 +185,15 @@ def _set(document, path, value):
         (["modules", 0, "shape"], [64], r"modules\[0\]\.shape must be output features"),
         (["modules", 0, "shape"], [64, 0], r"modules\[0\]\.shape\[1\] must be an integer"),
         (["modules", 0, "alpha"], float("inf"), r"modules\[0\]\.alpha must be a finite number"),
-        (["total_experts"], 5, "total_experts is 5, but the counts in the plan give 4"),
+        (["modules", 0, "rank"], 0, r"modules\[0\]\.rank must be an integer of at least 1"),
+        (["modules", 0, "sensitivity"], 1, r"modules\[0\]\.sensitivity must be an object"),
+        (
+            ["modules", 0, "sensitivity", "sums"],
+            "1",
+            r"modules\[0\]\.sensitivity\.sums must be a finite number",
+        ),
+        (["total_experts"], 5, "total_experts is 5, but the counts in the plan give 2.5"),
+        (["module_experts"], 5, "module_experts is 5, but the counts in the plan give 4"),
         (["trainable_parameters"], 1, "trainable_parameters is 1, but"),
     ],
 )
@@ -159,7 +209,7 @@ def test_a_bad_document_is_refused_by_key_path(plan, tmp_path, path, value, mess
 
 
 @pytest.mark.parametrize(
-    "path", [["rank"], ["budget", "min_experts"], ["blocks", 0, "score"], ["modules", 1, "alpha"]]
+    "path", [["rank"], ["budget", "min_experts"], ["units", 0, "score"], ["modules", 1, "alpha"]]
 )
 def test_a_missing_key_is_named(plan, path):
     document = json.loads(json.dumps(plan.to_dict()))
@@ -169,6 +219,41 @@ def test_a_missing_key_is_named(plan, path):
     del parent[path[-1]]
     with pytest.raises(PlanError, match=rf"{path[-1]} is missing"):
         Plan.from_dict(document)
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "message"),
+    [
+        (["units", 1, "experts"], 3, r"units\[1\]\.experts is 3, but its modules have 1\.5"),
+        (["units", 1, "name"], "layers.7", "units are neither the modules' blocks, nor parts"),
+        (["modules", 1, "rank"], 16, r"modules\[1\] has 3 experts of rank 16, which is not how"),
+    ],
+)
+def test_parts_of_a_plan_that_do_not_agree_are_refused(plan, path, value, message):
+    document = json.loads(json.dumps(plan.to_dict()))
+    _set(document, path, value)
+    with pytest.raises(PlanError, match=message):
+        Plan.from_dict(document)
+
+
+@pytest.mark.parametrize(("key", "value"), [("rank", 6), ("experts", 2)])
+def test_ranks_that_are_no_multiple_or_of_several_experts_are_refused(ranks, key, value):
+    document = json.loads(json.dumps(ranks.to_dict()))
+    document["modules"][0][key] = value
+    with pytest.raises(PlanError, match=r"modules\[0\] has . experts of rank ., which is not how"):
+        Plan.from_dict(document)
+
+
+@pytest.mark.parametrize("granularity", ["block", "group", "module"])
+def test_units_of_any_granularity_survive(granularity):
+    shapes = model(2)
+    made = planned(
+        "sensitivity",
+        shapes,
+        options={"granularity": granularity},
+        evidence=with_sensitivities(shapes, range(1, 7)),
+    )
+    assert Plan.from_dict(json.loads(json.dumps(made.to_dict()))) == made
 
 
 def test_files_that_are_no_plans_are_named(tmp_path):
@@ -203,7 +288,7 @@ def test_the_file_appears_in_one_step(plan, tmp_path, monkeypatch):
 
     def spy(source, target):
         seen.append(path.exists())
-        assert json.loads(Path(source).read_text())["version"] == 1
+        assert json.loads(Path(source).read_text())["version"] == 2
         replace(source, target)
 
     monkeypatch.setattr(os, "replace", spy)
@@ -213,7 +298,7 @@ def test_the_file_appears_in_one_step(plan, tmp_path, monkeypatch):
 
 
 def test_a_number_json_cannot_hold_is_not_written(plan, tmp_path):
-    broken = Plan(**{**vars(plan), "strategy": {"name": "alphalora", "beta": float("nan")}})
+    broken = replace(plan, strategy={"name": "alphalora", "options": {"beta": float("nan")}})
     with pytest.raises(ValueError, match="JSON"):
         broken.save(tmp_path / "plan.json")
     assert list(tmp_path.iterdir()) == []

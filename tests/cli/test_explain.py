@@ -11,7 +11,7 @@ from axolotl_alphalora.cli.explain import WARNING, explain
 from axolotl_alphalora.cli.findings import Findings
 from axolotl_alphalora.cli.tables import print_analysis, print_matrices, print_plan
 from axolotl_alphalora.progress import working
-from axolotl_alphalora.spectral import MatrixQuality, QualitySettings, block_scores
+from axolotl_alphalora.spectral import MatrixQuality, QualitySettings, unit_scores
 
 LONG = "model.language_model.layers"
 
@@ -23,7 +23,7 @@ def matrix(block, alpha, kind="mlp.up_proj", **changes):
 
 def findings(matrices, estimator="xmin_peak", intervals=None):
     return Findings(
-        QualitySettings(estimator), tuple(matrices), block_scores(matrices), intervals or {}
+        QualitySettings(estimator), tuple(matrices), unit_scores(matrices), intervals or {}
     )
 
 
@@ -71,7 +71,7 @@ def test_a_ranking_whose_tails_were_searched_for_is_judged_by_resampling_only():
     assert "not judged yet" in explain(findings(rows))[-1]
     assert findings(rows).trust is None
     assert findings(rows, "hill").trust > 0.9
-    tight = {block: (score - 0.1, score + 0.1) for block, score in block_scores(rows).items()}
+    tight = {block: (score - 0.1, score + 0.1) for block, score in unit_scores(rows).items()}
     assert "at most" not in explain(findings(rows, intervals=tight))[-1]
 
 

@@ -11,7 +11,7 @@ from axolotl.utils.dict import DictDefault
 from pydantic import ValidationError
 
 import settings
-from axolotl_alphalora.plugin.args import AlphaLoraConfigBlock
+from axolotl_alphalora.plugin.block import BUDGET, AlphaLoraConfigBlock
 from settings import validate
 
 
@@ -26,8 +26,11 @@ def test_the_defaults_are_those_of_the_documented_yaml():
         "allocation": {"strategy": "alphalora"},
         "experts_per_block": 5,
         "total_experts": None,
+        "total_parameters": None,
+        "memory_mib": None,
         "min_experts": 1,
         "max_experts": None,
+        "spend": "experts",
         "top_k": 2,
         "aux_loss_coef": 0.001,
         "plan": None,
@@ -35,9 +38,7 @@ def test_the_defaults_are_those_of_the_documented_yaml():
 
 
 def test_explicit_nulls_mean_the_defaults():
-    nulls = dict.fromkeys(
-        ["allocation", "experts_per_block", "total_experts", "min_experts", "max_experts", "plan"]
-    )
+    nulls = dict.fromkeys(["allocation", *BUDGET, "spend", "plan"])
     assert AlphaLoraConfigBlock(**nulls) == AlphaLoraConfigBlock()
 
 
@@ -52,9 +53,36 @@ def test_an_allocation_is_a_name_or_a_mapping():
     assert AlphaLoraConfigBlock(allocation=mapping).allocation == mapping
 
 
-def test_total_experts_replaces_the_mean():
-    block = AlphaLoraConfigBlock(total_experts=160)
-    assert (block.total_experts, block.experts_per_block) == (160, None)
+def test_an_allocation_has_a_short_form():
+    allocation = AlphaLoraConfigBlock(allocation="mola:10-2-2-2").allocation
+    assert allocation == {"strategy": "mola", "shape": "10-2-2-2"}
+    with pytest.raises(ValidationError, match="'uniform:3': strategy 'uniform' has no short form"):
+        AlphaLoraConfigBlock(allocation="uniform:3")
+
+
+@pytest.mark.parametrize(
+    ("allocation", "mean", "least"),
+    [
+        ("uniform", 5, 1),
+        ("mola:8642", None, 1),
+        ("depth:1-3", None, 1),
+        ({"strategy": "counts", "experts": [1, 2]}, None, None),
+        ("sensitivity", 5, 1),
+        ({"strategy": "sensitivity", "percentile": 40}, None, None),
+    ],
+    ids=str,
+)
+def test_the_default_budget_follows_the_strategy(allocation, mean, least):
+    block = AlphaLoraConfigBlock(allocation=allocation)
+    assert (block.experts_per_block, block.min_experts) == (mean, least)
+
+
+@pytest.mark.parametrize(
+    ("key", "amount"), [("total_experts", 160), ("total_parameters", 10**7), ("memory_mib", 64.5)]
+)
+def test_another_budget_replaces_the_mean(key, amount):
+    block = AlphaLoraConfigBlock(**{key: amount})
+    assert (getattr(block, key), block.experts_per_block) == (amount, None)
 
 
 def test_the_mean_may_be_fractional():
@@ -78,6 +106,9 @@ def test_a_plan_leaves_nothing_else_to_decide_but_the_routing():
         {"total_experts": 10},
         {"min_experts": 1},
         {"max_experts": 8},
+        {"total_parameters": 10},
+        {"memory_mib": 10},
+        {"spend": "rank"},
     ],
     ids=lambda options: next(iter(options)),
 )
@@ -93,9 +124,13 @@ def test_a_plan_contradicts_what_it_decides(options):
     [
         (
             {"experts_per_block": 5, "total_experts": 10},
-            ["alphalora.experts_per_block", "alphalora.total_experts", "Keep one"],
+            ["`alphalora:` experts_per_block and total_experts are both budgets"],
         ),
-        ({"min_experts": 4, "max_experts": 3}, ["max_experts: 3", "min_experts: 4"]),
+        (
+            {"memory_mib": 5, "total_parameters": 10},
+            ["`alphalora:` total_parameters and memory_mib are both budgets"],
+        ),
+        ({"min_experts": 4, "max_experts": 3}, ["max_experts must be", "at least 4 (min_experts)"]),
         ({"experts_per_block": 2, "min_experts": 3}, ["experts_per_block: 2", "min_experts: 3"]),
         ({"experts_per_block": 9, "max_experts": 8}, ["experts_per_block: 9", "max_experts: 8"]),
         ({"top_k": 9, "max_experts": 8}, ["top_k: 9", "max_experts: 8"]),
@@ -115,7 +150,22 @@ def test_a_plan_contradicts_what_it_decides(options):
         ({"experts_per_block": float("nan")}, ["experts_per_block", "finite"]),
         ({"total_experts": 0}, ["total_experts"]),
         ({"total_experts": 2.5}, ["total_experts"]),
-        ({"min_experts": 0}, ["min_experts"]),
+        ({"min_experts": -1}, ["min_experts"]),
+        ({"memory_mib": True}, ["memory_mib", "expected a number, got true"]),
+        ({"spend": "ranks"}, ["spend", "'experts' or 'rank'"]),
+        (
+            {"allocation": {"strategy": "counts", "experts": [1]}, "total_experts": 5},
+            ["strategy 'counts' says itself", "remove total_experts"],
+        ),
+        (
+            {"allocation": {"strategy": "counts", "experts": "no.json"}},
+            ["option 'experts' of strategy 'counts'", "cannot read the plan no.json"],
+        ),
+        (
+            {"allocation": {"strategy": "sensitivity", "within": "kind"}},
+            ["alphalora.allocation", "set percentile too"],
+        ),
+        ({"allocation": "mola:2x4"}, ["option 'shape' of strategy 'mola'", "not '2x4'"]),
         ({"top_k": 0}, ["top_k"]),
         ({"top_k": True}, ["top_k", "expected a number, got true"]),
         ({"aux_loss_coef": -1}, ["aux_loss_coef"]),
@@ -196,6 +246,23 @@ def test_other_adapters_are_left_alone():
         ({"lora_dropout": 1.0}, ["`lora_dropout: 1.0`", "below 1"]),
         ({"lora_target_linear": None}, ["lora_target_linear: true", "lora_target_modules"]),
         ({"alphalora": 5}, ["`alphalora:` must be a block of options"]),
+        ({"alphalora": {"memory_mib": 50}, "optimizer": "galore_adamw"}, ["galore_adamw"]),
+        (
+            {"alphalora": {"memory_mib": 50}, "peft_autocast_adapter_dtype": False},
+            ["alphalora.memory_mib", "`peft_autocast_adapter_dtype: false`"],
+        ),
+        (
+            {"alphalora": {"memory_mib": 50}, "optim_args": {"momentum": 0.9}},
+            ["alphalora.memory_mib", "`optim_args`", "alphalora.total_parameters"],
+        ),
+        ({"alphalora": {"allocation": "sensitivity"}, "rl": "dpo"}, ["`rl`", "alphalora.plan"]),
+        (
+            {
+                "alphalora": {"allocation": "sensitivity"},
+                "fsdp_config": {"fsdp_version": 2, "auto_wrap_policy": "TRANSFORMER_BASED_WRAP"},
+            },
+            ["FSDP shards", "alphalora.plan: plan.json"],
+        ),
         ({"alphalora": {"topk": 5}}, ["`alphalora.topk`", "Did you mean `alphalora.top_k`"]),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",

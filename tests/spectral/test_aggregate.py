@@ -10,7 +10,7 @@ import torch
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from axolotl_alphalora.spectral.aggregate import AGGREGATES, block_errors, block_scores
+from axolotl_alphalora.spectral.aggregate import AGGREGATES, unit_errors, unit_scores
 
 SHAPES = {"attn.q": (4, 4), "attn.k": (2, 4), "mlp.up": (16, 4)}
 BLOCKS = 12
@@ -51,8 +51,8 @@ TWO = {0: {"attn.q": 2.0, "attn.k": 3.0, "mlp.up": 7.0}, 1: {"attn.q": 4.0, "mlp
         ("parameters", (2 * 16 + 3 * 8 + 7 * 64) / 88, (4 * 16 + 5 * 64) / 80),
     ],
 )
-def test_a_block_scores_the_aggregate_of_its_alphas(aggregate, first, second):
-    assert block_scores(rows(TWO), aggregate) == pytest.approx(
+def test_a_unit_scores_the_aggregate_of_its_alphas(aggregate, first, second):
+    assert unit_scores(rows(TWO), aggregate) == pytest.approx(
         {"model.layers.0": first, "model.layers.1": second}
     )
 
@@ -61,9 +61,9 @@ def test_a_block_scores_the_aggregate_of_its_alphas(aggregate, first, second):
 @pytest.mark.parametrize("normalize", [False, True])
 @given(alphas=models())
 def test_order_does_not_matter_and_blocks_come_in_natural_order(aggregate, normalize, alphas):
-    scores = block_scores(rows(alphas), aggregate, normalize)
+    scores = unit_scores(rows(alphas), aggregate, normalize)
     assert list(scores) == [f"model.layers.{block}" for block in sorted(alphas)]
-    backwards = block_scores(rows(alphas)[::-1], aggregate, normalize)
+    backwards = unit_scores(rows(alphas)[::-1], aggregate, normalize)
     assert list(backwards) == list(scores)
     assert backwards == pytest.approx(scores, rel=1e-9)
 
@@ -78,7 +78,7 @@ def test_scores_stay_within_what_an_exponent_can_be(aggregate, normalize, alphas
                 kinds[kind] = None
     measured = rows(alphas)
     assume(any(row.alpha is not None for row in measured))
-    scores = block_scores(measured, aggregate, normalize)
+    scores = unit_scores(measured, aggregate, normalize)
     assert len(scores) == len(alphas)
     assert all(math.isfinite(score) and score >= 1 for score in scores.values())
 
@@ -101,12 +101,12 @@ def test_normalised_alphas_have_one_mean_and_spread_for_all_kinds():
         centre + spread * fmean((alphas[b][k] - fmean(v)) / pstdev(v) for k, v in kinds.items())
         for b in range(BLOCKS)
     ]
-    scores = list(block_scores(rows(alphas), normalize=True).values())
+    scores = list(unit_scores(rows(alphas), normalize=True).values())
     assert scores == pytest.approx(expected, rel=1e-9)
     assert fmean(scores) == pytest.approx(centre)
     # What one kind says is no longer drowned by another's larger spread.
     assert torch.corrcoef(torch.tensor([scores, kinds["attn.q"]]))[0, 1] > 0.4
-    plain = list(block_scores(rows(alphas)).values())
+    plain = list(unit_scores(rows(alphas)).values())
     assert torch.corrcoef(torch.tensor([plain, kinds["mlp.up"]]))[0, 1] > 0.99
 
 
@@ -117,7 +117,7 @@ def test_normalised_ranks_do_not_depend_on_the_scale_of_one_kind(alphas, factor,
     # Far from the floor of 1, where the map is no longer linear.
     first = {b: {kind: 90 + v for kind, v in row.items()} for b, row in alphas.items()}
     second = {b: row | {"mlp.up": factor * row["mlp.up"] + shift} for b, row in first.items()}
-    before, after = (list(block_scores(rows(x), normalize=True).values()) for x in (first, second))
+    before, after = (list(unit_scores(rows(x), normalize=True).values()) for x in (first, second))
     for i, j in itertools.combinations(range(len(before)), 2):
         if abs(before[i] - before[j]) > 1e-6:
             assert (before[i] > before[j]) == (after[i] > after[j])
@@ -126,7 +126,7 @@ def test_normalised_ranks_do_not_depend_on_the_scale_of_one_kind(alphas, factor,
 def test_a_kind_without_spread_says_nothing_when_normalised():
     alphas = {block: {"attn.q": 1.1, "mlp.up": 5.0 + block} for block in range(4)}
     alphas[0]["attn.k"] = 30.0
-    scores = list(block_scores(rows(alphas), normalize=True).values())
+    scores = list(unit_scores(rows(alphas), normalize=True).values())
     centre = fmean([1.1, 6.5, 30.0])
     spread = fmean([0.0, pstdev([5, 6, 7, 8]), 0.0])
     z = [(value - 6.5) / pstdev([5, 6, 7, 8]) for value in (5, 6, 7, 8)]
@@ -138,7 +138,7 @@ def test_a_normalised_alpha_is_at_least_one():
     alphas = {block: {"attn.q": 1.01, "mlp.up": 1.01} for block in range(30)}
     alphas[0] = {"attn.q": 1.01 + 1e-3, "mlp.up": 2000.0}
     alphas[1]["attn.q"] = 1.01 - 5e-3
-    scores = block_scores(rows(alphas), normalize=True)
+    scores = unit_scores(rows(alphas), normalize=True)
     assert scores["model.layers.1"] < min(
         score for block, score in scores.items() if block != "model.layers.1"
     )
@@ -150,9 +150,9 @@ def test_a_missing_alpha_counts_with_its_kinds_mean_over_the_other_blocks(normal
     alphas = {block: {"attn.q": 2.0 + block, "mlp.up": 5.0 - block} for block in range(4)}
     filled = {block: dict(kinds) for block, kinds in alphas.items()}
     alphas[3]["attn.q"], filled[3]["attn.q"] = None, fmean([2.0, 3.0, 4.0])
-    scores = block_scores(rows(alphas), normalize=normalize)
+    scores = unit_scores(rows(alphas), normalize=normalize)
     if not normalize:
-        assert scores == pytest.approx(block_scores(rows(filled)))
+        assert scores == pytest.approx(unit_scores(rows(filled)))
     else:
         centre = fmean([3.0, 3.5])
         spread = fmean([pstdev([2, 3, 4]), pstdev([5, 4, 3, 2])])
@@ -163,34 +163,34 @@ def test_a_missing_alpha_counts_with_its_kinds_mean_over_the_other_blocks(normal
 def test_a_kind_without_any_alpha_is_left_out():
     alphas = {block: {"attn.q": 2.0 + block, "mlp.up": None} for block in range(3)}
     only = {block: {"attn.q": 2.0 + block} for block in range(3)}
-    assert block_scores(rows(alphas)) == block_scores(rows(only))
-    assert block_scores(rows(alphas), "parameters") == block_scores(rows(only), "parameters")
+    assert unit_scores(rows(alphas)) == unit_scores(rows(only))
+    assert unit_scores(rows(alphas), "parameters") == unit_scores(rows(only), "parameters")
 
 
 def test_a_block_without_any_alpha_gets_the_mean_of_the_others():
     alphas = {block: {"attn.q": 2.0 + block} for block in range(3)}
     alphas[3] = {"mlp.up": None}
-    scores = block_scores(rows(alphas))
+    scores = unit_scores(rows(alphas))
     assert scores["model.layers.3"] == pytest.approx(3.0)
     assert list(scores)[-1] == "model.layers.3"
 
 
 def test_modules_outside_any_block_are_kinds_of_their_own():
     heads = [Row("score", (4, 4), 2.0), Row("pooler", (4, 4), None), Row("h.0.q", (4, 4), 4.0)]
-    assert block_scores(heads) == {"h.0": 4.0, "pooler": 3.0, "score": 2.0}
+    assert unit_scores(heads) == {"h.0": 4.0, "pooler": 3.0, "score": 2.0}
 
 
 @pytest.mark.parametrize("measured", [[], [Row("h.0.q", (4, 4), None)]])
 def test_without_any_alpha_there_are_no_scores(measured):
     with pytest.raises(ValueError, match="no matrix has a power-law exponent"):
-        block_scores(measured)
+        unit_scores(measured)
     with pytest.raises(ValueError, match="no matrix has a power-law exponent"):
-        block_errors(measured, {})
+        unit_errors(measured, {})
 
 
 def test_an_unknown_aggregate_names_the_choices():
     with pytest.raises(ValueError, match="'mode': choose one of mean, median, parameters"):
-        block_scores(rows(TWO), "mode")
+        unit_scores(rows(TWO), "mode")
 
 
 @pytest.mark.parametrize("aggregate", AGGREGATES)
@@ -210,10 +210,10 @@ def test_the_error_is_the_spread_of_repeated_scores(aggregate, normalize):
         noisy = rows(base)
         for row in noisy:
             row.alpha += errors[row.module] * float(torch.randn(1, generator=generator))
-        return list(block_scores(noisy, aggregate, normalize).values())
+        return list(unit_scores(noisy, aggregate, normalize).values())
 
     spreads = torch.tensor([repeat() for _ in range(400)]).std(dim=0)
-    found = torch.tensor(list(block_errors(rows(base), errors, aggregate, normalize).values()))
+    found = torch.tensor(list(unit_errors(rows(base), errors, aggregate, normalize).values()))
     # The median has the mean's error, by rule: it only keeps the order of magnitude.
     tolerance = 0.2 if aggregate != "median" else 1.0
     assert float((found / spreads).log().abs().max()) < tolerance
@@ -224,20 +224,20 @@ def test_missing_errors_follow_the_rule():
     names = [row.module for row in rows(alphas)]
     errors = {names[0]: 0.3, names[2]: 0.4}
     typical = math.sqrt((0.09 + 0.16) / 2)
-    assert block_errors(rows(alphas), errors) == pytest.approx(
+    assert unit_errors(rows(alphas), errors) == pytest.approx(
         {"model.layers.0": 0.3, "model.layers.1": 0.4, "model.layers.2": typical}
     )
     alphas[3] = {"mlp.up": 5.0}
-    assert block_errors(rows(alphas), errors)["model.layers.3"] == pytest.approx(
+    assert unit_errors(rows(alphas), errors)["model.layers.3"] == pytest.approx(
         math.sqrt((0.09 + 0.16 + typical**2) / 3)
     )
     with pytest.raises(ValueError, match="no matrix has a standard error"):
-        block_errors(rows(alphas), {})
+        unit_errors(rows(alphas), {})
 
 
 def test_the_median_is_the_plain_one():
     alphas = {0: {"attn.q": 2.0, "attn.k": 9.0, "mlp.up": 3.0}}
-    assert block_scores(rows(alphas), "median") == {"model.layers.0": median([2.0, 9.0, 3.0])}
+    assert unit_scores(rows(alphas), "median") == {"model.layers.0": median([2.0, 9.0, 3.0])}
 
 
 def test_the_projections_of_two_towers_are_two_kinds():
@@ -247,7 +247,7 @@ def test_the_projections_of_two_towers_are_two_kinds():
         for tower, alphas in {"vision": (9.0, 10.0, 11.0), "text": (2.0, None, 4.0)}.items()
         for block, alpha in enumerate(alphas)
     ]
-    assert block_scores(found)["text.layers.1"] == pytest.approx(3.0)
-    normalised = block_scores([row for row in found if row.alpha], normalize=True)
+    assert unit_scores(found)["text.layers.1"] == pytest.approx(3.0)
+    normalised = unit_scores([row for row in found if row.alpha], normalize=True)
     assert normalised["vision.layers.1"] == pytest.approx(normalised["vision.layers.0"], rel=0.5)
     assert normalised["text.layers.0"] < normalised["vision.layers.1"] < normalised["text.layers.2"]

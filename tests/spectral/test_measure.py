@@ -10,8 +10,8 @@ import torch
 from axolotl_alphalora.spectral import (
     Cache,
     QualitySettings,
-    block_intervals,
-    block_scores,
+    unit_intervals,
+    unit_scores,
     measure,
     spectra,
     trust,
@@ -56,7 +56,7 @@ def measured(tmp_path):
     return run
 
 
-def test_a_block_scores_the_mean_of_its_alphas(measured):
+def test_a_unit_scores_the_mean_of_its_alphas(measured):
     found = measured(different(3))
     alpha = {row.module: row.alpha for row in found.matrices}
     assert list(alpha) == list(different(3))
@@ -71,7 +71,7 @@ def test_scores_follow_the_settings(measured, aggregate, normalize):
     settings = QualitySettings("hill", None, aggregate, normalize)
     found = measured(different(3), settings)
     assert found.settings == settings
-    assert found.scores == block_scores(found.matrices, aggregate, normalize)
+    assert found.scores == unit_scores(found.matrices, aggregate, normalize)
 
 
 def test_the_automatic_window_is_the_largest_square_and_is_recorded(measured):
@@ -195,7 +195,7 @@ def test_weightwatchers_own_analysis_agrees_with_ks(measured):
 def test_intervals_with_weightwatcher_are_refused(measured, analysed):
     found = measured(different(1), WEIGHTWATCHER)
     with pytest.raises(ValueError, match="use the estimator ks"):
-        block_intervals(found)
+        unit_intervals(found)
 
 
 @pytest.mark.parametrize("window", [None, "24x24"])
@@ -203,19 +203,19 @@ def test_intervals_with_weightwatcher_are_refused(measured, analysed):
 def test_intervals_mostly_hold_the_score_and_repeat_themselves(measured, estimator, window):
     found = measured(different(6), QualitySettings(estimator, window))
     seen = []
-    intervals = block_intervals(found, samples=30, progress=seen.append)
+    intervals = unit_intervals(found, samples=30, progress=seen.append)
     assert seen == [row.module for row in found.matrices]
     assert list(intervals) == list(found.scores)
     inside = [low <= found.scores[block] <= high for block, (low, high) in intervals.items()]
     assert sum(inside) >= 5
     assert all(low < high for low, high in intervals.values())
-    assert block_intervals(found, samples=30) == intervals
-    assert block_intervals(found, samples=30, seed=1) != intervals
+    assert unit_intervals(found, samples=30) == intervals
+    assert unit_intervals(found, samples=30, seed=1) != intervals
 
 
 def test_intervals_have_a_block_whose_matrices_have_no_alpha(measured):
     found = measured(different(2) | {"h.2.q": torch.eye(32), "h.2.up": torch.zeros(32, 32)})
-    intervals = block_intervals(found, samples=10)
+    intervals = unit_intervals(found, samples=10)
     assert list(intervals) == ["h.0", "h.1", "h.2"]
 
 
@@ -223,7 +223,7 @@ def test_intervals_have_a_block_whose_matrices_have_no_alpha(measured):
 def test_only_blocks_that_differ_are_trusted_to_differ(measured, estimator):
     def trusted(weights):
         found = measured(weights, QualitySettings(estimator))
-        intervals = block_intervals(found, samples=40)
+        intervals = unit_intervals(found, samples=40)
         return trust(found.settings, found.matrices, found.scores, intervals)
 
     assert trusted(alike()) < 0.3
@@ -243,5 +243,5 @@ def test_without_intervals_trust_rests_on_the_fits_own_errors(measured):
 def test_one_block_alone_has_no_ranking_to_trust(measured):
     found = measured(different(1))
     assert math.isnan(trust(found.settings, found.matrices, found.scores))
-    intervals = block_intervals(found, samples=5)
+    intervals = unit_intervals(found, samples=5)
     assert math.isnan(trust(found.settings, found.matrices, found.scores, intervals))

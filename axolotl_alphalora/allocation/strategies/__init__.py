@@ -1,0 +1,13 @@
+"""The built-in strategies: one module each, with the hooks that any package's strategy has."""
+
+from axolotl_alphalora.allocation.strategies import (
+    alphalora,
+    counts,
+    depth,
+    mola,
+    sensitivity,
+    uniform,
+)
+
+BUILT_IN = (alphalora, mola, sensitivity, uniform, depth, counts)
+"""Their modules."""

@@ -1,0 +1,113 @@
+"""What an allocation strategy is, and what it is given to decide with."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import BaseModel, ConfigDict
+
+from axolotl_alphalora.allocation.budget import Budget
+from axolotl_alphalora.allocation.costs import Costs
+from axolotl_alphalora.allocation.spending import spend
+
+if TYPE_CHECKING:
+    from axolotl_alphalora.spectral.quality import MatrixQuality
+
+__all__ = ["BudgetUse", "Needs", "Options", "Problem", "Strategy"]
+
+Needs = Literal["nothing", "quality", "sensitivity"]
+BudgetUse = Literal["needed", "optional", "none"]
+
+
+class Options(BaseModel):
+    """The options of a strategy: subclass it with a field, a default and a description for each.
+
+    Unknown options and values of another type are refused. A subclass with a field
+    ``granularity`` (``"block"``, ``"group"`` or ``"module"``) decides by it in which units experts
+    are counted; without one, a unit is a decoder block. Those of a strategy that needs quality may
+    hold the fields of :class:`~axolotl_alphalora.settings.QualitySettings`, which then say how
+    quality is measured.
+    """
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+    @property
+    def budget_use(self) -> BudgetUse:
+        """Whether it needs a budget, may do without, or takes none since it has its own numbers."""
+        return "needed"
+
+
+@dataclass(frozen=True)
+class Strategy:
+    """What a plug-in says about its strategy.
+
+    Attributes:
+        name: What users call it by: letters, digits, ``_`` and ``-``.
+        summary: One sentence that says what it goes by.
+        options: Its options.
+        needs: What must be measured before it can decide: ``"quality"`` (spectra of the weights),
+            ``"sensitivity"`` (gradients on a sample of the training data), or ``"nothing"``.
+        reference: The paper it is from.
+        shorthand: The option that ``name:value`` sets, None if there is no such short form.
+    """
+
+    name: str
+    summary: str
+    options: type[Options] = Options
+    needs: Needs = "nothing"
+    reference: str | None = None
+    shorthand: str | None = None
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What a strategy decides: how many experts each unit gets.
+
+    Attributes:
+        shapes: Module name to (output features, input features), in the model's order.
+        units: Unit name to the names of its modules, which share a number; see
+            :func:`~axolotl_alphalora.blocks.group_by_unit`.
+        options: The strategy's options.
+        budget: What may be spent.
+        costs: What experts cost in it.
+        alphas: Unit name to the mean alpha of its matrices, if the strategy needs quality.
+        qualities: Module name to what was measured of its matrix, likewise.
+        sensitivities: Task to module name to the sum of squared gradients over the task's samples,
+            if the strategy needs sensitivity.
+    """
+
+    shapes: Mapping[str, tuple[int, int]]
+    units: Mapping[str, Sequence[str]]
+    options: Any
+    budget: Budget
+    costs: Costs
+    alphas: Mapping[str, float] = field(default_factory=dict)
+    qualities: Mapping[str, MatrixQuality] = field(default_factory=dict)
+    sensitivities: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+
+    def spend(self, weights: Mapping[str, float]) -> dict[str, int]:
+        """Spend the budget in proportion to weights, within the bounds.
+
+        A unit with a larger weight never gets fewer experts; what is spent is the budget, or the
+        closest below it that can be had.
+
+        Args:
+            weights: Unit name to weight, one for every unit.
+
+        Raises:
+            ValueError: If there is no budget, it is too small, or the weights cannot be used.
+        """
+        if self.costs.limit is None:
+            raise ValueError("there is no budget to spend")
+        self.costs.check_minimum(self.budget.min_experts)
+        counts = spend(
+            [weights[unit] for unit in self.units],
+            [partial(self.costs.of, unit) for unit in self.units],
+            self.costs.limit,
+            self.budget.min_experts,
+            self.budget.max_experts,
+        )
+        return dict(zip(self.units, counts, strict=True))

@@ -1,0 +1,127 @@
+"""Short descriptions of one way of measuring or sharing out, as typed on the command line."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from ..allocation import registry
+from ..settings import ESTIMATORS, QualitySettings
+from .options import check_estimator
+
+if TYPE_CHECKING:
+    from ..planning import PlanRequest
+
+__all__ = ["AS_GIVEN", "changed", "changed_allocation", "quality_options", "read_spec"]
+
+AS_GIVEN = "as given"
+"""Label of what the specifications are compared with."""
+
+
+def read_spec(spec: str) -> dict[str, Any]:
+    """Read what one specification changes.
+
+    Args:
+        spec: Parts joined by ``+``: the name of a strategy (``mola``, ``mola:2468``), the name of
+            an estimator, or ``option=value``, with values as in YAML: ``estimator=hill+beta=1``,
+            ``counts+experts=[1, 2]``.
+
+    Returns:
+        Option to value, ``strategy`` among them.
+
+    Raises:
+        ValueError: If a part is none of these, or an option is named twice.
+    """
+    import yaml
+
+    found: dict[str, Any] = {}
+    for part in _parts(spec):
+        key, sign, text = _split(part)
+        if sign == ":":
+            read = registry().read(part)
+        elif sign == "=":
+            try:
+                read = {key: yaml.safe_load(text)}
+            except yaml.YAMLError as error:
+                raise ValueError(f"{spec}: {text!r} is no value") from error
+        elif key in ESTIMATORS:
+            read = {"estimator": key}
+        elif key in registry().names():
+            read = {"strategy": key}
+        else:
+            raise ValueError(
+                f"{spec}: {part!r} is no strategy ({', '.join(registry().names())}), no "
+                f"estimator ({', '.join(ESTIMATORS)}) and no option=value"
+            )
+        for name, value in read.items():
+            if name in found:
+                raise ValueError(f"{spec}: {name} is named twice")
+            found[name] = value
+    return found
+
+
+def quality_options(spec: str) -> dict[str, Any]:
+    """Read a specification of measuring only.
+
+    Raises:
+        ValueError: As :func:`read_spec` does, and if it names an option of sharing out.
+    """
+    found = read_spec(spec)
+    for key in found:
+        if key not in QualitySettings.names():
+            raise ValueError(
+                f"{spec}: {key} is no option of measuring: it takes "
+                f"{', '.join(QualitySettings.names())}"
+            )
+    return found
+
+
+def changed_allocation(strategy: str, options: Mapping[str, Any], spec: str) -> dict[str, Any]:
+    """Apply a specification to a strategy and its options.
+
+    What the specification leaves open is kept, unless it names another strategy: that one has its
+    own options, with their defaults.
+
+    Args:
+        strategy: Name of the strategy.
+        options: Its options, as far as they were given.
+        spec: The specification.
+
+    Returns:
+        ``strategy`` and the options that are given then.
+
+    Raises:
+        ValueError: If the specification cannot be read, or the strategy does not take an option.
+        ImportError: If the estimator needs a package that is not installed.
+    """
+    given = read_spec(spec)
+    kept = options if given.get("strategy", strategy) == strategy else {}
+    found = {"strategy": strategy, **kept, **given}
+    options = {name: value for name, value in found.items() if name != "strategy"}
+    try:
+        settings = registry().get(found["strategy"]).options(options)
+        check_estimator(getattr(settings, "estimator", ""))
+    except (ValueError, ImportError) as error:
+        raise type(error)(f"{spec}: {error}") from error
+    return found
+
+
+def changed(request: PlanRequest, spec: str) -> PlanRequest:
+    """Apply a specification to a request, see :func:`changed_allocation`."""
+    found = changed_allocation(request.strategy, request.options, spec)
+    return replace(request, strategy=found.pop("strategy"), options=found)
+
+
+def _parts(spec: str) -> list[str]:
+    """Split at every plus outside brackets."""
+    return [part.strip() for part in re.split(r"\+(?![^\[{]*[\]}])", spec)]
+
+
+def _split(part: str) -> tuple[str, str, str]:
+    """Return what stands before the first colon or equals sign, the sign, and what follows."""
+    found = re.search(r"[:=]", part)
+    if found is None:
+        return part, "", ""
+    return part[: found.start()].strip(), found[0], part[found.end() :].strip()

@@ -1,0 +1,80 @@
+"""How far a plan stays the same when what it rests on varies."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from statistics import StatisticsError, correlation, fmean
+
+from ..blocks import group_by_block
+
+__all__ = ["Stability", "moved_experts", "rank_correlation", "stability"]
+
+Numbers = Mapping[str, int]
+"""Module name to the number that a plan gives it."""
+
+
+@dataclass(frozen=True)
+class Stability:
+    """How far a plan and those made from varied evidence agree.
+
+    Attributes:
+        over: What was varied: ``estimators``, ``resamples`` or ``halves``.
+        plans: Number of the varied plans.
+        rank_correlation: Their mean rank correlation with the plan, None if the plan gives every
+            module the same.
+        moved: Mean share of the plan's experts that are elsewhere.
+    """
+
+    over: str
+    plans: int
+    rank_correlation: float | None
+    moved: float
+
+
+def stability(over: str, plan: Numbers, others: Sequence[Numbers]) -> Stability | None:
+    """Compare a plan with those made from varied evidence.
+
+    A varied plan that gives every module the same has no ranks and counts with a correlation of 0.
+
+    Args:
+        over: What was varied.
+        plan: The plan's numbers.
+        others: Those of the varied plans.
+
+    Returns:
+        None if there are no varied plans.
+    """
+    if not others:
+        return None
+    ranked = len(set(plan.values())) > 1
+    total = moved_experts(plan, dict.fromkeys(plan, 0))
+    return Stability(
+        over,
+        len(others),
+        fmean(rank_correlation(plan, other) or 0.0 for other in others) if ranked else None,
+        fmean(moved_experts(plan, other) / total for other in others),
+    )
+
+
+def rank_correlation(first: Numbers, second: Numbers) -> float | None:
+    """Return Spearman's rank correlation over the modules; None where a plan is constant."""
+    try:
+        return correlation(list(first.values()), [second[name] for name in first], method="ranked")
+    except StatisticsError:
+        return None
+
+
+def moved_experts(plan: Numbers, other: Numbers) -> float:
+    """Return how many experts a plan has where another has fewer.
+
+    As in a budget, a block whose modules have n experts each has n: an expert of a module counts as
+    one divided by the modules of its block.
+    """
+    return float(
+        sum(
+            Fraction(sum(max(0, plan[name] - other[name]) for name in names), len(names))
+            for names in group_by_block(plan).values()
+        )
+    )

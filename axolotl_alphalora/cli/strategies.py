@@ -1,0 +1,133 @@
+"""``alphalora strategies``: the ways to share out experts that are installed."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from .options import errors_in_words
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+_NEEDS = {
+    "nothing": "nothing",
+    "quality": "the weights",
+    "sensitivity": "training data, on which gradients are taken",
+}
+_BUDGET = {
+    "needed": "needed (5 experts per block if none is given)",
+    "optional": "optional (without one it has numbers of its own)",
+    "none": "none (it has numbers of its own)",
+}
+
+
+@click.command()
+@click.argument("name", required=False)
+@click.option("--json", "as_json", is_flag=True, help="Print JSON instead of text.")
+def strategies(name: str | None, as_json: bool) -> None:
+    """List the strategies that share out experts.
+
+    Built-in ones and those of installed packages, each with what it needs and its options; with
+    NAME only that one. In the YAML: `alphalora: {allocation: {strategy: NAME, OPTION: VALUE}}`.
+
+    With --json the output is one object: `strategies` (name, package, summary, needs, budget,
+    reference, shorthand: the option that NAME:VALUE sets, and options: name, default, description)
+    and `problems`: what is wrong with installed packages.
+    """
+    from rich.console import Console
+
+    with errors_in_words():
+        found, problems = _collect(name)
+    if as_json:
+        click.echo(json.dumps({"strategies": found, "problems": problems}, indent=2))
+        return
+    console = Console()
+    for number, row in enumerate(found):
+        if number:
+            console.print()
+        _print(row, console)
+    _print_problems(problems, console)
+
+
+def _collect(name: str | None) -> tuple[list[dict[str, Any]], list[str]]:
+    """Return what is known of the strategies, and what is wrong with any."""
+    from ..allocation import StrategyError, registry
+
+    known = registry()
+    if name is not None:
+        return [_described(name)], []
+    rows, problems = [], list(known.problems)
+    for one in known.names():
+        try:
+            rows.append(_described(one))
+        except StrategyError as error:
+            problems.append(str(error))
+    return rows, problems
+
+
+def _described(name: str) -> dict[str, Any]:
+    from ..allocation import registry
+
+    found = registry().get(name)
+    strategy, defaults = found.strategy, found.options({})
+    values = defaults.model_dump(mode="json")
+    return {
+        "name": strategy.name,
+        "package": found.package,
+        "built_in": found.built_in,
+        "summary": strategy.summary,
+        "needs": strategy.needs,
+        "budget": defaults.budget_use,
+        "reference": strategy.reference,
+        "shorthand": strategy.shorthand,
+        "options": [
+            {"name": option, "default": values[option], "description": field.description or ""}
+            for option, field in strategy.options.model_fields.items()
+        ],
+    }
+
+
+def _print(row: dict[str, Any], console: Console) -> None:
+    from .layout import print_paragraph
+
+    origin = "" if row["built_in"] else f" (from {row['package']})"
+    print_paragraph(console, f"{row['name']}{origin}", "bold")
+    lines = [
+        _sentence(row["summary"]),
+        f"Needs: {_NEEDS[row['needs']]}. Budget: {_BUDGET[row['budget']]}.",
+    ]
+    lines += [f"From {row['reference']}."] if row["reference"] else []
+    if row["shorthand"]:
+        lines.append(f"Short form: {row['name']}:VALUE sets {row['shorthand']}.")
+    for line in lines:
+        print_paragraph(console, line, indent="  ")
+    if row["options"]:
+        _print_options(row["options"], console)
+
+
+def _print_options(options: Sequence[dict[str, Any]], console: Console) -> None:
+    from .layout import plain_table
+
+    table = plain_table()
+    for head in ("  option", "default"):
+        table.add_column(head, no_wrap=True)
+    table.add_column("description", overflow="fold")
+    for option in options:
+        value = option["default"]
+        text = value if isinstance(value, str) else json.dumps(value)
+        table.add_row(f"  {option['name']}", text, option["description"])
+    console.print(table, highlight=False, markup=False)
+
+
+def _print_problems(problems: Sequence[str], console: Console) -> None:
+    from .layout import print_lines
+
+    print_lines(console, (f"Warning: {problem}" for problem in problems))
+
+
+def _sentence(text: str) -> str:
+    return f"{text[:1].upper()}{text[1:]}{'' if text.endswith('.') else '.'}"

@@ -1,0 +1,221 @@
+"""The `alphalora:` block of the YAML."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from difflib import get_close_matches
+from typing import Any, ClassVar, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+__all__ = ["ADAPTER", "BUDGET", "AlphaLoraConfigBlock", "plain"]
+
+ADAPTER = "alphalora"
+BUDGET = (
+    "experts_per_block",
+    "total_experts",
+    "total_parameters",
+    "memory_mib",
+    "min_experts",
+    "max_experts",
+)
+"""The keys of the block that make its budget."""
+
+
+class AlphaLoraConfigBlock(BaseModel):
+    """Options of the `alphalora:` block.
+
+    What a saved `plan` decides is None when a plan is given. Of the budgets at most one is set, and
+    none where the strategy has numbers of its own.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    RULED_BY_PLAN: ClassVar[tuple[str, ...]] = (
+        "allocation",
+        "experts_per_block",
+        "total_experts",
+        "total_parameters",
+        "memory_mib",
+        "min_experts",
+        "max_experts",
+        "spend",
+    )
+
+    allocation: dict[str, Any] | None = Field(
+        default={"strategy": "alphalora"},
+        description=(
+            "How the experts are shared out: the name of a strategy, `name:value`, or a mapping "
+            "`{strategy: name, option: value}`."
+        ),
+    )
+    experts_per_block: float | None = Field(
+        default=None,
+        gt=0,
+        allow_inf_nan=False,
+        description="Mean number of experts per block: 5, unless the strategy has its own numbers.",
+    )
+    total_experts: int | None = Field(
+        default=None, ge=1, description="Instead: number of experts, summed over the blocks."
+    )
+    total_parameters: int | None = Field(
+        default=None, ge=1, description="Instead: trainable parameters of experts and routers."
+    )
+    memory_mib: float | None = Field(
+        default=None,
+        gt=0,
+        allow_inf_nan=False,
+        description="Instead: MiB of the adapter, its gradients and its optimizer state.",
+    )
+    min_experts: int | None = Field(
+        default=None, ge=0, description="Fewest experts that a module may get: 1 with a budget."
+    )
+    max_experts: int | None = Field(
+        default=None, ge=1, description="Most experts that a module may get; null: no limit."
+    )
+    spend: Literal["experts", "rank"] | None = Field(
+        default="experts",
+        description="What the budget buys: experts, or one expert of N times the rank.",
+    )
+    top_k: int = Field(default=2, ge=1, description="Experts that each token is routed to.")
+    aux_loss_coef: float = Field(
+        default=0.001,
+        ge=0,
+        allow_inf_nan=False,
+        description="Weight of the load-balancing loss; 0 switches it off.",
+    )
+    plan: str | None = Field(
+        default=None,
+        min_length=1,
+        description="Path of a saved plan to use instead of allocating anew.",
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _name_unknown_keys(cls, data: Any) -> Any:
+        if not isinstance(data, Mapping):
+            raise ValueError(
+                f"`alphalora:` must be a block of options, got {data!r}. Write for example "
+                "`alphalora: {experts_per_block: 5}`."
+            )
+        unknown = [key for key in data if key not in cls.model_fields]
+        if unknown:
+            raise ValueError(
+                " ".join(_unknown(f"{ADAPTER}.", key, cls.model_fields) for key in unknown)
+            )
+        return data
+
+    @field_validator(
+        "experts_per_block",
+        "total_experts",
+        "total_parameters",
+        "memory_mib",
+        "min_experts",
+        "max_experts",
+        "top_k",
+        "aux_loss_coef",
+        mode="before",
+    )
+    @classmethod
+    def _refuse_booleans(cls, value: Any) -> Any:
+        if isinstance(value, bool):
+            raise ValueError(f"expected a number, got {str(value).lower()}")
+        return value
+
+    @field_validator("allocation", mode="before")
+    @classmethod
+    def _as_mapping(cls, value: Any) -> Any:
+        if value is None:
+            return None
+        if isinstance(value, str):
+            from axolotl_alphalora.allocation import registry
+
+            value = registry().read(value)
+        if not isinstance(value, Mapping):
+            raise ValueError("expected the name of a strategy or `{strategy: name, option: value}`")
+        strategy = value.get("strategy")
+        if not isinstance(strategy, str) or not strategy.strip():
+            raise ValueError(
+                "`alphalora.allocation` needs a `strategy`, for example "
+                "`allocation: {strategy: alphalora}`"
+            )
+        return plain(value)
+
+    @model_validator(mode="after")
+    def _settle_what_rules(self) -> AlphaLoraConfigBlock:
+        given = {name for name in self.model_fields_set if getattr(self, name) is not None}
+        if self.plan is not None:
+            self._yield_to_plan(given)
+            return self
+        self._settle_budget()
+        self._check_bounds()
+        return self
+
+    def _yield_to_plan(self, given: set[str]) -> None:
+        ruled = [name for name in self.RULED_BY_PLAN if name in given]
+        if ruled:
+            names = ", ".join(f"`alphalora.{name}`" for name in ruled)
+            raise ValueError(
+                f"`alphalora.plan` already decides {names}. Remove `alphalora.plan` to allocate "
+                f"anew, or remove {names} to use the plan."
+            )
+        for name in self.RULED_BY_PLAN:
+            setattr(self, name, None)
+
+    def _settle_budget(self) -> None:
+        """Fill in the defaults, which depend on the strategy."""
+        from axolotl_alphalora.allocation import registry, resolve_budget
+
+        self.allocation = self.allocation or {"strategy": "alphalora"}
+        self.spend = self.spend or "experts"
+        options = dict(self.allocation)
+        name = options.pop("strategy")
+        try:
+            settings = registry().get(name).options(options)
+        except ValueError as error:
+            raise ValueError(f"`alphalora.allocation`: {error}") from error
+        try:
+            budget = resolve_budget(name, settings, {key: getattr(self, key) for key in BUDGET})
+        except ValueError as error:
+            raise ValueError(f"`alphalora:` {error}") from error
+        self.experts_per_block = budget.experts_per_block
+        if settings.budget_use != "none":
+            self.min_experts = budget.min_experts
+
+    def _check_bounds(self) -> None:
+        least = self.min_experts or 0
+        mean, most = self.experts_per_block, self.max_experts
+        if most is not None and most < least:
+            raise ValueError(
+                f"`alphalora.max_experts: {most}` is less than `alphalora.min_experts: {least}`."
+            )
+        if mean is not None and mean < least:
+            raise ValueError(
+                f"`alphalora.experts_per_block: {mean:g}` is less than `alphalora.min_experts: "
+                f"{least}`, which every block gets."
+            )
+        if mean is not None and most is not None and mean > most:
+            raise ValueError(
+                f"`alphalora.experts_per_block: {mean:g}` is more than `alphalora.max_experts: "
+                f"{most}`, which no block may exceed."
+            )
+        if most is not None and self.top_k > most:
+            raise ValueError(
+                f"`alphalora.top_k: {self.top_k}` is more than `alphalora.max_experts: {most}`, "
+                "so no block has that many experts to route to."
+            )
+
+
+def plain(value: Any) -> Any:
+    """Return a configuration's value as plain dicts and lists."""
+    if isinstance(value, Mapping):
+        return {key: plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple, set)):
+        return [plain(item) for item in value]
+    return value
+
+
+def _unknown(prefix: str, key: Any, valid: Iterable[str]) -> str:
+    close = get_close_matches(str(key), list(valid), n=1)
+    advice = f"Did you mean `{prefix}{close[0]}`?" if close else f"Valid: {', '.join(valid)}."
+    return f"`{prefix}{key}` is not an option. {advice}"

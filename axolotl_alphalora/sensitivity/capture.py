@@ -1,0 +1,182 @@
+"""What goes into linear layers and what comes back: forward hooks with an identity that squares."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .squares import squared_gradient_norm
+
+
+class _Touch(torch.autograd.Function):
+    """The identity, with an output that requires a gradient because the anchor does."""
+
+    @staticmethod
+    def forward(ctx: Any, value: Tensor, anchor: Tensor) -> Tensor:
+        # Not a view: models may write into what their layers return.
+        return value.detach()
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        return gradients[0], None
+
+
+class _Probe(torch.autograd.Function):
+    """The identity on a layer's output, whose backward squares the layer's weight gradient.
+
+    The input is a saved tensor, so that gradient checkpointing drops and recomputes it as it does
+    any other.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, output: Tensor, x: Tensor, anchor: Tensor, capture: Capture, name: str
+    ) -> Tensor:
+        ctx.save_for_backward(x)
+        ctx.capture, ctx.name = capture, name
+        return output.detach()
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        (x,) = ctx.saved_tensors
+        ctx.capture.add(ctx.name, squared_gradient_norm(x, gradients[0]))
+        return gradients[0], None, None, None, None
+
+
+class Capture:
+    """Squared norms of the weight gradients of some layers, for one backward pass at a time.
+
+    Hooks are installed by :meth:`watch` and :meth:`reach`; taking them away is the caller's.
+    """
+
+    def __init__(self) -> None:
+        self._replayable = False
+        self._reset()
+
+    def watch(self, targets: Mapping[str, nn.Module]) -> None:
+        """Square the weight gradient of every target on each backward pass from now on.
+
+        Raises:
+            ValueError: Later, in the forward pass, from a layer that is not called like a linear
+                one or whose output has no gradient; the error names it.
+        """
+        for name, module in targets.items():
+            module.register_forward_hook(partial(self._probe, name=name))
+
+    def reach(self, embedding: nn.Module, checkpointed: Iterable[nn.Module]) -> None:
+        """Make backward passes reach the targets although no weight requires a gradient.
+
+        Args:
+            embedding: The model's input embedding; its output is made to require a gradient.
+            checkpointed: Layers with transformers' ``_gradient_checkpointing_func``. Reentrant
+                checkpointing leaves out a layer of whose inputs none requires a gradient, as in
+                a vision tower; such a layer's first input is made to.
+        """
+        embedding.register_forward_hook(_touch_output)
+        for layer in checkpointed:
+            wrapped: Any = layer
+            wrapped._gradient_checkpointing_func = partial(
+                self._checkpoint, wrapped._gradient_checkpointing_func
+            )
+
+    def add(self, name: str, square: Tensor) -> None:
+        """Keep the squared norm (a scalar) of one backward pass through the module."""
+        self._found[name] = square
+        self._backwards[name] += 1
+
+    def take(self, names: Iterable[str]) -> list[float]:
+        """The squared norms since the last call, 0 for a module that was not called.
+
+        Raises:
+            NotImplementedError: If a module was called more than once, or only where gradients
+                are switched off.
+        """
+        names = list(names)
+        found, backwards = self._found, self._backwards
+        blind = self._unrecorded - self._recorded
+        self._reset()
+        for name in names:
+            if backwards[name] > 1:
+                raise NotImplementedError(
+                    f"{name} is called {backwards[name]} times for one sample, so its weight's "
+                    "gradient is a sum that cannot be squared call by call. Leave it out of the "
+                    "target modules."
+                )
+            if name in blind:
+                raise NotImplementedError(
+                    f"{name} runs where the model switches gradients off, so its weight has no "
+                    "gradient. Leave it out of the target modules."
+                )
+        if not found:
+            return [0.0] * len(names)
+        device = next(iter(found.values())).device
+        values = torch.stack([square.to(device) for square in found.values()]).tolist()
+        squares = dict(zip(found, values, strict=True))
+        return [squares.get(name, 0.0) for name in names]
+
+    def _reset(self) -> None:
+        self._found: dict[str, Tensor] = {}
+        self._backwards: Counter[str] = Counter()
+        self._recorded: set[str] = set()
+        self._unrecorded: set[str] = set()
+
+    def _probe(self, module: nn.Module, args: tuple[Any, ...], output: Any, name: str) -> Any:
+        if not torch.is_grad_enabled():
+            if not self._replayable:
+                self._unrecorded.add(name)
+            return None
+        self._recorded.add(name)
+        x = args[0] if args else None
+        if not (
+            isinstance(x, Tensor)
+            and isinstance(output, Tensor)
+            and x.is_floating_point()
+            and x.shape[:-1] == output.shape[:-1]
+        ):
+            raise ValueError(
+                f"{name} ({type(module).__name__}) is not called like a linear layer, with one "
+                "floating-point tensor [..., in] that gives one tensor [..., out]. Leave it out of "
+                "the target modules."
+            )
+        if x.requires_grad and not output.requires_grad:
+            raise ValueError(
+                f"{name} ({type(module).__name__}) passes no gradient on to its input: its kernel "
+                "is for inference only. Load the model as it is loaded for training."
+            )
+        return _Probe.apply(output, x, _anchor(x), self, name)
+
+    def _checkpoint(
+        self, checkpoint: Callable[..., Any], function: Callable[..., Any], *args: Any
+    ) -> Any:
+        """Run a checkpoint that backward passes reach, if it has an input to reach it by.
+
+        Where it switches gradients off itself (reentrance), a layer that is used runs again with
+        gradients, and the gradient of one that is not used is 0.
+        """
+        tensors = [a for a in args if isinstance(a, Tensor) and a.is_floating_point()]
+        if not tensors or not torch.is_grad_enabled():
+            return checkpoint(function, *args)
+        if not any(tensor.requires_grad for tensor in tensors):
+            first = tensors[0]
+            args = tuple(_Touch.apply(a, _anchor(a)) if a is first else a for a in args)
+        return checkpoint(partial(self._run, function), *args)
+
+    def _run(self, function: Callable[..., Any], *args: Any) -> Any:
+        outer, self._replayable = self._replayable, not torch.is_grad_enabled()
+        try:
+            return function(*args)
+        finally:
+            self._replayable = outer
+
+
+def _anchor(beside: Tensor) -> Tensor:
+    return torch.zeros((), device=beside.device, requires_grad=True)
+
+
+def _touch_output(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
+    return _Touch.apply(output, _anchor(output))
