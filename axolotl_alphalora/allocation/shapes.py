@@ -39,28 +39,30 @@ def as_numbers(value: Any, digits: bool) -> list[float]:
 
 
 def by_depth(
-    blocks: Mapping[str, Sequence[str]], value: Callable[[int, int], float]
+    blocks: Mapping[str, Sequence[str]], value: Callable[[int, int], float], outside: float
 ) -> dict[str, float]:
     """Give every block a value by its place.
 
     Args:
         blocks: Names of the blocks, in order, to the names of their modules.
         value: Takes a block's place in its stack, from 0, and the number of blocks there.
+        outside: Value of a layer that is in no stack of blocks, such as a projector.
 
     Raises:
         ValueError: Whatever ``value`` raises, with the name of the stack.
     """
     stacks: dict[str, list[str]] = {}
+    found = dict.fromkeys(blocks, outside)
     for block, modules in blocks.items():
-        stacks.setdefault(stack_of(modules[0]), []).append(block)
-    found = {}
+        if stack_of(modules[0]) != modules[0]:
+            stacks.setdefault(stack_of(modules[0]), []).append(block)
     for stack, members in stacks.items():
         for place, block in enumerate(members):
             try:
                 found[block] = value(place, len(members))
             except ValueError as error:
                 raise ValueError(f"{stack}: {error}") from error
-    return {block: found[block] for block in blocks}
+    return found
 
 
 def share_out(problem: Problem, numbers: Mapping[str, float]) -> dict[str, int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -88,7 +89,9 @@ class Problem:
     qualities: Mapping[str, MatrixQuality] = field(default_factory=dict)
     sensitivities: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
 
-    def spend(self, weights: Mapping[str, float]) -> dict[str, int]:
+    def spend(
+        self, weights: Mapping[str, float], ties: Mapping[str, float] | None = None
+    ) -> dict[str, int]:
         """Spend the budget in proportion to weights, within the bounds.
 
         A unit with a larger weight never gets fewer experts; what is spent is the budget, or the
@@ -96,6 +99,9 @@ class Problem:
 
         Args:
             weights: Unit name to weight, one for every unit.
+            ties: Unit name to what the weights are a growing function of: where rounding has made
+                two of them equal, this still tells them apart. What ties nevertheless goes to the
+                earlier unit.
 
         Raises:
             ValueError: If there is no budget, it is too small, or the weights cannot be used.
@@ -103,11 +109,27 @@ class Problem:
         if self.costs.limit is None:
             raise ValueError("there is no budget to spend")
         self.costs.check_minimum(self.budget.min_experts)
+        exact = _told_apart(weights, ties) if ties else weights
         counts = spend(
-            [weights[unit] for unit in self.units],
+            [exact[unit] for unit in self.units],
             [partial(self.costs.of, unit) for unit in self.units],
             self.costs.limit,
             self.budget.min_experts,
             self.budget.max_experts,
         )
         return dict(zip(self.units, counts, strict=True))
+
+
+def _told_apart(weights: Mapping[str, float], ties: Mapping[str, float]) -> dict[str, float]:
+    """Make weights differ wherever what decides ties does, by the smallest step of a float."""
+    found: dict[str, float] = {}
+    last, tie = -math.inf, -math.inf
+    for unit in sorted(weights, key=lambda unit: (ties[unit], weights[unit])):
+        weight = weights[unit]
+        if ties[unit] > tie and weight <= last:
+            weight = math.nextafter(last, math.inf)
+        elif ties[unit] == tie:
+            weight = last
+        found[unit] = last = weight
+        tie = ties[unit]
+    return found

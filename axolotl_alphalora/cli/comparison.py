@@ -170,4 +170,4 @@ def _stability(
         return ()
     if found is None:
         return None
-    return stabilities(plan, found, request, planner)
+    return stabilities(plan, found, request, planner) or None

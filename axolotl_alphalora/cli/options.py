@@ -156,8 +156,10 @@ def _message(error: Exception) -> str:
 
     if not isinstance(error, ValidationError):
         return str(error)
+    # Only the block is validated by itself; the host's schema holds all keys.
+    prefix = ["alphalora"] if error.title == "AlphaLoraConfigBlock" else []
     lines = []
     for item in error.errors():
-        where = ".".join(["alphalora", *(str(part) for part in item["loc"])])
+        where = ".".join([*prefix, *(str(part) for part in item["loc"])])
         lines.append(f"`{where}`: {item['msg'].removeprefix('Value error, ')}")
     return "\n".join(lines)

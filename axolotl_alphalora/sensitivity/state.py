@@ -20,12 +20,11 @@ def restored(model: nn.Module) -> Iterator[None]:
     """Put everything back at the end, also after an error.
 
     Put back are the attributes of every module (so its mode, hooks, buffers and checkpointing),
-    the data, ``.grad`` and ``requires_grad`` of every parameter, and the random states of torch,
-    CUDA, Python and numpy. Tensors are remembered, not copied: writing into one of them is not
-    undone.
+    the data and ``requires_grad`` of every parameter, and the random states of torch, CUDA, Python
+    and numpy. Tensors are remembered, not copied: writing into one of them is not undone.
     """
     modules = [(module, _attributes(module)) for module in model.modules()]
-    parameters = [(p, p.data, p.grad, p.requires_grad) for p in model.parameters()]
+    parameters = [(p, p.data, p.requires_grad) for p in model.parameters()]
     randomness = (random.getstate(), np.random.get_state(), torch.get_rng_state())
     cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else None
     try:
@@ -33,9 +32,8 @@ def restored(model: nn.Module) -> Iterator[None]:
     finally:
         for module, attributes in modules:
             _put_back(module, attributes)
-        for parameter, data, gradient, requires_grad in parameters:
+        for parameter, data, requires_grad in parameters:
             parameter.data = data
-            parameter.grad = gradient
             parameter.requires_grad_(requires_grad)
         random.setstate(randomness[0])
         np.random.set_state(randomness[1])

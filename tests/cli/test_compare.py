@@ -1,103 +1,224 @@
-"""`--compare`: several ways side by side."""
+"""`--compare`: several plans of one budget side by side."""
 
 import json
+import re
+from dataclasses import replace
 
 import pytest
 import yaml
 from rich.console import Console
 
 from axolotl_alphalora.allocation import Plan
-from axolotl_alphalora.cli.compare import Column, print_comparison, read_spec
+from axolotl_alphalora.cli.columns import Column, print_columns
+from axolotl_alphalora.cli.stability import rank_correlation
+from axolotl_alphalora.planning import sensitivity_evidence
+from axolotl_alphalora.planning.making import build, layers
+from axolotl_alphalora.plugin import session
+from axolotl_alphalora.sensitivity import Sensitivity
 
 
-def column(label, scores, experts=None):
-    names = [f"model.layers.{i}" for i in range(len(scores))]
-    counts = None if experts is None else dict(zip(names, experts, strict=True))
-    return Column(label, dict(zip(names, scores, strict=True)), counts, 0.5, {})
+def config(folder, model, **block):
+    path = folder / "config.yml"
+    settings = {"base_model": str(model), "lora_target_linear": True, "lora_r": 4}
+    path.write_text(yaml.safe_dump(settings | {"alphalora": block}, sort_keys=False))
+    return path
 
 
-def test_differences_are_counted_against_the_first_column():
-    first = column("as given", [2.0, 3.0, 4.0], [2, 3, 5])
-    other = column("hill", [4.0, 3.0, 2.0], [5, 3, 2])
-    assert other.correlation(first) == pytest.approx(-1)
-    assert (other.changed_blocks(first), other.moved_experts(first)) == (2, 3)
+@pytest.fixture
+def columns(run):
+    def compare(source, *specs):
+        result = run("plan", source, "--compare", *specs, "--json")
+        assert result.exit_code == 0, result.output
+        return json.loads(result.stdout)["columns"]
+
+    return compare
 
 
-def test_equal_or_missing_scores_have_no_rank_correlation():
-    first = column("as given", [2.0, 3.0], [1, 1])
-    assert column("even", [2.0, 2.0], [1, 1]).correlation(first) is None
-    assert column("none", [None, None], [1, 1]).correlation(first) is None
-
-
-def test_a_spec_is_names_and_options_with_values_as_in_yaml():
-    assert read_spec("hill") == {"estimator": "hill"}
-    assert read_spec("alphalora+estimator=ks+beta=1.5+normalize=true+window=64x32") == {
-        "strategy": "alphalora",
-        "estimator": "ks",
-        "beta": 1.5,
-        "normalize": True,
-        "window": "64x32",
-    }
+def labels(rows):
+    return [row["label"] for row in rows]
 
 
 def test_many_columns_are_split_into_tables_of_80_columns():
-    scores, counts = [2.0, 3.0], [1, 2]
-    labels = ["as given", *(f"estimator=hill+beta={i}" for i in range(9))]
+    blocks = [f"model.layers.{i}" for i in range(2)]
+    names = ["as given", *(f"estimator=hill+beta={i}" for i in range(9))]
+    texts = [
+        Column(name, dict.fromkeys(blocks, "2.000   3"), "alpha   n", {"total": "1,234,567"})
+        for name in names
+    ]
     console = Console(width=80, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
-    print_comparison([column(label, scores, counts) for label in labels], console, "T", "C")
+    print_columns(texts, console, "T", "C")
     text = console.export_text()
     assert max(map(len, text.splitlines())) <= 80
     assert text.count("as given") > 1
+    assert text.count("1,234,567") == 9 + text.count("as given")
     assert all(text.count(f"beta={i}") == 1 for i in range(9))
 
 
-def test_each_column_is_the_plan_that_its_options_alone_would_give(tmp_path, model, run):
+def test_each_column_is_the_plan_that_its_options_alone_would_give(tmp_path, model, run, columns):
     def plan(**allocation):
-        path = tmp_path / "config.yml"
-        settings = {"base_model": str(model), "lora_target_linear": True, "lora_r": 4}
-        block = {"alphalora": {"total_experts": 13, "allocation": allocation}}
-        path.write_text(yaml.safe_dump(settings | block))
-        return path
+        return config(tmp_path, model, total_experts=13, allocation=allocation)
 
     base = {"strategy": "alphalora", "beta": 3.0, "aggregate": "median"}
-    result = run(
-        "plan",
-        plan(**base),
-        "--compare",
-        "hill,estimator=ks+beta=1",
-        "--compare",
-        "beta=0",
-        "--json",
-    )
-    columns = json.loads(result.stdout)["columns"]
-    assert [row["label"] for row in columns] == [
-        "as given",
-        "hill",
-        "estimator=ks+beta=1",
-        "beta=0",
+    specs = ["hill,estimator=ks+beta=1", "--compare", "beta=0", "mola:24", "uniform"]
+    rows = columns(plan(**base), *specs)
+    changes = [
+        {},
+        {"estimator": "hill"},
+        {"estimator": "ks", "beta": 1.0},
+        {"beta": 0.0},
     ]
-    changes = [{}, {"estimator": "hill"}, {"estimator": "ks", "beta": 1.0}, {"beta": 0.0}]
-    for row, change in zip(columns, changes, strict=True):
-        alone = run("plan", plan(**(base | change)), "--json")
+    assert labels(rows)[:4] == ["as given", "hill", "estimator=ks+beta=1", "beta=0"]
+    assert labels(rows)[4:] == ["mola:24", "uniform"]
+    plans = [base | change for change in changes]
+    plans += [{"strategy": "mola", "shape": 24}, {"strategy": "uniform"}]
+    for row, allocation in zip(rows, plans, strict=True):
+        alone = run("plan", plan(**allocation), "--json")
         assert Plan.from_dict(row["plan"]) == Plan.from_dict(json.loads(alone.stdout))
-    assert columns[0]["rank_correlation"] == pytest.approx(1)
-    assert columns[0]["blocks_that_differ"] == columns[0]["experts_that_move"] == 0
+    assert rows[0]["rank_correlation"] == pytest.approx(1)
+    assert rows[0]["blocks_that_differ"] == rows[0]["experts_that_move"] == 0
 
 
-def test_a_saved_plan_is_the_first_column(tmp_path, model, run):
+def test_the_yamls_own_plan_is_left_out_where_a_spec_asks_for_the_same(model, columns):
+    assert labels(columns(model, "uniform", "mola:24")) == ["as given", "uniform", "mola:24"]
+    assert labels(columns(model, "uniform", "alphalora")) == ["uniform", "alphalora"]
+    assert labels(columns(model, "uniform", "beta=2.5")) == ["uniform", "beta=2.5"]
+
+
+def test_all_plans_get_what_a_plan_of_its_own_numbers_comes_to(tmp_path, model, columns):
+    rows = columns(config(tmp_path, model, allocation="mola:1357"), "alphalora", "counts:[4,4,4,4]")
+    assert [row["plan"]["total_experts"] for row in rows] == [16, 16, 16]
+    assert rows[0]["plan"]["budget"]["kind"] is None
+    counts = {"strategy": "counts", "experts": {"q_proj": 2, ".*": 1}}
+    rows = columns(config(tmp_path, model, allocation=counts), "mola:1357")
+    spent = rows[0]["plan"]["trainable_parameters"]
+    assert rows[1]["plan"]["budget"]["kind"] == "total_parameters"
+    assert rows[1]["plan"]["budget"]["asked"] == spent
+    assert rows[1]["plan"]["trainable_parameters"] <= spent
+
+
+def test_numbers_that_cost_something_else_are_refused_with_both(tmp_path, model, run):
+    path = config(tmp_path, model, total_experts=20)
+    said = " ".join(run("plan", path, "--compare", "counts:[4, 4, 4, 5]").output.split())
+    assert "one budget, total_experts 20, but counts takes none and comes to 17" in said
+    path = config(tmp_path, model, total_parameters=100_000)
+    said = " ".join(run("plan", path, "--compare", "counts:[1, 1, 1, 1]").output.split())
+    assert "total_parameters 100,000, but counts takes none and comes to 1" in said
+
+
+def test_a_saved_plan_is_the_first_column(tmp_path, model, run, columns):
     saved = tmp_path / "plan.json"
-    run("plan", model, "--output", saved)
-    path = tmp_path / "config.yml"
-    settings = {"base_model": str(model), "lora_target_linear": True}
-    path.write_text(yaml.safe_dump(settings | {"alphalora": {"plan": str(saved)}}))
-    columns = json.loads(run("plan", path, "--compare", "beta=0", "--json").stdout)["columns"]
-    assert Plan.from_dict(columns[0]["plan"]) == Plan.load(saved)
-    assert columns[1]["plan"]["total_experts"] == 20
+    run("plan", config(tmp_path, model, total_experts=11), "--output", saved)
+    rows = columns(config(tmp_path, model, plan=str(saved)), "beta=0")
+    assert Plan.from_dict(rows[0]["plan"]) == Plan.load(saved)
+    assert rows[0]["stability"] is None
+    assert rows[1]["plan"]["total_experts"] == 11
 
 
-def test_the_table_fits_80_columns_and_says_what_differs(model, run):
-    result = run("plan", model, "--compare", "hill,ks")
+def test_a_plan_by_spectra_varies_with_estimators_and_resamples_and_others_do_not(
+    tmp_path, model, columns
+):
+    rows = columns(config(tmp_path, model, total_experts=28), "alphalora", "hill", "ks", "uniform")
+    over = {one["over"]: one for one in rows[0]["stability"]}
+    assert (over["estimators"]["plans"], over["resamples"]["plans"]) == (2, 20)
+    assert 0 < over["resamples"]["moved"] < 1
+    numbers = [Plan.from_dict(row["plan"]).numbers for row in rows]
+    found = [rank_correlation(numbers[0], other) or 0.0 for other in numbers[1:3]]
+    assert over["estimators"]["rank_correlation"] == pytest.approx(sum(found) / 2)
+    assert rows[3]["stability"] == []
+    assert rows[3]["rank_correlation"] is None
+
+
+def test_the_table_says_how_plans_differ_and_how_stable_they_are(tmp_path, model, run):
+    picture, first = tmp_path / "compared.html", tmp_path / "first.json"
+    options = ["--compare", "hill", "mola:2468", "--plot", picture, "--output", first]
+    result = run("plan", model, *options)
     assert result.exit_code == 0, result.output
-    assert max(map(len, result.output.splitlines())) <= 80
-    for words in ("as given", "hill", "rank correlation", "experts that move", "not noise"):
-        assert words in result.output
+    table, _, _ = result.output.partition("Drawn in")
+    assert max(map(len, table.splitlines())) <= 80
+    for words in (
+        "as given",
+        "budget: 20 experts",
+        "trainable",
+        "left over",
+        "rank correlation",
+        "experts that move",
+        "stability: resamples",
+        "fixed",
+        "from 20 resamples of the spectra",
+        "3 mola:2468",
+    ):
+        assert words in table
+    assert "mola:2468" in picture.read_text()
+    assert Plan.load(first).strategy["options"]["estimator"] == "xmin_peak"
+
+
+class FakeHost:
+    """Sensitivities as a loaded model might have them, without one."""
+
+    loaded: list[str] = []
+
+    def __init__(self, path):
+        self.path = path
+
+    def plan(self, request):
+        self.loaded.append(request.strategy)
+        shapes = layers(request)
+        tasks = ("a", "a", "b", "b")
+        squares = {
+            name: (i + 1.0, (i + 1.0) ** 2, 1.0, 1.0 + i % 3) for i, name in enumerate(shapes)
+        }
+        found = Sensitivity(tasks, squares)
+        sample = {"tasks": {"a": 2, "b": 2}, "seed": 0, "digest": "x"}
+        evidence = sensitivity_evidence(found, {"source": "live", "dtype": "float32"}, sample)
+        return build(request, shapes, evidence), found
+
+
+@pytest.fixture
+def host(monkeypatch):
+    monkeypatch.setattr(session, "HostModel", FakeHost)
+    monkeypatch.setattr(FakeHost, "loaded", [])
+    return FakeHost
+
+
+def test_a_plan_by_gradients_varies_with_the_halves_of_its_sample(tmp_path, model, columns, host):
+    path = config(tmp_path, model, total_experts=40)
+    rows = columns(path, "uniform", "sensitivity", "sensitivity+beta=1")
+    assert host.loaded == ["sensitivity"], "gradients are taken once"
+    (one,) = rows[2]["stability"]
+    assert (one["over"], one["plans"]) == ("halves", 1)
+    assert -1 <= one["rank_correlation"] < 1
+    alone = [Plan.from_dict(row["plan"]) for row in rows[2:]]
+    assert [plan.strategy["options"]["beta"] for plan in alone] == [0.5, 1.0]
+    assert alone[0].numbers != alone[1].numbers
+    assert alone[0].sample == alone[1].sample
+
+
+def test_a_plan_by_gradients_says_what_it_was_measured_on(tmp_path, model, run, host):
+    path = config(tmp_path, model, allocation="sensitivity", total_experts=40)
+    shown = run("plan", path, "--per-module", "--output", tmp_path / "plan.json").output
+    assert "on 4 samples of 2 tasks (a 2, b 2), seed 0" in " ".join(shown.split())
+    assert "alpha" not in shown.partition("Saved to")[0]
+    assert max(map(len, shown.partition("Saved to")[0].splitlines())) <= 80
+    plan = Plan.load(tmp_path / "plan.json")
+    totals = {task: sum(m.sensitivity[task] for m in plan.modules) for task in ("a", "b")}
+    last = plan.modules[-1]
+    share = sum(last.sensitivity[task] / totals[task] for task in totals) / 2
+    assert re.search(rf"^  mlp.down_proj .* {share:.2%}$", shown, re.M)
+
+
+def test_halves_that_cannot_be_had_leave_stability_open(
+    tmp_path, model, columns, host, monkeypatch
+):
+    def single(self, request):
+        plan, found = FakeHost.plan(self, request)
+        squares = {name: values[:1] for name, values in found.squares.items()}
+        return replace(plan, sample={**plan.sample, "tasks": {"a": 1}}), Sensitivity(
+            ("a",), squares
+        )
+
+    class Single(FakeHost):
+        plan = single
+
+    monkeypatch.setattr(session, "HostModel", Single)
+    rows = columns(config(tmp_path, model, total_experts=40), "sensitivity")
+    assert rows[1]["stability"] is None

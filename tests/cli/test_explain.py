@@ -6,10 +6,11 @@ from dataclasses import replace
 import pytest
 from rich.console import Console
 
-from axolotl_alphalora.allocation import BlockPlan, ModulePlan, Plan
+from axolotl_alphalora.allocation import ModulePlan, Plan, UnitPlan
 from axolotl_alphalora.cli.explain import WARNING, explain
 from axolotl_alphalora.cli.findings import Findings
-from axolotl_alphalora.cli.tables import print_analysis, print_matrices, print_plan
+from axolotl_alphalora.cli.modules import print_matrices, print_modules
+from axolotl_alphalora.cli.tables import print_analysis, print_plan
 from axolotl_alphalora.progress import working
 from axolotl_alphalora.spectral import MatrixQuality, QualitySettings, unit_scores
 
@@ -102,6 +103,17 @@ def test_a_kind_without_any_power_law_is_said_to_be_left_out():
     assert "mean alpha of their kind" not in said
 
 
+def test_modules_are_called_so_where_they_are_what_is_ranked():
+    rows = blocks(3.0, 5.0, 2.0)
+    scores = {row.module: row.alpha for row in rows}
+    found = replace(findings(rows, "hill"), scores=scores, granularity="module")
+    said = explain(found, {"layers.1.mlp.up_proj": 9})
+    assert said[0].startswith("Least trained: layers.1.mlp.up_proj (alpha 5.000, 9 experts).")
+    assert "between the modules' alphas" in said[-1]
+    equal = replace(found, scores=dict.fromkeys(scores, 3.0))
+    assert explain(equal)[0] == "All 3 modules have the same alpha, 3.000."
+
+
 def test_one_block_has_no_ranking():
     assert not [line for line in explain(findings(blocks(3.0))) if "anking" in line]
 
@@ -111,12 +123,20 @@ def plan(names, intervals=True):
     return Plan(
         base_model="an-organisation/a-model-with-a-name-that-is-quite-a-bit-longer-than-most-are",
         weights={"source": "safetensors", "dtype": "bfloat16"},
-        strategy={"name": "alphalora", "estimator": "xmin_peak"},
-        budget={"total_experts": len(rows), "min_experts": 1, "max_experts": None},
+        strategy={"name": "alphalora", "package": "p 1", "options": {"estimator": "xmin_peak"}},
+        budget={
+            "kind": "total_experts",
+            "asked": len(rows),
+            "spent": len(rows),
+            "unspent": 0,
+            "min_experts": 1,
+            "max_experts": None,
+            "optimizer": None,
+        },
         top_k=2,
         rank=8,
-        blocks=tuple(
-            BlockPlan(name, score, 1 + i, (score - 1, score + 10) if intervals else None)
+        units=tuple(
+            UnitPlan(name, score, 1 + i, (score - 1, score + 10) if intervals else None)
             for i, (name, score) in enumerate(rows)
         ),
         modules=tuple(
@@ -124,6 +144,7 @@ def plan(names, intervals=True):
                 f"{name}.self_attn.q_proj",
                 (14336, 4096),
                 1 + i,
+                8,
                 alpha=score,
                 x_min=0.1,
                 distance=0.1,
@@ -153,6 +174,7 @@ def test_tables_fit_80_columns_and_tell_blocks_apart(prefix, colour):
         printed(print_plan, made, **options),
         printed(print_analysis, found, "m", **options),
         printed(print_matrices, found.matrices, **options),
+        printed(print_modules, made, found, **options),
     ):
         plain = Console(width=200).render_str(text) if not colour else None
         lines = (str(plain) if plain else _without_colour(text)).splitlines()

@@ -56,7 +56,7 @@ def test_block_indices_hold_with_all_linear_layers_too(tmp_path, model):
     layers = {"lora_target_modules": None, "lora_target_linear": True}
     block = {"alphalora": {"total_experts": 3}, "peft_layers_to_transform": [2]}
     found = json.loads(plan(config(tmp_path, model, **layers, **block), "--json").stdout)
-    assert [row["name"] for row in found["blocks"]] == ["model.layers.2"]
+    assert [row["name"] for row in found["units"]] == ["model.layers.2"]
 
 
 def test_a_plan_for_another_base_says_so(tmp_path, model):
@@ -115,14 +115,14 @@ def test_the_second_time_no_training_stack_is_imported(model, command):
 def test_help_needs_no_torch_and_says_what_the_commands_say():
     code = (
         "import sys; from axolotl_alphalora.cli import alphalora\n"
-        "for line in ['--help'], ['plan', '--help'], ['analyze', '--help']:\n"
-        "    alphalora(line, standalone_mode=False)\n"
+        "for name in [], ['plan'], ['analyze'], ['strategies']:\n"
+        "    alphalora([*name, '--help'], standalone_mode=False)\n"
         "assert 'torch' not in sys.modules"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     shown = " ".join(done.stdout.split())
-    for name in ("analyze", "plan", "quickstart"):
+    for name in ("analyze", "plan", "quickstart", "strategies"):
         text = alphalora.get_command(None, name).get_short_help_str(200)
         assert f"{name} {text}" in shown
 
@@ -132,8 +132,8 @@ def test_confidence_is_shown_and_stored(tmp_path, model):
     shown = plan(model, "--confidence", "--samples", "20", "--output", path)
     assert shown.exit_code == 0, shown.output
     found = Plan.load(path)
-    for block in found.blocks:
-        low, high = block.interval
+    for unit in found.units:
+        low, high = unit.interval
         assert low < high
         assert f"{low:.2f} - {high:.2f}" in shown.output
     assert "resampling" in shown.output
@@ -166,12 +166,21 @@ def test_every_matrix_is_listed_with_its_notes(broken):
         (["--spectra"], "name its file with --plot"),
         (["--samples", "20"], "--confidence"),
         (["--confidence", "--samples", "0"], "x>=10"),
-        (["--compare", "hil"], "'hil' is no estimator"),
+        (["--compare", "hil"], "'hil' is no strategy"),
+        (["--strategy", "hil"], "'hil' is no strategy"),
+        (["--strategy", "uniform:3"], "has no short form"),
         (["--compare", "estimator=hil"], "unknown estimator 'hil'"),
         (["--compare", "hill+ks"], "estimator is named twice"),
         (["--compare", "beto=1"], "no option 'beto'"),
         (["--compare", "window=2"], "window must be"),
-        (["--compare", "hill", "--plot", "a.png"], "leave out --plot"),
+        (["--compare", "hill", "--confidence"], "leave out --confidence"),
+        (["hill"], "'hill' is one argument too many: is --compare missing?"),
+        (["--strategy", "sensitivity"], "give an Axolotl YAML with `datasets`"),
+        (["--compare", "uniform", "sensitivity"], "give an Axolotl YAML with `datasets`"),
+        (["--strategy", "uniform", "--confidence"], "leave out --confidence"),
+        (["--strategy", "mola", "--plot", "a.png", "--spectra"], "leave out --spectra"),
+        (["--as-lora", "--json"], "leave out --json"),
+        (["--as-lora", "--compare", "mola"], "leave out --compare"),
     ],
 )
 def test_bad_options_are_refused_before_the_model_is_read(options, message):
@@ -195,12 +204,84 @@ def test_a_saved_plan_is_not_resampled(tmp_path, model):
     assert result.exit_code == 1 and "remove `alphalora.plan`" in result.output
 
 
+def test_modules_that_differ_show_as_mean_and_range_and_are_counted(tmp_path, model):
+    block = {"allocation": {"strategy": "alphalora", "granularity": "module"}, "total_experts": 9}
+    path = config(tmp_path, model, alphalora=block)
+    found = Plan.from_dict(json.loads(plan(path, "--json").stdout))
+    shown = plan(path, "--per-module").output
+    for block_name, mean in found.block_numbers.items():
+        numbers = [n for name, n in found.numbers.items() if name.startswith(f"{block_name}.")]
+        spread = f"{min(numbers)}-{max(numbers)}" if len(set(numbers)) > 1 else str(numbers[0])
+        assert f" {mean:.1f} ({spread}) " in shown
+    assert "\n18 experts on 8 of 8 matrices.\n" in shown
+    rows = shown[shown.index("Matrices (n: experts") :]
+    for module in found.modules:
+        assert re.search(rf"{module.name.split('.', 3)[3]} +\d+x\d+ +{module.experts} +4 ", rows)
+    assert "Least trained: " in shown and "least trained: model.layers.0 (" not in shown.lower()
+
+
+def test_a_strategy_that_measures_nothing_has_a_table_all_the_same(model):
+    shown = plan(model, "--strategy", "mola:2468", "--per-module").output
+    assert re.search(r"^block +score +experts", shown, re.M)
+    assert "alpha" not in shown and "Ranking" not in shown
+    assert "Budget: none, mola has numbers of its own." in shown
+    assert re.search(r"^  mlp.down_proj +64x128 +2 +8 +[\d,]+$", shown, re.M)
+    assert re.search(r"^block +experts", plan(model, "--strategy", "uniform").output, re.M)
+
+
+def test_what_is_left_of_a_budget_is_said_in_its_unit(tmp_path, model):
+    def budget(**block):
+        changes = {"alphalora": block, "optimizer": "adamw_torch"}
+        return " ".join(plan(config(tmp_path, model, **changes)).output.split())
+
+    plan_file = tmp_path / "plan.json"
+    plan(config(tmp_path, model, alphalora={"total_parameters": 20000}), "--output", plan_file)
+    left = Plan.load(plan_file).budget["unspent"]
+    assert 0 < left
+    said = budget(total_parameters=20000)
+    assert f"Budget: 20,000 trainable parameters; {left:,} are left over: no further" in said
+    assert "Budget: 8 experts, met exactly." in budget(total_experts=8)
+    assert "0.5 MiB for adapter, gradients and optimizer state (adamw_torch)" in budget(
+        memory_mib=0.5
+    )
+    assert "every matrix has max_experts 2" in budget(total_parameters=10**6, max_experts=2)
+    assert "has one of rank N x 4, and no router" in budget(total_experts=8, spend="rank")
+
+
+def test_a_strategy_replaces_the_yamls_and_keeps_its_budget(tmp_path, model):
+    block = {"total_experts": 11, "allocation": {"strategy": "alphalora", "beta": 1.0}}
+    path = config(tmp_path, model, alphalora=block)
+
+    def made(spec):
+        return Plan.from_dict(json.loads(plan(path, "--strategy", spec, "--json").stdout))
+
+    assert made("mola:24").strategy["options"] == {"shape": [2, 4]}
+    assert made("mola:24").total_experts == 11
+    assert made("alphalora+estimator=hill").strategy["options"]["beta"] == 1.0
+    assert made("hill").strategy["options"]["estimator"] == "hill"
+    saved = tmp_path / "plan.json"
+    made("uniform").save(saved)
+    path = config(tmp_path, model, alphalora={"plan": str(saved)})
+    assert made("mola:24").total_experts == 11
+    assert (
+        "strategy 'counts' says itself"
+        in plan(config(tmp_path, model), "--strategy", "counts:[2, 2, 2, 2]").output
+    )
+
+
+def test_a_picture_of_a_plan_without_scores_is_drawn(tmp_path, model):
+    path = tmp_path / "plan.html"
+    shown = plan(model, "--strategy", "uniform", "--plot", path)
+    assert shown.exit_code == 0, shown.output
+    assert "Budget: 20 experts, met exactly." in path.read_text()
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
         ({"alphalora": {"experts_per_blok": 3}}, "experts_per_blok.*Did you mean"),
-        ({"alphalora": {"total_experts": 3}}, "between 4 and|at least 4"),
-        ({"alphalora": {"allocation": "mola"}}, "unknown strategy 'mola'"),
+        ({"alphalora": {"total_experts": 3}}, "total_experts is 3.*least that min_experts"),
+        ({"alphalora": {"allocation": "mole"}}, "unknown strategy 'mole'"),
         ({"alphalora": {"allocation": {"strategy": "alphalora", "beto": 1}}}, "no option 'beto'"),
         ({"alphalora": {"plan": "missing.json"}}, "cannot read the plan missing.json"),
         ({"lora_target_modules": ["q_prj"]}, "q_prj.*matches no module"),

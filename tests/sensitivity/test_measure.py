@@ -39,7 +39,7 @@ def test_squares_are_those_of_autograd(tiny, linears, sequence, by_autograd, nam
     for index, squares in enumerate(expected):
         assert min(squares.values()) > 0
         measured = {module: values[index] for module, values in found.squares.items()}
-        assert measured == pytest.approx(squares, rel=1e-4)
+        assert measured == pytest.approx(squares, rel=1e-4, abs=0)
 
 
 @pytest.mark.parametrize("path", ["_from_grams", "_from_product"])
@@ -55,7 +55,7 @@ def test_either_path_gives_autograds_squares(
         monkeypatch.setattr(paths, other, lambda x, gradient, *_: chosen(x, gradient, *rows))
     found = measure_sensitivity(model, names, [sample])
     assert {module: values[0] for module, values in found.squares.items()} == pytest.approx(
-        expected, rel=1e-4
+        expected, rel=1e-4, abs=0
     )
 
 
@@ -79,7 +79,7 @@ def test_rows_of_a_padded_batch_are_those_of_autograd_with_the_padding(
         alone = {key: value[index : index + 1] for key, value in padded.items()}
         expected = by_autograd(model, names, lambda m, row=alone: m(**row, use_cache=False).loss)
         measured = {module: values[index] for module, values in found.squares.items()}
-        assert measured == pytest.approx(expected, rel=1e-4)
+        assert measured == pytest.approx(expected, rel=1e-4, abs=0)
 
 
 @pytest.mark.parametrize("marks", ["position_ids", "attention_mask"])
@@ -107,7 +107,7 @@ def test_sequences_of_a_packed_row_are_those_of_autograd_on_the_row(
 
         expected = by_autograd(model, names, loss)
         measured = {module: values[index] for module, values in found.squares.items()}
-        assert measured == pytest.approx(expected, rel=1e-4)
+        assert measured == pytest.approx(expected, rel=1e-4, abs=0)
         start += size
 
 
@@ -138,7 +138,7 @@ def test_layers_that_do_not_read_the_embedding_are_reached(sequence, by_autograd
     expected = by_autograd(model, names, _loss(sample))
     found = measure_sensitivity(model, names, [sample], **_switch(model, checkpointing))
     assert {module: values[0] for module, values in found.squares.items()} == pytest.approx(
-        expected, rel=1e-4
+        expected, rel=1e-4, abs=0
     )
     # The tower's second layer is not read: the default is the last but one.
     assert sorted(value == 0 for value in expected.values()) == [False, False, False, True]
@@ -154,7 +154,7 @@ def test_layers_in_a_models_own_reentrant_checkpoint_are_reached(toy, sequence, 
     expected = by_autograd(plain, names, lambda m: m(**sample.inputs).loss)
     found = measure_sensitivity(model, names, [sample])
     assert {module: values[0] for module, values in found.squares.items()} == pytest.approx(
-        expected, rel=1e-4
+        expected, rel=1e-4, abs=0
     )
 
 
@@ -192,7 +192,7 @@ def test_autocast_computes_in_its_dtype(tiny, linears, sequence, by_autograd, dt
     found = measure_sensitivity(model, names, [sample], autocast=dtype)
     assert set(seen) == {dtype}
     assert {module: values[0] for module, values in found.squares.items()} == pytest.approx(
-        expected, rel=0.02
+        expected, rel=0.02, abs=0
     )
 
 
@@ -205,7 +205,7 @@ def test_float16_gradients_neither_flush_to_zero_nor_overflow(toy, sequence, by_
     expected = by_autograd(model, names, lambda m: m(**sample.inputs).loss)
     found = measure_sensitivity(model, names, [sample], autocast=torch.float16)
     assert {module: values[0] for module, values in found.squares.items()} == pytest.approx(
-        expected, rel=0.02
+        expected, rel=0.02, abs=0
     )
 
 
@@ -231,7 +231,7 @@ def test_what_layers_return_may_be_written_into(toy, sequence, by_autograd):
     expected = by_autograd(model, names, lambda m: m(**sample.inputs).loss)
     found = measure_sensitivity(model, names, [sample])
     assert {module: values[0] for module, values in found.squares.items()} == pytest.approx(
-        expected, rel=1e-4
+        expected, rel=1e-4, abs=0
     )
 
 

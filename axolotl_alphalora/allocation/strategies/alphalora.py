@@ -83,9 +83,8 @@ def allocate(problem: Problem, scores: Mapping[str, float]) -> dict[str, int]:
         return _published(problem, scores)
     # Relative to the largest: the power cannot overflow.
     largest = max(scores.values())
-    return problem.spend(
-        {unit: (alpha / largest) ** options.beta for unit, alpha in scores.items()}
-    )
+    weights = {unit: (alpha / largest) ** options.beta for unit, alpha in scores.items()}
+    return problem.spend(weights, ties=scores)
 
 
 def _published(problem: Problem, scores: Mapping[str, float]) -> dict[str, int]:

@@ -46,13 +46,16 @@ def register_strategy() -> Strategy:
 
 @hookimpl
 def score(problem: Problem) -> dict[str, float]:
-    """Return the line's value at each block; each stack of blocks has a line of its own."""
+    """Return the line's value at each block; each stack of blocks has a line of its own.
+
+    A layer outside any stack of blocks gets the middle of the line.
+    """
     first, last = problem.options.ramp
 
     def value(place: int, blocks: int) -> float:
         return first + (last - first) * (place / (blocks - 1) if blocks > 1 else 0.5)
 
-    return by_depth(problem.units, value)
+    return by_depth(problem.units, value, outside=(first + last) / 2)
 
 
 @hookimpl

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from statistics import fmean
 from typing import Any
 
 from pydantic import Field, field_validator
@@ -54,7 +55,8 @@ def score(problem: Problem) -> dict[str, float]:
     """Return the shape's number at each block.
 
     L blocks are cut into G consecutive groups as equal as can be: the first L mod G groups have
-    one block more. Each stack of blocks (a vision tower, a decoder) is cut by itself.
+    one block more. Each stack of blocks (a vision tower, a decoder) is cut by itself; a layer
+    outside any stack (a projector) gets the shape's mean.
 
     Raises:
         ValueError: If a stack has fewer blocks than the shape has numbers.
@@ -69,7 +71,7 @@ def score(problem: Problem) -> dict[str, float]:
         group = place // (size + 1) if place < start else larger + (place - start) // size
         return float(shape[group])
 
-    return by_depth(problem.units, number)
+    return by_depth(problem.units, number, outside=fmean(shape))
 
 
 @hookimpl

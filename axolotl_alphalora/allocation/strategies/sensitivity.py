@@ -99,9 +99,8 @@ def allocate(problem: Problem, scores: Mapping[str, float]) -> dict[str, int]:
     options: SensitivityOptions = problem.options
     if options.percentile is None:
         largest = max(scores.values())
-        return problem.spend(
-            {unit: (value / largest) ** options.beta for unit, value in scores.items()}
-        )
+        weights = {unit: (value / largest) ** options.beta for unit, value in scores.items()}
+        return problem.spend(weights, ties=scores)
     counts = dict.fromkeys(problem.shapes, 0)
     for values in problem.sensitivities.values():
         for members in _groups(problem, options.within):

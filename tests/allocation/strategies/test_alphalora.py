@@ -64,6 +64,11 @@ def test_llama_2_7b_as_the_released_code_rounds():
     assert published_rounding(SCORES, 2.5, 160) == PUBLISHED
 
 
+def test_published_rounding_gives_what_is_missing_to_the_smallest_gap():
+    """Shares 1.45, 1.21 and 1.33 round to 1 each; the gaps s - n are 0.2, 0 and 0.1."""
+    assert published_rounding([1.2, 1.0, 1.1], 1.0, 4) == [1, 2, 1]
+
+
 @pytest.mark.parametrize(("total", "beta", "count"), [(32, 2.5, -4), (96, 1.0, -1)])
 def test_published_rounding_is_refused_where_it_goes_below_zero(total, beta, count):
     assert min(published_rounding(SCORES, beta, total)) == count
@@ -105,13 +110,13 @@ def test_published_rounding_keeps_to_the_bounds_or_is_refused():
 def test_any_alphas_and_budget_are_shared_out_within_bounds_and_in_order(granularity, data):
     shapes = data.draw(sizes())
     units = len(group_by_unit(shapes, granularity))
-    hundredths = st.lists(st.integers(101, 2000), min_size=units, max_size=units)
-    alphas = [number / 100 for number in data.draw(hundredths)]
+    floats = st.floats(1.01, 20) | st.floats(2, 2.0000001)
+    alphas = data.draw(st.lists(floats, min_size=units, max_size=units))
     budget = data.draw(budgets(shapes))
     made = plan(
         "alphalora",
         shapes,
-        options={"granularity": granularity, "beta": data.draw(st.sampled_from([0.5, 1.0, 2.5]))},
+        options={"granularity": granularity, "beta": data.draw(st.sampled_from([0.0, 0.5, 2.5]))},
         budget=budget,
         evidence=with_alphas(shapes, alphas, granularity),
         optimizer="adamw_torch",
@@ -138,6 +143,13 @@ def test_parts_of_a_block_may_differ():
 
 def test_beta_zero_shares_evenly():
     assert experts(llama({"beta": 0}, total_experts=160)) == [5] * 32
+
+
+def test_what_cannot_be_shared_evenly_goes_to_the_larger_alphas():
+    tied = allocated([2.0, 3.0, 2.5], {"beta": 0}, total_experts=5)
+    assert experts(tied) == [1, 2, 2]
+    close = allocated([2.0, 2.0 + 1e-15], {"beta": 0.001}, total_experts=3)
+    assert experts(close) == [1, 2]
 
 
 def test_extreme_exponents_do_not_overflow():

@@ -105,6 +105,11 @@ def test_each_stack_of_blocks_is_cut_by_itself():
     assert [numbers[f"text.layers.{i}"] for i in range(4)] == [2, 2, 8, 8]
 
 
+def test_a_layer_outside_any_stack_gets_the_mean():
+    made = plan("mola", {**model(4), "projector": (8, 8)}, options={"shape": "28"})
+    assert {unit.name: unit.experts for unit in made.units}["projector"] == 5
+
+
 def test_a_stack_with_too_few_blocks_is_named():
     shapes = {**model(2, stack="vision.layers"), **model(4, stack="text.layers")}
     with pytest.raises(
