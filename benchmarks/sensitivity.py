@@ -62,7 +62,7 @@ def _report(arguments: argparse.Namespace, dtype: str, checkpointing: bool) -> N
         f"\n{dtype}, {lora[0]['parameters'] / 1e6:.0f} M parameters, {arguments.tokens} tokens, "
         f"{with_or_without} checkpointing, {arguments.repeats} processes of {arguments.steps}"
     )
-    print(f"  {'':<26}{'LoRA step':<26}{'sensitivity':<26}ratio of medians")
+    print(f"  {'':<28}{'LoRA step':<26}{'sensitivity':<26}ratio of medians")
     for key, label, digits in (
         ("beyond", "peak beyond the model, MiB", 0),
         ("peak", "peak in all, MiB", 0),
@@ -70,7 +70,7 @@ def _report(arguments: argparse.Namespace, dtype: str, checkpointing: bool) -> N
     ):
         theirs, ours = [run[key] for run in lora], [run[key] for run in measure]
         print(
-            f"  {label:<26}{spread(theirs, digits):<26}{spread(ours, digits):<26}"
+            f"  {label:<28}{spread(theirs, digits):<26}{spread(ours, digits):<26}"
             f"{median(ours) / median(theirs):.2f}"
         )
 

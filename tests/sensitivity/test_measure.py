@@ -209,6 +209,17 @@ def test_float16_gradients_neither_flush_to_zero_nor_overflow(toy, sequence, by_
     )
 
 
+def test_small_float16_gradients_are_kept_where_large_ones_overflow(toy, sequence, by_autograd):
+    model = toy(lambda layers, x: layers[0](x) + layers[1](x) * 1e-8)
+    model.scale = 50.0
+    names, sample = ["layers.0", "layers.1"], sequence(12)
+    expected = by_autograd(model, names, lambda m: m(**sample.inputs).loss)
+    found = measure_sensitivity(model, names, [sample], autocast=torch.float16)
+    assert {module: values[0] for module, values in found.squares.items()} == pytest.approx(
+        expected, rel=0.02, abs=0
+    )
+
+
 def test_an_expert_that_gets_no_token_has_zero(toy, sequence):
     model = toy(lambda layers, x: layers[int(x.shape[1] > 10)](x))
     names = ["layers.1", "layers.0"]

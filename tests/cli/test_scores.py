@@ -1,0 +1,79 @@
+"""The scores that a table of blocks shows, however finely experts were counted."""
+
+import pytest
+
+from axolotl_alphalora.allocation import Evidence, build_plan
+from axolotl_alphalora.cli.findings import Findings
+from axolotl_alphalora.cli.scores import BlockScores, module_shares
+from axolotl_alphalora.cli.summary import budget_line, summary
+from axolotl_alphalora.spectral import MatrixQuality, unit_scores
+
+KINDS = ("self_attn.q_proj", "self_attn.k_proj", "mlp.up_proj")
+NAMES = [f"model.layers.{block}.{kind}" for block in range(2) for kind in KINDS]
+SHAPES = dict.fromkeys(NAMES, (8, 8))
+
+
+def plan(strategy, evidence=None, budget=None, **options):
+    return build_plan(
+        base_model="m",
+        shapes=SHAPES,
+        strategy=strategy,
+        options=options,
+        budget=budget or {"total_experts": 12},
+        evidence=evidence,
+    )
+
+
+def sensitivities():
+    first = {name: float(i) for i, name in enumerate(NAMES)}
+    second = {name: 1e6 if i == 0 else 0.0 for i, name in enumerate(NAMES)}
+    sample = {"tasks": {"a": 3, "b": 1}, "seed": 7, "digest": "x"}
+    return Evidence(sensitivities={"a": first, "b": second}, sample=sample)
+
+
+@pytest.mark.parametrize("granularity", ["block", "group", "module"])
+def test_shares_of_a_block_add_up_and_tasks_count_the_same(granularity):
+    made = plan("sensitivity", sensitivities(), granularity=granularity)
+    found = BlockScores.of(made)
+    assert found.name == "share"
+    low = (3 / 15 + 1) / 2
+    assert found.values == pytest.approx({"model.layers.0": low, "model.layers.1": 1 - low})
+    assert found.text("model.layers.0") == "60.00%"
+    shares = module_shares(made)
+    assert sum(shares.values()) == pytest.approx(1)
+    assert shares[NAMES[0]] == pytest.approx(0.5)
+
+
+@pytest.mark.parametrize("granularity", ["block", "group", "module"])
+def test_a_block_has_the_mean_alpha_of_its_matrices(granularity):
+    rows = tuple(
+        MatrixQuality(name, (8, 8), 2.0 + i**2, 1.0, 0.05, 50, 64, 64)
+        for i, name in enumerate(NAMES)
+    )
+    alphas = unit_scores(rows, granularity=granularity)
+    intervals = {unit: (alpha - 1, alpha + 1) for unit, alpha in alphas.items()}
+    evidence = Evidence(alphas=alphas, qualities=rows, intervals=intervals)
+    made = plan("alphalora", evidence, granularity=granularity)
+    findings = Findings.of_plan(made)
+    assert findings.scores == {unit.name: unit.score for unit in made.units}
+    assert findings.granularity == granularity
+    found = BlockScores.of(made, findings)
+    assert (found.name, found.values) == ("alpha", unit_scores(rows))
+    assert bool(found.intervals) == (granularity == "block")
+
+
+def test_other_scores_are_called_so_and_whole_ones_have_no_decimals():
+    line = BlockScores.of(plan("depth", ramp=[1.5, 3.0]))
+    assert (line.name, line.text("model.layers.0")) == ("score", "1.500")
+    assert BlockScores.of(plan("mola", shape=[2, 4])).text("model.layers.1") == "4"
+    assert BlockScores.of(plan("uniform")).values == {}
+    assert Findings.of_plan(plan("uniform")) is None
+
+
+def test_the_summary_counts_adapted_matrices_and_the_sample():
+    rule = plan("sensitivity", sensitivities(), {"min_experts": None}, percentile=50)
+    lines = summary(rule)
+    assert lines[0] == "Budget: none, sensitivity has numbers of its own."
+    assert lines[1] == "4 experts on 4 of 6 matrices."
+    assert lines[2].endswith("on 4 samples of 2 tasks (a 3, b 1), seed 7.")
+    assert budget_line(plan("uniform")) == "Budget: 12 experts, met exactly."
