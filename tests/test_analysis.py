@@ -12,7 +12,7 @@ from torch import nn
 from transformers import LlamaForCausalLM
 
 from axolotl_alphalora import analyze
-from axolotl_alphalora.spectral import unit_scores, fit_power_law, spectrum
+from axolotl_alphalora.spectral import fit_power_law, spectrum, unit_scores
 from conftest import tiny_llama_config
 
 COLUMNS = (

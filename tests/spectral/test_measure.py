@@ -10,11 +10,11 @@ import torch
 from axolotl_alphalora.spectral import (
     Cache,
     QualitySettings,
-    unit_intervals,
-    unit_scores,
     measure,
     spectra,
     trust,
+    unit_intervals,
+    unit_scores,
     weightwatcher,
 )
 from axolotl_alphalora.spectral.power_law import OWN_ESTIMATORS, PowerLawFit
