@@ -70,7 +70,8 @@ def resolve_budget(name: str, options: Options, given: Mapping[str, Any]) -> Bud
         return Budget(min_experts=0)
     budget = Budget(**set_fields)
     if budget.kind is None and options.budget_use == "needed":
-        return replace(budget, experts_per_block=DEFAULT_EXPERTS_PER_BLOCK)
+        budget = replace(budget, experts_per_block=DEFAULT_EXPERTS_PER_BLOCK)
+    options.check_budget(budget)
     return budget
 
 

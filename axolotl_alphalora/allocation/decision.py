@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from numbers import Integral, Real
 from typing import Any
 
 from axolotl_alphalora.allocation.registry import Registered, StrategyError
@@ -65,24 +66,25 @@ def _check_scores(scores: Mapping[str, Any], problem: Problem) -> None:
         return
     _check_names(scores, problem.units, "score", "unit")
     for unit, value in scores.items():
-        if isinstance(value, bool) or not isinstance(value, int | float):
+        if isinstance(value, bool) or not isinstance(value, Real):
             raise TypeError(f"the score of {unit!r} is {value!r}, not a number")
-        if not (math.isfinite(value) and value >= 0):
+        if not (math.isfinite(value) and float(value) >= 0):
             raise ValueError(f"the score of {unit!r} is {value}: it must be finite, 0 or larger")
 
 
 def _by_module(counts: Mapping[str, Any], problem: Problem) -> dict[str, int]:
     """Return a number for each module, whether units or modules were decided on."""
     for name, count in counts.items():
-        if isinstance(count, bool) or not isinstance(count, int):
+        if isinstance(count, bool) or not isinstance(count, Integral):
             raise TypeError(f"{name!r} gets {count!r} experts, which is no whole number")
         if count < 0:
             raise ValueError(f"{name!r} gets {count} experts: 0 is the fewest")
-    if any(name in problem.units for name in counts):
+    by_module = all(name in counts for name in problem.shapes)
+    if not by_module and any(name in problem.units for name in counts):
         _check_names(counts, problem.units, "number of experts", "unit")
         counts = {name: counts[unit] for unit, names in problem.units.items() for name in names}
     _check_names(counts, problem.shapes, "number of experts", "target module")
-    return {name: counts[name] for name in problem.shapes}
+    return {name: int(counts[name]) for name in problem.shapes}
 
 
 def _check_names(
@@ -109,8 +111,9 @@ def check_numbers(numbers: Mapping[str, int], problem: Problem) -> None:
     budget, costs = problem.budget, problem.costs
     for name, number in numbers.items():
         if number < budget.min_experts:
+            hint = "" if number else ": set min_experts to 0 if layers may be left alone"
             raise ValueError(
-                f"{name} gets {number} experts, fewer than min_experts {budget.min_experts}"
+                f"{name} gets {number} experts, fewer than min_experts {budget.min_experts}{hint}"
             )
         if budget.max_experts is not None and number > budget.max_experts:
             raise ValueError(
@@ -124,9 +127,27 @@ def check_numbers(numbers: Mapping[str, int], problem: Problem) -> None:
             f"its experts cost {costs.amount(spent):g}, more than the budget of "
             f"{budget.kind} {budget.amount:g} ({costs.amount(costs.limit):g})"
         )
+    left = costs.limit - spent
+    # In memory, what the next expert costs is known from above only.
+    known = budget.kind != "memory_mib"
+    if known and left and left >= max(_next_experts(numbers, problem), default=math.inf):
+        raise ValueError(
+            f"its experts cost {costs.amount(spent):g} of {costs.amount(costs.limit):g}, which "
+            "leaves room for more: spend the whole budget, for example with problem.spend"
+        )
     capped = all(number == budget.max_experts for number in numbers.values())
     if spent < costs.limit and capped and budget.kind in ("experts_per_block", "total_experts"):
         raise ValueError(
             f"the budget is {costs.amount(costs.limit):g} experts, but max_experts "
             f"{budget.max_experts} admits {costs.amount(spent):g} only"
         )
+
+
+def _next_experts(numbers: Mapping[str, int], problem: Problem) -> Iterator[int]:
+    """What one expert more would cost each unit that may have one."""
+    costs, most = problem.costs, problem.budget.max_experts
+    for modules in problem.units.values():
+        if most is None or all(numbers[name] < most for name in modules):
+            yield costs.total({name: numbers[name] + 1 for name in modules}) - costs.total(
+                {name: numbers[name] for name in modules}
+            )

@@ -168,6 +168,14 @@ class Plan:
                 return f"module {name!r} has {expected} experts in the plan, but {found} here"
         return None
 
+    def number_differences(self, other: Plan) -> str | None:
+        """Return a sentence about the first module that another plan gives another number."""
+        numbers, others = self.numbers, other.numbers
+        for name in [*numbers, *(name for name in others if name not in numbers)]:
+            if numbers.get(name) != others.get(name):
+                return f"{name} gets {numbers.get(name)} there, and {others.get(name)} here"
+        return None
+
     def to_dict(self) -> dict[str, Any]:
         """Return the plan as the JSON object described in the module docstring."""
         return {

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points, version
-from typing import Any
+from typing import Any, get_args
 
 import pluggy
 import yaml
@@ -16,9 +16,9 @@ from pydantic import ValidationError
 from axolotl_alphalora.allocation import hookspecs
 from axolotl_alphalora.allocation.hookspecs import GROUP
 from axolotl_alphalora.allocation.strategies import BUILT_IN
-from axolotl_alphalora.allocation.strategy import Options, Problem, Strategy
+from axolotl_alphalora.allocation.strategy import Needs, Options, Problem, Strategy
 
-__all__ = ["Registered", "Registry", "StrategyError", "registry"]
+__all__ = ["Registered", "Registry", "StrategyError", "read_value", "registry"]
 
 _OURS = "axolotl-alphalora"
 
@@ -73,6 +73,8 @@ class Registered:
         """
         if self._has("allocate"):
             return self._call("allocate", problem=problem, scores=scores)
+        if not scores:
+            raise ValueError("its score hook returned no scores, and it has no allocate hook")
         return problem.spend(scores)
 
     def _has(self, hook: str) -> bool:
@@ -211,13 +213,26 @@ class Registry:
             if not strategy.options.model_fields:
                 advice = f"it takes no options, so write {name}"
             raise StrategyError(f"{text!r}: strategy {name!r} has no short form; {advice}")
-        if re.fullmatch(r"0\d+", value):
-            # YAML would read an octal number.
-            return {"strategy": name, option: value}
         try:
-            return {"strategy": name, option: yaml.safe_load(value)}
-        except yaml.YAMLError as error:
-            raise StrategyError(f"{text!r}: {value!r} is no value") from error
+            return {"strategy": name, option: read_value(value)}
+        except ValueError as error:
+            raise StrategyError(f"{text!r}: {error}") from error
+
+
+def read_value(text: str) -> Any:
+    """Read the value of an option as in YAML, but digits after a 0 as text: 0246 is a shape.
+
+    Raises:
+        ValueError: If it is none.
+    """
+    text = text.strip()
+    if re.fullmatch(r"0\d+", text):
+        # YAML would read an octal number.
+        return text
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ValueError(f"{text!r} is no value") from error
 
 
 @cache
@@ -232,6 +247,12 @@ def _check(found: Registered) -> None:
         raise TypeError(f"register_strategy must return a Strategy, not {strategy!r}")
     if not re.fullmatch(r"[A-Za-z0-9_-]+", strategy.name):
         raise ValueError(f"its name is {strategy.name!r}: letters, digits, _ and - are allowed")
+    if strategy.needs not in get_args(Needs):
+        raise ValueError(f"needs is {strategy.needs!r}: it is one of {', '.join(get_args(Needs))}")
+    if not (isinstance(strategy.options, type) and issubclass(strategy.options, Options)):
+        raise TypeError(f"options must be a subclass of Options, not {strategy.options!r}")
+    if strategy.shorthand is not None and strategy.shorthand not in strategy.options.model_fields:
+        raise ValueError(f"shorthand {strategy.shorthand!r} is none of its options")
     if not (found._has("score") or found._has("allocate")):
         raise ValueError("it has neither a score hook nor an allocate hook")
     strategy.options()

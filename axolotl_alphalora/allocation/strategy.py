@@ -40,6 +40,13 @@ class Options(BaseModel):
         """Whether it needs a budget, may do without, or takes none since it has its own numbers."""
         return "needed"
 
+    def check_budget(self, budget: Budget) -> None:
+        """Check that the strategy can spend a budget, before anything is measured.
+
+        Raises:
+            ValueError: If it cannot; says why.
+        """
+
 
 @dataclass(frozen=True)
 class Strategy:

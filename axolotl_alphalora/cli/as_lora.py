@@ -14,13 +14,8 @@ from .words import plural
 __all__ = ["lora_keys", "lora_yaml"]
 
 _PLUGIN = "axolotl_alphalora.AlphaLoraPlugin"
-_TARGETS = (
-    "lora_target_modules",
-    "lora_target_linear",
-    "lora_exclude_modules",
-    "peft_layers_to_transform",
-    "peft_layers_pattern",
-)
+_NAMING = ("lora_target_modules", "peft_layers_to_transform", "peft_layers_pattern")
+_TARGETS = (*_NAMING, "lora_target_linear", "lora_exclude_modules")
 
 
 def lora_yaml(source: Source, plan: Plan) -> str:
@@ -54,8 +49,9 @@ def lora_keys(plan: Plan, config: dict[str, Any]) -> dict[str, Any]:
     PEFT takes a key of ``lora_rank_pattern`` as a regular expression for the end of a module's
     name, and the first that matches decides. The keys here begin with ``^``, so that each stands
     for whole names: one for a block whose adapted matrices share a rank, one for a matrix
-    otherwise. Where a matrix gets nothing, or the configuration excludes modules (a key that only
-    this package knows), ``lora_target_modules`` lists exact names.
+    otherwise. Where a matrix gets nothing, the configuration excludes modules (a key that only this
+    package knows), or it asks for all linear layers (which the host finds in its own way: none in a
+    GPT-2, whose layers are ``Conv1D``), ``lora_target_modules`` lists exact names.
 
     Args:
         plan: The plan.
@@ -63,12 +59,11 @@ def lora_keys(plan: Plan, config: dict[str, Any]) -> dict[str, Any]:
     """
     ranks = {name: number * plan.rank for name, number in plan.numbers.items() if number}
     keys: dict[str, Any] = {"lora_r": plan.rank}
-    # The host takes a regular expression beside all linear layers for a name.
-    mixed = config.get("lora_target_linear") and isinstance(config.get("lora_target_modules"), str)
-    if len(ranks) < len(plan.modules) or config.get("lora_exclude_modules") or mixed:
+    by_rule = config.get("lora_target_linear") or config.get("lora_exclude_modules")
+    if by_rule or len(ranks) < len(plan.modules):
         keys["lora_target_modules"] = list(ranks)
     else:
-        keys |= {key: plain(config[key]) for key in _TARGETS if config.get(key) is not None}
+        keys |= {key: plain(config[key]) for key in _NAMING if config.get(key) is not None}
     pattern = _rank_pattern(ranks, plan.rank)
     if pattern:
         keys["lora_rank_pattern"] = pattern

@@ -6,10 +6,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from ..allocation import Budget, Plan, resolve_budget
+from ..allocation import Budget, Plan
 from ..allocation.costs import Costs
 from ..blocks import block_name
 from ..planning import PlanRequest
+from .budgets import common_budget, taken_budget
 from .findings import Findings
 from .planner import Planner, shapes_of
 from .source import Source
@@ -32,11 +33,13 @@ class Compared:
         plan: The plan.
         stability: How far it stays the same when its evidence varies: empty where it rests on
             none, None where that is not known, as for a saved plan.
+        own: Whether it is the source's own plan.
     """
 
     label: str
     plan: Plan
     stability: tuple[Stability, ...] | None
+    own: bool = False
 
 
 def compare_plans(
@@ -67,18 +70,18 @@ def compare_plans(
             raise ValueError(f"{spec}: {error}") from error
     same = [spec for spec, request in requests.items() if _is_same(request, given)]
     own, found = planner.settled(source)
-    budget = _common_budget(given, own)
+    budget = common_budget(given.budget, own)
     columns = {} if same else {own_label: (own, found, given)}
     for spec, request in requests.items():
         if spec in same:
             columns[spec] = (own, found, given)
         else:
-            wanted = replace(request, budget=_taken(request, budget))
+            wanted = replace(request, budget=taken_budget(request, budget))
             plan, measured = planner.plan(wanted)
             _check_cost(spec, wanted, plan, budget)
             columns[spec] = (plan, measured, wanted)
     return [
-        Compared(label, plan, _stability(plan, measured, request, planner))
+        Compared(label, plan, _stability(plan, measured, request, planner), own=plan is own)
         for label, (plan, measured, request) in columns.items()
     ]
 
@@ -126,21 +129,6 @@ def changed_blocks(plan: Plan, other: Plan) -> int:
 
 def _is_same(request: PlanRequest, given: PlanRequest) -> bool:
     return request.strategy == given.strategy and request.settings == given.settings
-
-
-def _common_budget(given: PlanRequest, own: Plan) -> dict[str, Any]:
-    """The budget of the source, or what its plan costs: experts, or parameters if not whole."""
-    if resolve_budget(given.strategy, given.settings, given.budget).kind is not None:
-        return dict(given.budget)
-    total = own.total_experts
-    if total == int(total):
-        return dict(given.budget) | {"total_experts": int(total)}
-    return dict(given.budget) | {"total_parameters": own.trainable_parameters}
-
-
-def _taken(request: PlanRequest, budget: Mapping[str, Any]) -> dict[str, Any]:
-    """The budget as a strategy takes it: a strategy with numbers of its own takes none."""
-    return {} if request.settings.budget_use == "none" else dict(budget)
 
 
 def _check_cost(spec: str, request: PlanRequest, plan: Plan, budget: Mapping[str, Any]) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from typing import Any
 import click
 
 from ..plots import check_plot
+from .splitting import split_outside
 
 __all__ = ["Wishes", "check_estimator", "errors_in_words", "shared_options"]
 
@@ -91,9 +91,7 @@ class Wishes:
             raise click.UsageError("--samples says how often --confidence resamples: add it.")
         if spectra and plot is None:
             raise click.UsageError("--spectra adds to a plot: name its file with --plot.")
-        # Commas inside brackets belong to a value.
-        values = (re.split(r",(?![^\[{]*[\]}])", value) for value in compare)
-        specs = [spec.strip() for value in values for spec in value]
+        specs = [spec for value in compare for spec in split_outside(value, ",")]
         for option, given in (
             ("--per-module", per_module),
             ("--confidence", confidence),

@@ -59,7 +59,8 @@ def plan(
     All plans of --compare meet one budget: the YAML's, or what its plan comes to if its strategy
     has numbers of its own. With --json, --compare prints an object: `columns` hold `label`,
     `rank_correlation`, `blocks_that_differ`, `experts_that_move`, `stability`, `trust` and `plan`
-    each, `rank_correlations` those of all pairs.
+    each, `rank_correlations` those of all pairs. --output saves the plan of the YAML (or the
+    model, or --strategy), not that of a SPEC.
     """
     if specs and not wanted["compare"]:
         raise click.UsageError(f"{specs[0]!r} is one argument too many: is --compare missing?")
@@ -85,18 +86,20 @@ def plan(
         if wishes.compare:
             from .show import show_comparison
 
-            document, first = show_comparison(known, strategy, wishes, planner, quiet=as_json)
+            document, own = show_comparison(known, strategy, wishes, planner, quiet=as_json)
+            made, which = own.plan, f": the plan {own.label!r}"
         else:
             from .show import show_plan
 
-            document, first = show_plan(known, wishes, planner, quiet=as_json)
+            document, made = show_plan(known, wishes, planner, quiet=as_json)
+            which = ""
         if output is not None:
-            first.save(output)
+            made.save(output)
     if as_json:
         click.echo(json.dumps(document, indent=2))
     if output is not None:
         console.print(
-            f"\nSaved to {output}\nIn the YAML: alphalora: {{plan: {output}}}",
+            f"\nSaved to {output}{which}\nIn the YAML: alphalora: {{plan: {output}}}",
             highlight=False,
             markup=False,
             soft_wrap=True,

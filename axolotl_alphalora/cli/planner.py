@@ -34,7 +34,7 @@ class Planner:
         self._config = config
         self.console = console
         self._host: HostModel | None = None
-        self._gradients: dict[tuple[Any, Any], tuple[Plan, Sensitivity]] = {}
+        self._gradients: dict[tuple[int, int], tuple[Plan, Sensitivity]] = {}
 
     def check(self, request: PlanRequest, samples: int = 0) -> None:
         """Check that a plan can be made here, before anything is measured.
@@ -104,11 +104,12 @@ class Planner:
         return plan, None
 
     def _from_gradients(self, request: PlanRequest) -> tuple[Plan, Sensitivity]:
+        from ..plugin.gradients import DEFAULT_SAMPLES
         from ..plugin.session import HostModel
         from ..sensitivity import Sensitivity
 
         settings = request.settings
-        key = getattr(settings, "samples", None), getattr(settings, "seed", None)
+        key = getattr(settings, "samples", DEFAULT_SAMPLES), getattr(settings, "seed", 0)
         if key in self._gradients:
             known, measured = self._gradients[key]
             assert known.sample is not None

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..allocation import Plan
-from .comparison import as_document, compare_plans
+from .comparison import Compared, as_document, compare_plans
 from .explain import explain
 from .findings import Findings
 from .options import Wishes
@@ -78,7 +78,7 @@ def show_plan(
 
 def show_comparison(
     source: Source, strategy: str | None, wishes: Wishes, planner: Planner, quiet: bool
-) -> tuple[dict[str, Any], Plan]:
+) -> tuple[dict[str, Any], Compared]:
     """Make the plans of a comparison, print and draw them as wished.
 
     Args:
@@ -89,7 +89,7 @@ def show_comparison(
         quiet: Whether to print no tables.
 
     Returns:
-        The comparison as JSON values, and the first plan.
+        The comparison as JSON values, and the column of the source's own plan.
 
     Raises:
         ValueError: If a plan cannot be made.
@@ -116,7 +116,7 @@ def show_comparison(
             number_name=_number_name(first),
         )
         _drawn(wishes.plot, planner.console)
-    return document, columns[0].plan
+    return document, next(column for column in columns if column.own)
 
 
 def _explained(plan: Plan, findings: Findings | None) -> list[str]:

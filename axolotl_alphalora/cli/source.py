@@ -11,6 +11,7 @@ from ..allocation import Plan
 from ..planning import PlanRequest
 from ..plugin.block import ADAPTER
 from ..plugin.request import plan_request, read_block
+from .budgets import common_budget, taken_budget
 from .specs import changed_allocation
 
 __all__ = ["Source", "read_source"]
@@ -42,7 +43,8 @@ def read_source(source: str | Path, strategy: str | None = None) -> Source:
         source: An Axolotl YAML, or a model's directory, hub id or ``.gguf`` file (every linear
             layer, the defaults of the block).
         strategy: A specification that replaces the allocation, see
-            :func:`~axolotl_alphalora.cli.specs.read_spec`; a saved plan's budget is kept.
+            :func:`~axolotl_alphalora.cli.specs.read_spec`. With a saved plan the budget is the
+            plan's, or what it comes to; a strategy with numbers of its own takes none.
 
     Raises:
         ValueError: If the YAML is none, a key in it is wrong, or the saved plan cannot be read;
@@ -60,7 +62,9 @@ def read_source(source: str | Path, strategy: str | None = None) -> Source:
             request = plan_request(_with_allocation(config, request, strategy))
         else:
             found = changed_allocation(request.strategy, request.options, strategy)
+            budget = common_budget(request.budget, saved[1])
             request = replace(request, strategy=found.pop("strategy"), options=found)
+            request = replace(request, budget=taken_budget(request, budget))
         saved = None
     return Source(request, saved, config, path)
 

@@ -8,8 +8,10 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from ..allocation import registry
+from ..allocation.registry import read_value
 from ..settings import ESTIMATORS, QualitySettings
 from .options import check_estimator
+from .splitting import split_outside
 
 if TYPE_CHECKING:
     from ..planning import PlanRequest
@@ -34,18 +36,16 @@ def read_spec(spec: str) -> dict[str, Any]:
     Raises:
         ValueError: If a part is none of these, or an option is named twice.
     """
-    import yaml
-
     found: dict[str, Any] = {}
-    for part in _parts(spec):
+    for part in split_outside(spec, "+"):
         key, sign, text = _split(part)
         if sign == ":":
             read = registry().read(part)
         elif sign == "=":
             try:
-                read = {key: yaml.safe_load(text)}
-            except yaml.YAMLError as error:
-                raise ValueError(f"{spec}: {text!r} is no value") from error
+                read = {key: read_value(text)}
+            except ValueError as error:
+                raise ValueError(f"{spec}: {error}") from error
         elif key in ESTIMATORS:
             read = {"estimator": key}
         elif key in registry().names():
@@ -112,11 +112,6 @@ def changed(request: PlanRequest, spec: str) -> PlanRequest:
     """Apply a specification to a request, see :func:`changed_allocation`."""
     found = changed_allocation(request.strategy, request.options, spec)
     return replace(request, strategy=found.pop("strategy"), options=found)
-
-
-def _parts(spec: str) -> list[str]:
-    """Split at every plus outside brackets."""
-    return [part.strip() for part in re.split(r"\+(?![^\[{]*[\]}])", spec)]
 
 
 def _split(part: str) -> tuple[str, str, str]:

@@ -8,6 +8,8 @@ from .words import numeral, plural
 
 __all__ = ["budget_line", "budget_words", "differs_within_blocks", "left_over", "summary"]
 
+_OURS = "axolotl-alphalora"
+
 
 def summary(plan: Plan) -> list[str]:
     """Say what was spent and on what: one sentence or two a line."""
@@ -42,8 +44,13 @@ def budget_line(plan: Plan) -> str:
     verb = "is" if budget["unspent"] == 1 else "are"
     most = budget["max_experts"]
     capped = most is not None and min(plan.numbers.values()) >= most
-    why = f"every matrix has max_experts {most}" if capped else "no further expert fits"
-    return f"Budget: {what}; {left_over(plan)} {verb} left over: {why}."
+    why = ""
+    if capped:
+        why = f": every matrix has max_experts {most}"
+    elif plan.strategy["package"].partition(" ")[0] == _OURS:
+        # A strategy of another package may leave what would have paid for more.
+        why = ": no further expert fits"
+    return f"Budget: {what}; {left_over(plan)} {verb} left over{why}."
 
 
 def budget_words(plan: Plan) -> str:

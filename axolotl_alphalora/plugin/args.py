@@ -7,8 +7,11 @@ configuration can be validated again (Ray workers do that), with defaults writte
 
 from __future__ import annotations
 
+import json
+import os
 from collections.abc import Mapping
 from difflib import get_close_matches
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, Field, model_validator
@@ -138,12 +141,29 @@ def _check_planning(cfg: Mapping[str, Any]) -> None:
         from axolotl_alphalora.plugin.samples import check_data
 
         check_data(cfg)
-        if cfg.get("fsdp_config") or cfg.get("fsdp"):
+        key = _sharded_by(cfg)
+        if key is not None:
             raise ValueError(
                 f"`alphalora.allocation: {request.strategy}` goes by gradients of whole weights, "
-                "which FSDP shards. Plan first, in one process: `alphalora plan config.yml "
-                "--output plan.json` without `fsdp_config`, then set `alphalora.plan: plan.json`."
+                f"which `{key}` shards. Plan first, in one process: `alphalora plan config.yml "
+                f"--output plan.json` without `{key}`, then set `alphalora.plan: plan.json`."
             )
+
+
+def _sharded_by(cfg: Mapping[str, Any]) -> str | None:
+    """The key that has the base model's weights sharded: FSDP, or DeepSpeed ZeRO-3."""
+    for key in ("fsdp_config", "fsdp"):
+        if cfg.get(key):
+            return key
+    settings = cfg.get("deepspeed")
+    if isinstance(settings, str) and Path(settings).is_file():
+        settings = json.loads(Path(settings).read_text(encoding="utf-8"))
+    stage = None
+    if isinstance(settings, Mapping):
+        stage = (settings.get("zero_optimization") or {}).get("stage")
+    if stage == 3 or os.environ.get("ACCELERATE_DEEPSPEED_ZERO_STAGE") == "3":
+        return "deepspeed"
+    return None
 
 
 def _is_rate(cfg: Mapping[str, Any]) -> bool:

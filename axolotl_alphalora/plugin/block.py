@@ -128,12 +128,13 @@ class AlphaLoraConfigBlock(BaseModel):
         if value is None:
             return None
         if isinstance(value, str):
-            from axolotl_alphalora.allocation import registry
-
-            value = registry().read(value)
+            value = _read(value)
         if not isinstance(value, Mapping):
             raise ValueError("expected the name of a strategy or `{strategy: name, option: value}`")
         strategy = value.get("strategy")
+        if isinstance(strategy, str) and ":" in strategy:
+            value = {**_read(strategy), **{k: v for k, v in value.items() if k != "strategy"}}
+            strategy = value["strategy"]
         if not isinstance(strategy, str) or not strategy.strip():
             raise ValueError(
                 "`alphalora.allocation` needs a `strategy`, for example "
@@ -148,7 +149,7 @@ class AlphaLoraConfigBlock(BaseModel):
             self._yield_to_plan(given)
             return self
         self._settle_budget()
-        self._check_bounds()
+        self._check_bounds("experts_per_block" in given)
         return self
 
     def _yield_to_plan(self, given: set[str]) -> None:
@@ -182,28 +183,31 @@ class AlphaLoraConfigBlock(BaseModel):
         if settings.budget_use != "none":
             self.min_experts = budget.min_experts
 
-    def _check_bounds(self) -> None:
+    def _check_bounds(self, given: bool) -> None:
         least = self.min_experts or 0
         mean, most = self.experts_per_block, self.max_experts
-        if most is not None and most < least:
-            raise ValueError(
-                f"`alphalora.max_experts: {most}` is less than `alphalora.min_experts: {least}`."
-            )
+        said = "" if given else ", the default,"
         if mean is not None and mean < least:
             raise ValueError(
-                f"`alphalora.experts_per_block: {mean:g}` is less than `alphalora.min_experts: "
-                f"{least}`, which every block gets."
+                f"`alphalora.experts_per_block: {mean:g}`{said} is less than "
+                f"`alphalora.min_experts: {least}`, which every block gets."
             )
         if mean is not None and most is not None and mean > most:
             raise ValueError(
-                f"`alphalora.experts_per_block: {mean:g}` is more than `alphalora.max_experts: "
-                f"{most}`, which no block may exceed."
+                f"`alphalora.experts_per_block: {mean:g}`{said} is more than "
+                f"`alphalora.max_experts: {most}`, which no block may exceed."
             )
-        if most is not None and self.top_k > most:
+        if most is not None and self.top_k > most and self.spend == "experts":
             raise ValueError(
                 f"`alphalora.top_k: {self.top_k}` is more than `alphalora.max_experts: {most}`, "
                 "so no block has that many experts to route to."
             )
+
+
+def _read(text: str) -> dict[str, Any]:
+    from axolotl_alphalora.allocation import registry
+
+    return registry().read(text)
 
 
 def plain(value: Any) -> Any:

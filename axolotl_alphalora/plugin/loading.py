@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import peft
@@ -21,6 +22,22 @@ from ..planning import (
 from .request import plan_request, read_block
 from .saved import check_against_yaml, read_saved, saved_adapter
 from .shared import is_first_process, on_one_process, progress_bar
+
+_DATA = (
+    "datasets",
+    "val_set_size",
+    "sequence_len",
+    "chat_template",
+    "tokenizer_config",
+    "special_tokens",
+    "train_on_inputs",
+    "seed",
+    "load_in_4bit",
+    "load_in_8bit",
+    "bf16",
+    "fp16",
+)
+"""What sensitivities depend on besides the request."""
 
 
 class Allocation:
@@ -60,7 +77,7 @@ class Allocation:
         from axolotl.utils.distributed import init_distributed_state
 
         init_distributed_state()
-        _, saved, path = self._key
+        _, saved, path, _ = self._key
         if saved is not None:
             config = read_saved(*saved)
             check_against_yaml(cfg, *saved, config)
@@ -86,7 +103,6 @@ class Allocation:
                 "AlphaLoRA: %s. The plan is made from the loaded model's weights instead.", error
             )
         except ModelNeeded as error:
-            _check_weights_are_whole(self.request)
             _logger().info("AlphaLoRA: %s. It is made as soon as the model is loaded.", error)
 
     def _take(self, plan: Plan) -> None:
@@ -97,20 +113,13 @@ class Allocation:
             print_plan(plan)
 
 
-def _check_weights_are_whole(request: PlanRequest) -> None:
-    from transformers.integrations import is_deepspeed_zero3_enabled
-
-    if is_deepspeed_zero3_enabled():
-        raise ValueError(
-            f"alphalora.allocation: {request.strategy} goes by gradients of whole weights, which "
-            "DeepSpeed ZeRO-3 shards. Plan first, in one process: `alphalora plan config.yml "
-            "--output plan.json` without `deepspeed`, then set `alphalora.plan: plan.json`."
-        )
-
-
-def _key(cfg: Any) -> tuple[PlanRequest, tuple[str, str] | None, str | None]:
-    """Everything an allocation depends on."""
-    return plan_request(cfg), saved_adapter(cfg), read_block(cfg).plan
+def _key(cfg: Any) -> tuple[PlanRequest, tuple[str, str] | None, str | None, str]:
+    """Everything an allocation depends on; the contents of a plan's file and the data included."""
+    request, plan = plan_request(cfg), read_block(cfg).plan
+    rest = [Path(plan).read_bytes().hex() if plan and Path(plan).is_file() else None]
+    if request.needs == "sensitivity":
+        rest += [cfg.get(key) for key in _DATA]
+    return request, saved_adapter(cfg), plan, repr(rest)
 
 
 def adapter_config(cfg: Any, allocation: Allocation, model: nn.Module) -> AlphaLoraConfig:

@@ -64,6 +64,11 @@ def _optimizer(cfg: Mapping[str, Any]) -> str:
         ValueError: If adapter weights are not in fp32, which is what is counted, or options of the
             optimizer may change its state.
     """
+    if cfg.get("lora_modules_to_save"):
+        raise ValueError(
+            "`alphalora.memory_mib` counts experts and routers, but `lora_modules_to_save` trains "
+            "whole modules beside them. Give `alphalora.total_parameters` instead."
+        )
     if cfg.get("optim_args"):
         raise ValueError(
             "`alphalora.memory_mib` counts an optimizer's state with its defaults, which "

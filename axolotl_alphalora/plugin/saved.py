@@ -136,11 +136,18 @@ def _plan_differences(written: set[str], request: PlanRequest, plan: Plan) -> It
         return
     settings = request.settings.model_dump(mode="json")
     for name in request.options:
+        if settings[name] == "auto":
+            continue  # the plan records what that came to
         if settings[name] != plan.strategy["options"].get(name, settings[name]):
             yield (
                 f"alphalora.allocation.{name} is {settings[name]} in the YAML and "
                 f"{plan.strategy['options'][name]} in the adapter"
             )
+    file = settings.get("experts") if request.strategy == "counts" else None
+    if isinstance(file, str):
+        difference = Plan.load(file).number_differences(plan)
+        if difference:
+            yield f"alphalora.allocation.experts {file}: {difference}"
 
 
 def _budget_differences(written: set[str], request: PlanRequest, plan: Plan) -> Iterator[str]:

@@ -52,9 +52,13 @@ class Capture:
     """Squared norms of the weight gradients of some layers, for one backward pass at a time.
 
     Hooks are installed by :meth:`watch` and :meth:`reach`; taking them away is the caller's.
+
+    Attributes:
+        called: The names of the targets that were called at least once, in any pass.
     """
 
     def __init__(self) -> None:
+        self.called: set[str] = set()
         self._replayable = False
         self._reset()
 
@@ -126,6 +130,7 @@ class Capture:
         self._unrecorded: set[str] = set()
 
     def _probe(self, module: nn.Module, args: tuple[Any, ...], output: Any, name: str) -> Any:
+        self.called.add(name)
         if not torch.is_grad_enabled():
             if not self._replayable:
                 self._unrecorded.add(name)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import math
+import warnings
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from .samples import Sample
 from .state import checkpointed_layers, freeze, restored, switch_checkpointing_on
 
 _FP16_SCALE = 2.0**16
+_NAMED = 3
 
 
 @dataclass(frozen=True)
@@ -100,10 +102,15 @@ def measure_sensitivity(
     Returns:
         The squares, with modules in the order given; 0 where a sample does not run a module.
 
+    Warns:
+        UserWarning: If no sample calls a module. Its squares are 0, also where the model uses its
+            weight without calling it.
+
     Raises:
         ValueError: If there are no samples, a module does not exist, is not called like a linear
-            layer or has a kernel without a gradient, or a loss or gradient is NaN or infinite
-            (names module and sample).
+            layer or has a kernel without a gradient, a loss or gradient is NaN or infinite (names
+            module and sample), or the model fails on a sample that is longer than its config's
+            ``max_position_embeddings``.
         NotImplementedError: If a module's weight is used more than once for one sample, or where
             the model switches gradients off; names the module.
     """
@@ -123,6 +130,9 @@ def measure_sensitivity(
                 found[name].append(square)
             if progress is not None:
                 progress(done)
+    uncalled = [name for name in targets if name not in passes.called]
+    if uncalled:
+        warnings.warn(_not_called(uncalled, len(targets)), stacklevel=2)
     squares = {name: tuple(values) for name, values in found.items()}
     return Sensitivity(tuple(sample.task for sample in samples), squares)
 
@@ -146,6 +156,11 @@ class _Passes:
         self._capture.watch(targets)
         self._capture.reach(embedding, checkpointed_layers(model))
 
+    @property
+    def called(self) -> set[str]:
+        """The names of the targets that a sample has called."""
+        return self._capture.called
+
     def squares(self, sample: Sample, label: str) -> list[float]:
         """The squared gradient norm of each target, in their order."""
         inputs = {key: value.to(self._device) for key, value in sample.inputs.items()}
@@ -166,14 +181,45 @@ class _Passes:
 
     def _backward(self, inputs: Mapping[str, Tensor], scale: float, label: str) -> None:
         enabled = self._autocast is not None
-        with torch.autocast(self._device.type, dtype=self._autocast, enabled=enabled):
-            loss = self._model(**inputs, **self._options).loss
-        if not math.isfinite(loss.item()):
+        try:
+            with torch.autocast(self._device.type, dtype=self._autocast, enabled=enabled):
+                loss = self._model(**inputs, **self._options).loss
+            # Also waits for CUDA, which tells of a position that is too large only later.
+            value = loss.item()
+        except torch.OutOfMemoryError:
+            raise
+        except (IndexError, RuntimeError) as error:
+            length, limit = inputs["input_ids"].shape[-1], _positions(self._model)
+            if limit is None or length <= limit:
+                raise
             raise ValueError(
-                f"The loss of {label} is {loss.item()}. Look for labels that are all -100, and for "
+                f"The model fails on {label}, which has {length} tokens: its config allows for "
+                f"{limit} (`max_position_embeddings`). Set `sequence_len` to {limit} or less."
+            ) from error
+        if not math.isfinite(value):
+            raise ValueError(
+                f"The loss of {label} is {value}. Look for labels that are all -100, and for "
                 "NaN or infinity in the model's weights."
             )
         (loss.float() * scale).backward()
+
+
+def _positions(model: Any) -> int | None:
+    config: Any = getattr(model, "config", None)
+    if hasattr(config, "get_text_config"):
+        config = config.get_text_config()
+    return getattr(config, "max_position_embeddings", None)
+
+
+def _not_called(names: Sequence[str], among: int) -> str:
+    some = ", ".join(names[:_NAMED]) + (", ..." if len(names) > _NAMED else "")
+    return (
+        f"No sample calls {len(names)} of the {among} target modules ({some}), so their "
+        "sensitivity is 0. That is right where the model does not need them for this data, as a "
+        "vision tower for text. If it uses their weight without calling them, as fused kernels do, "
+        "they are not measured: leave them out with `lora_exclude_modules`, or take another "
+        "strategy."
+    )
 
 
 def _targets(model: nn.Module, modules: Sequence[str]) -> dict[str, nn.Module]:

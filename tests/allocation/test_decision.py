@@ -22,11 +22,17 @@ def deciding(site, *, score=None, allocate=None):
 
 def test_numbers_of_units_or_of_modules(site):
     deciding(site, allocate="{name: shape[0] // 4 for name, shape in problem.shapes.items()}")
-    made = plan("odd", model(2), budget={"total_experts": 8})
+    made = plan("odd", model(2), budget={"total_experts": 6})
     assert list(made.counts.values()) == [2, 1, 6] * 2
     assert [unit.experts for unit in made.units] == [3, 3]
     assert made.block_numbers == {"model.layers.0": 3, "model.layers.1": 3}
-    assert made.budget["unspent"] == 2
+    assert made.budget["unspent"] == 0
+
+
+def test_numpy_numbers_will_do(site):
+    deciding(site, allocate="dict.fromkeys(problem.units, __import__('numpy').int64(5))")
+    counts = plan("odd", budget={"total_experts": 20}).counts
+    assert set(map(type, counts.values())) == {int}
 
 
 def test_scores_are_spent_where_there_is_no_allocate_hook(site):
@@ -36,7 +42,7 @@ def test_scores_are_spent_where_there_is_no_allocate_hook(site):
 
 def test_scores_are_recorded_where_the_strategy_allocates_itself(site):
     deciding(site, score="dict.fromkeys(problem.units, 0.5)", allocate=EACH)
-    made = plan("odd")
+    made = plan("odd", budget={"total_experts": 8})
     assert [(unit.score, unit.experts) for unit in made.units] == [(0.5, 2)] * 4
 
 
@@ -75,7 +81,12 @@ SPARE = "{**dict.fromkeys(problem.units, 1), 'model.layers.9': 1}"
         ({"score": "dict.fromkeys(problem.units, -1)"}, "is -1: it must be finite, 0 or larger"),
         ({"score": "dict.fromkeys(problem.units, float('nan'))"}, "is nan: it must be finite"),
         ({"score": "dict.fromkeys(problem.units, 0.0)"}, "all weights are zero"),
-        ({"score": "{}"}, ""),
+        ({"score": "{}"}, "its score hook returned no scores, and it has no allocate hook"),
+        ({"score": "None"}, "its score hook returned no scores, and it has no allocate hook"),
+        (
+            {"allocate": "dict.fromkeys(problem.units, 4)"},
+            "its experts cost 16 of 20, which leaves room for more: spend the whole budget",
+        ),
         ({"score": "{}['missing']"}, "KeyError: 'missing'"),
         ({"allocate": "problem.no_such_thing"}, "AttributeError: .*no_such_thing"),
         ({"allocate": "1 / 0"}, "ZeroDivisionError: division by zero"),

@@ -54,7 +54,7 @@ class All:
 
     @hookimpl
     def allocate(self, problem):
-        return {unit: 5 * (i == self.place) for i, unit in enumerate(problem.units)}
+        return {unit: 20 * (i == self.place) for i, unit in enumerate(problem.units)}
 
 first, last = All("first", 0), All("last", 3)
 """,
@@ -62,8 +62,8 @@ first, last = All("first", 0), All("last", 3)
     entries = site.folder / "several-1.0.dist-info" / "entry_points.txt"
     entries.write_text(f"[{GROUP}]\nfirst = several:first\nlast = several:last\n")
     assert registry().problems == []
-    assert experts(plan("first", budget={"min_experts": 0})) == [5, 0, 0, 0]
-    assert experts(plan("last", budget={"min_experts": 0})) == [0, 0, 0, 5]
+    assert experts(plan("first", budget={"min_experts": 0})) == [20, 0, 0, 0]
+    assert experts(plan("last", budget={"min_experts": 0})) == [0, 0, 0, 20]
 
 
 def test_two_packages_with_one_name_are_both_named(site):
@@ -248,3 +248,31 @@ def test_wrong_values_are_named_with_option_and_strategy(name, option, value, me
 def test_a_percentile_excludes_a_granularity():
     with pytest.raises(StrategyError, match="'sensitivity': a percentile decides for single mod"):
         registry().get("sensitivity").options({"percentile": 40, "granularity": "block"})
+
+
+@pytest.mark.parametrize(
+    ("described", "message"),
+    [
+        ("Strategy('odd', 'x', needs='gradient')", "needs is 'gradient': it is one of nothing"),
+        ("Strategy('odd', 'x', options=dict)", "options must be a subclass of Options"),
+        ("Strategy('odd', 'x', shorthand='size')", "shorthand 'size' is none of its options"),
+    ],
+)
+def test_a_wrong_description_is_a_problem_of_its_package(site, described, message):
+    site.install(
+        "wrong",
+        f"""
+from axolotl_alphalora.allocation import Strategy, hookimpl
+
+@hookimpl
+def register_strategy():
+    return {described}
+
+@hookimpl
+def score(problem):
+    return dict.fromkeys(problem.units, 1)
+""",
+    )
+    assert len(registry().problems) == 1
+    assert "wrong 1.0" in registry().problems[0] and message in registry().problems[0]
+    assert "odd" not in registry().names()

@@ -4,12 +4,13 @@ import json
 import re
 
 import pytest
+import torch
 import yaml
 from axolotl.loaders.adapter import _build_peft_lora_config
 from axolotl.utils.config import validate_config
 from axolotl.utils.dict import DictDefault
 from peft import get_peft_model
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
 
 from axolotl_alphalora.allocation import Plan
 from axolotl_alphalora.cli.as_lora import lora_keys
@@ -27,7 +28,7 @@ ALLOCATIONS = {
 def made(tmp_path, model, run):
     def make(**changes):
         path = tmp_path / "config.yml"
-        settings = base_yaml(base_model=str(model), **changes)
+        settings = base_yaml(**{"base_model": str(model), **changes})
         path.write_text(yaml.safe_dump(settings, sort_keys=False))
         plan = run("plan", path, "--json")
         lora = run("plan", path, "--as-lora")
@@ -145,4 +146,19 @@ def test_a_bare_model_gets_the_keys_alone_and_a_file_is_written_whole(tmp_path, 
     result = run("plan", model, "--strategy", "mola:1234", "--as-lora", "--output", path)
     assert result.exit_code == 0 and result.stdout == ""
     keys = yaml.safe_load(path.read_text())
-    assert list(keys) == ["lora_r", "lora_target_linear", "lora_rank_pattern"]
+    assert list(keys) == ["lora_r", "lora_target_modules", "lora_rank_pattern"]
+    assert len(keys["lora_target_modules"]) == 4 * 7
+
+
+def test_all_linear_layers_are_those_of_the_plan_where_the_host_finds_none(made, tmp_path_factory):
+    folder = str(tmp_path_factory.mktemp("model") / "gpt2")
+    torch.manual_seed(0)
+    GPT2LMHeadModel(GPT2Config(n_layer=2, n_embd=64, n_head=4, vocab_size=97)).save_pretrained(
+        folder
+    )
+    plan, text = made(base_model=folder, alphalora={"allocation": "mola:12"})
+    keys = yaml.safe_load(text)
+    assert "lora_target_linear" not in keys
+    ranks, _ = adapted_ranks(folder, keys)
+    assert ranks == {name: number * plan.rank for name, number in plan.numbers.items()}
+    assert len(ranks) == 2 * 4

@@ -2,13 +2,18 @@
 
 import json
 import re
+import sys
 from dataclasses import replace
+from importlib.metadata import EntryPoint
+from types import ModuleType
 
 import pytest
 import yaml
 from rich.console import Console
 
-from axolotl_alphalora.allocation import Plan
+from axolotl_alphalora.allocation import Plan, Strategy, hookimpl, registry
+from axolotl_alphalora.allocation.hookspecs import GROUP
+from axolotl_alphalora.allocation.registry import Registry
 from axolotl_alphalora.cli.columns import Column, print_columns
 from axolotl_alphalora.cli.stability import rank_correlation
 from axolotl_alphalora.planning import sensitivity_evidence
@@ -94,6 +99,15 @@ def test_all_plans_get_what_a_plan_of_its_own_numbers_comes_to(tmp_path, model, 
     assert rows[1]["plan"]["budget"]["kind"] == "total_parameters"
     assert rows[1]["plan"]["budget"]["asked"] == spent
     assert rows[1]["plan"]["trainable_parameters"] <= spent
+
+
+@pytest.mark.parametrize("specs", [["uniform", "alphalora"], ["uniform", "mola:2468"]])
+def test_the_plan_that_is_saved_is_the_yamls_own_wherever_it_stands(tmp_path, model, run, specs):
+    saved = tmp_path / "saved.json"
+    result = run("plan", model, "--compare", *specs, "--output", saved)
+    label = "alphalora" if "alphalora" in specs else "as given"
+    assert f"Saved to {saved}: the plan '{label}'\n" in result.output
+    assert Plan.load(saved).strategy["name"] == "alphalora"
 
 
 def test_numbers_that_cost_something_else_are_refused_with_both(tmp_path, model, run):
@@ -191,6 +205,36 @@ def test_a_plan_by_gradients_varies_with_the_halves_of_its_sample(tmp_path, mode
     assert [plan.strategy["options"]["beta"] for plan in alone] == [0.5, 1.0]
     assert alone[0].numbers != alone[1].numbers
     assert alone[0].sample == alone[1].sample
+
+
+def test_a_plan_that_leaves_modules_alone_lets_the_others_do_so_too(tmp_path, model, columns, host):
+    rule = {"strategy": "sensitivity", "percentile": 90}
+    own, other = columns(config(tmp_path, model, allocation=rule), "sensitivity+percentile=null")
+    numbers = [Plan.from_dict(row["plan"]).numbers.values() for row in (own, other)]
+    assert min(numbers[0]) == 0 and min(numbers[1]) == 0
+    assert other["plan"]["trainable_parameters"] <= own["plan"]["trainable_parameters"]
+    assert other["plan"]["budget"]["asked"] == own["plan"]["trainable_parameters"]
+
+
+def test_a_strategy_without_options_shares_the_usual_sample(
+    tmp_path, model, columns, host, monkeypatch
+):
+    described = Strategy("summed", "squared gradients, summed", needs="sensitivity")
+    module = ModuleType("summed_gradients")
+    vars(module).update(
+        register_strategy=hookimpl(lambda: described),
+        score=hookimpl(_summed),
+    )
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    found = Registry([EntryPoint("summed", module.__name__, GROUP)])
+    monkeypatch.setitem(registry()._found, "summed", [found.get("summed")])
+    columns(config(tmp_path, model, total_experts=40), "sensitivity", "summed")
+    assert host.loaded == ["sensitivity"]
+
+
+def _summed(problem):
+    values = problem.sensitivities["a"]
+    return {unit: sum(values[name] for name in names) for unit, names in problem.units.items()}
 
 
 def test_a_plan_by_gradients_says_what_it_was_measured_on(tmp_path, model, run, host):

@@ -5,6 +5,7 @@ import json
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from click.testing import CliRunner
 
 from axolotl_alphalora.allocation import Plan
 from axolotl_alphalora.cli import alphalora
+from axolotl_alphalora.cli.summary import budget_line
 
 BIN = Path(sys.executable).parent
 
@@ -267,6 +269,32 @@ def test_a_strategy_replaces_the_yamls_and_keeps_its_budget(tmp_path, model):
         "strategy 'counts' says itself"
         in plan(config(tmp_path, model), "--strategy", "counts:[2, 2, 2, 2]").output
     )
+
+
+def test_a_strategy_in_place_of_a_saved_plan_gets_what_that_comes_to(tmp_path, model):
+    saved = tmp_path / "plan.json"
+
+    def made(spec, **block):
+        plan(config(tmp_path, model, alphalora=block), "--output", saved)
+        path = config(tmp_path, model, alphalora={"plan": str(saved)})
+        return Plan.from_dict(json.loads(plan(path, "--strategy", spec, "--json").stdout))
+
+    assert made("uniform", allocation="mola:1234").total_experts == 10
+    left_alone = made("depth:[0, 4]", allocation="counts:[0, 1, 2, 4]")
+    assert (left_alone.total_experts, left_alone.budget["min_experts"]) == (7, 0)
+    numbers = made("counts:[1, 2, 3, 4]", total_experts=11, max_experts=9)
+    assert list(numbers.block_numbers.values()) == [1, 2, 3, 4]
+    assert numbers.budget["kind"] is None
+    assert made("hill", total_experts=11, max_experts=3).budget["max_experts"] == 3
+
+
+def test_why_something_is_left_is_said_of_our_own_strategies_only(tmp_path, model):
+    path = tmp_path / "plan.json"
+    plan(config(tmp_path, model, alphalora={"total_parameters": 20000}), "--output", path)
+    ours = Plan.load(path)
+    theirs = replace(ours, strategy={**ours.strategy, "package": "axolotl-alphalora-extra 1.0"})
+    assert budget_line(ours).endswith(" are left over: no further expert fits.")
+    assert budget_line(theirs).endswith(" are left over.")
 
 
 def test_a_picture_of_a_plan_without_scores_is_drawn(tmp_path, model):

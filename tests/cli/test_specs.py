@@ -12,12 +12,22 @@ from axolotl_alphalora.cli.specs import changed_allocation, quality_options, rea
         ("hill", {"estimator": "hill"}),
         ("uniform", {"strategy": "uniform"}),
         ("mola:2468", {"strategy": "mola", "shape": 2468}),
+        ("mola:0246", {"strategy": "mola", "shape": "0246"}),
+        ("mola+shape=0246", {"strategy": "mola", "shape": "0246"}),
         ("mola:10-2-2-2", {"strategy": "mola", "shape": "10-2-2-2"}),
         ("depth:[2, 8]", {"strategy": "depth", "ramp": [2, 8]}),
         (
             "counts+experts={'a+': 1, '.*': 2}",
             {"strategy": "counts", "experts": {"a+": 1, ".*": 2}},
         ),
+        (
+            r"counts+experts={'.*layers.\d+.(mlp|self_attn).[qkv]_proj': 2, '[^{]+': 6}",
+            {
+                "strategy": "counts",
+                "experts": {r".*layers.\d+.(mlp|self_attn).[qkv]_proj": 2, "[^{]+": 6},
+            },
+        ),
+        ("counts:'runs/a+b.json'", {"strategy": "counts", "experts": "runs/a+b.json"}),
         ("sensitivity+percentile=40", {"strategy": "sensitivity", "percentile": 40}),
         ("counts:runs/a=b.json", {"strategy": "counts", "experts": "runs/a=b.json"}),
         (
@@ -66,7 +76,20 @@ def test_a_way_of_measuring_takes_no_option_of_sharing_out():
         quality_options("uniform")
 
 
-def test_commas_separate_specs_unless_in_brackets():
+NESTED = r"counts+experts={'.*layers.\d+.(mlp|self_attn).[qkv]_proj': 2, '.*': 6}"
+
+
+@pytest.mark.parametrize(
+    ("given", "specs"),
+    [
+        (["hill, ks", "counts:[1, 2],uniform", "hill"], ["hill", "ks", "counts:[1, 2]", "uniform"]),
+        ([f"{NESTED}, mola:2468"], [NESTED, "mola:2468"]),
+        (['counts:{"a],": 1, b[0]: 2},hill'], ['counts:{"a],": 1, b[0]: 2}', "hill"]),
+        (["counts:'it''s, here',hill"], ["counts:'it''s, here'", "hill"]),
+        (["counts:it's.json,counts:they're.json"], ["counts:it's.json", "counts:they're.json"]),
+        (["a],b"], ["a]", "b"]),
+    ],
+)
+def test_commas_separate_specs_unless_in_brackets_or_quotes(given, specs):
     nothing = dict(per_module=False, confidence=False, samples=None, plot=None, spectra=False)
-    given = ["hill, ks", "counts:[1, 2],uniform", "hill"]
-    assert Wishes.read(given, **nothing).compare == ["hill", "ks", "counts:[1, 2]", "uniform"]
+    assert Wishes.read(given, **nothing).compare == specs

@@ -56,6 +56,8 @@ def test_an_allocation_is_a_name_or_a_mapping():
 def test_an_allocation_has_a_short_form():
     allocation = AlphaLoraConfigBlock(allocation="mola:10-2-2-2").allocation
     assert allocation == {"strategy": "mola", "shape": "10-2-2-2"}
+    mapping = {"strategy": "mola:1-2", "shape": "2-3"}
+    assert AlphaLoraConfigBlock(allocation=mapping).allocation["shape"] == "2-3"
     with pytest.raises(ValidationError, match="'uniform:3': strategy 'uniform' has no short form"):
         AlphaLoraConfigBlock(allocation="uniform:3")
 
@@ -83,6 +85,11 @@ def test_the_default_budget_follows_the_strategy(allocation, mean, least):
 def test_another_budget_replaces_the_mean(key, amount):
     block = AlphaLoraConfigBlock(**{key: amount})
     assert (getattr(block, key), block.experts_per_block) == (amount, None)
+
+
+def test_top_k_does_not_bound_ranks():
+    block = AlphaLoraConfigBlock(spend="rank", max_experts=1, experts_per_block=1)
+    assert (block.top_k, block.max_experts) == (2, 1)
 
 
 def test_the_mean_may_be_fractional():
@@ -165,6 +172,11 @@ def test_a_plan_contradicts_what_it_decides(options):
             {"allocation": {"strategy": "sensitivity", "within": "kind"}},
             ["alphalora.allocation", "set percentile too"],
         ),
+        (
+            {"allocation": {"strategy": "alphalora", "rounding": "published"}, "memory_mib": 5},
+            ["rounding: published is defined for a budget in experts, not memory_mib"],
+        ),
+        ({"max_experts": 3}, ["experts_per_block: 5`, the default, is more than"]),
         ({"allocation": "mola:2x4"}, ["option 'shape' of strategy 'mola'", "not '2x4'"]),
         ({"top_k": 0}, ["top_k"]),
         ({"top_k": True}, ["top_k", "expected a number, got true"]),
@@ -261,7 +273,18 @@ def test_other_adapters_are_left_alone():
                 "alphalora": {"allocation": "sensitivity"},
                 "fsdp_config": {"fsdp_version": 2, "auto_wrap_policy": "TRANSFORMER_BASED_WRAP"},
             },
-            ["FSDP shards", "alphalora.plan: plan.json"],
+            ["`fsdp_config` shards", "alphalora.plan: plan.json"],
+        ),
+        (
+            {
+                "alphalora": {"allocation": "sensitivity"},
+                "deepspeed": {"zero_optimization": {"stage": 3}},
+            },
+            ["`deepspeed` shards", "alphalora.plan: plan.json"],
+        ),
+        (
+            {"alphalora": {"memory_mib": 50}, "lora_modules_to_save": ["embed_tokens"]},
+            ["alphalora.memory_mib", "`lora_modules_to_save`"],
         ),
         ({"alphalora": {"topk": 5}}, ["`alphalora.topk`", "Did you mean `alphalora.top_k`"]),
     ],

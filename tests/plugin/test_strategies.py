@@ -153,3 +153,11 @@ def test_resume_names_an_allocation_that_contradicts(host, tmp_path):
         assert failed.code != 0 and words in failed.log
     host.train(tmp_path, alphalora={"allocation": "mola:13"}, **resumed)
     assert (run.out / "checkpoint-2").exists()
+
+
+def test_a_window_that_was_chosen_automatically_resumes(host, tmp_path):
+    block = {"allocation": {"strategy": "alphalora", "estimator": "hill", "window": "auto"}}
+    run = host.train(tmp_path, alphalora=block, **SHORT)
+    assert plan_of(run).strategy["options"]["window"] not in (None, "auto")
+    host.train(tmp_path, alphalora=block, lora_model_dir="./out", output_dir="./more", **SHORT)
+    assert (tmp_path / "more" / "adapter_config.json").exists()

@@ -1,5 +1,6 @@
 import subprocess
 import sys
+import warnings
 import weakref
 
 import pytest
@@ -224,10 +225,46 @@ def test_an_expert_that_gets_no_token_has_zero(toy, sequence):
     model = toy(lambda layers, x: layers[int(x.shape[1] > 10)](x))
     names = ["layers.1", "layers.0"]
     samples = [sequence(9), sequence(12)]
-    found = measure_sensitivity(model, names, samples)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        found = measure_sensitivity(model, names, samples)
     assert list(found.squares) == names
     assert [value > 0 for value in found.squares["layers.0"]] == [True, False]
     assert [value > 0 for value in found.squares["layers.1"]] == [False, True]
+
+
+def test_a_weight_that_is_used_without_calling_its_layer_is_told(sequence):
+    """Mamba's scan reads `dt_proj.weight` itself, on a processor too."""
+    from transformers import FalconMambaConfig, FalconMambaForCausalLM
+
+    model = FalconMambaForCausalLM(
+        FalconMambaConfig(vocab_size=48, hidden_size=16, state_size=4, num_hidden_layers=4)
+    )
+    sides = ("dt_proj", "out_proj")
+    names = [name for name, _ in model.named_modules() if name.endswith(sides)]
+    with pytest.warns(UserWarning, match="No sample calls") as caught:
+        found = measure_sensitivity(model, names, [sequence(6), sequence(7)])
+    (message,) = [str(w.message) for w in caught if "No sample calls" in str(w.message)]
+    first = ", ".join(f"backbone.layers.{i}.mixer.dt_proj" for i in range(3))
+    assert f"4 of the 8 target modules ({first}, ...)" in message
+    assert "`lora_exclude_modules`" in message
+    for name, values in found.squares.items():
+        assert all((value == 0) == name.endswith("dt_proj") for value in values)
+
+
+@pytest.mark.parametrize("checkpointing", CHECKPOINTING)
+def test_layers_that_run_are_called_also_in_a_checkpoint(tiny, linears, sequence, checkpointing):
+    model = tiny("llama")
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message="No sample calls")
+        measure_sensitivity(model, linears(model), [sequence(9)], **_switch(model, checkpointing))
+
+
+def test_rotary_positions_go_on_after_the_configs_limit(tiny, linears, sequence):
+    model = tiny("llama")
+    model.config.max_position_embeddings = 8
+    found = measure_sensitivity(model, linears(model), [sequence(12)])
+    assert all(values[0] > 0 for values in found.squares.values())
 
 
 def test_what_layers_return_may_be_written_into(toy, sequence, by_autograd):

@@ -99,3 +99,21 @@ def test_a_module_without_gradients_in_a_checkpoint_is_refused(tiny, sequence, r
     names = ["model.layers.0.mlp.up_proj", "model.layers.1.mlp.up_proj"]
     with pytest.raises(NotImplementedError, match=f"{names[1]} runs where .* gradients off"):
         measure_sensitivity(model, names, [sequence(6)])
+
+
+def test_an_error_within_the_models_positions_is_not_put_down_to_them(tiny, linears, sequence):
+    model, sample = tiny("gpt2"), sequence(64)
+    sample.inputs["input_ids"][0, 3] = 48
+    with pytest.raises(IndexError, match="index out of range"):
+        measure_sensitivity(model, linears(model), [sample])
+
+
+def test_running_out_of_memory_is_not_put_down_to_the_positions(tiny, linears, sequence):
+    model = tiny("gpt2")
+
+    def exhaust(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    model.register_forward_pre_hook(exhaust)
+    with pytest.raises(torch.OutOfMemoryError):
+        measure_sensitivity(model, linears(model), [sequence(70)])

@@ -1,6 +1,7 @@
 """A measurement leaves no trace."""
 
 import random
+import warnings
 
 import numpy as np
 import pytest
@@ -87,6 +88,37 @@ def test_a_model_is_left_as_it_was(tiny, linears, sequence, checkpointing, stop)
     else:
         with pytest.raises(_Stop):
             measure_sensitivity(model, linears(model), samples, **arguments)
+    assert _state(model) == before
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_a_sample_longer_than_the_positions_is_refused_and_leaves_the_model(
+    tiny, linears, sequence, checkpointing
+):
+    model = tiny("gpt2")
+    samples = [sequence(64), sequence(70, task="long")]
+    before = _state(model)
+    message = r"sample 2 of 2 \(task 'long'\), which has 70 tokens: .* 64 .*`sequence_len` to 64"
+    with pytest.raises(ValueError, match=message) as caught:
+        measure_sensitivity(model, linears(model), samples, checkpointing=checkpointing)
+    assert isinstance(caught.value.__cause__, IndexError)
+    assert _state(model) == before
+
+
+@pytest.mark.parametrize("action", ["always", "error"])
+def test_a_model_with_a_layer_that_is_never_called_is_left_as_it_was(toy, sequence, action):
+    """The warning comes when the model is back, so that it may be made an error."""
+    model = toy(lambda layers, x: layers[0](x))
+    before = _state(model)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter(action)
+        try:
+            measure_sensitivity(model, ["layers.0", "layers.1"], [sequence(6)])
+        except UserWarning as error:
+            message = str(error)
+        else:
+            message = str(caught[0].message)
+    assert "1 of the 2 target modules (layers.1)" in message
     assert _state(model) == before
 
 

@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
+from axolotl_alphalora.allocation.budget import Budget
 from axolotl_alphalora.allocation.hookspecs import hookimpl
 from axolotl_alphalora.allocation.strategy import Options, Problem, Strategy
 from axolotl_alphalora.settings import QualitySettings
@@ -46,6 +47,23 @@ class AlphaLoraOptions(Options):
     @classmethod
     def _check_quality(cls, data: Any) -> Any:
         return {**data, "window": QualitySettings.from_options(data).window}
+
+    @model_validator(mode="after")
+    def _check_rounding(self) -> AlphaLoraOptions:
+        if self.rounding == "published" and self.granularity != "block":
+            raise ValueError(
+                f"rounding: published is defined for blocks, not granularity: {self.granularity}"
+            )
+        return self
+
+    def check_budget(self, budget: Budget) -> None:
+        """The released code shares out experts, and nothing else."""
+        experts = budget.kind in ("experts_per_block", "total_experts")
+        if self.rounding == "published" and not experts:
+            raise ValueError(
+                f"rounding: published is defined for a budget in experts, not {budget.kind}: give "
+                "experts_per_block or total_experts, or leave rounding out"
+            )
 
 
 @hookimpl
@@ -88,14 +106,8 @@ def allocate(problem: Problem, scores: Mapping[str, float]) -> dict[str, int]:
 
 
 def _published(problem: Problem, scores: Mapping[str, float]) -> dict[str, int]:
-    budget, options = problem.budget, problem.options
-    if budget.kind not in ("experts_per_block", "total_experts") or options.granularity != "block":
-        raise ValueError(
-            "rounding: published is defined for blocks and a budget in experts: use granularity: "
-            "block with experts_per_block or total_experts, or another rounding"
-        )
     total = round(problem.costs.asked or 0)
-    counts = published_rounding(list(scores.values()), options.beta, total)
+    counts = published_rounding(list(scores.values()), problem.options.beta, total)
     for unit, count in zip(scores, counts, strict=True):
         if count < 0:
             raise ValueError(

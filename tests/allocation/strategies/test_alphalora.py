@@ -81,14 +81,17 @@ def test_published_rounding_is_refused_where_it_goes_below_zero(total, beta, cou
 
 
 @pytest.mark.parametrize(
-    ("options", "budget"),
-    [({"granularity": "module"}, {"total_experts": 160}), ({}, {"total_parameters": 10**8})],
+    ("options", "budget", "message"),
+    [
+        ({"granularity": "module"}, {"total_experts": 160}, "for blocks, not granularity: module"),
+        ({}, {"total_parameters": 10**8}, "for a budget in experts, not total_parameters"),
+    ],
 )
-def test_published_rounding_is_for_blocks_and_experts_only(options, budget):
+def test_published_rounding_is_for_blocks_and_experts_only(options, budget, message):
     shapes = LLAMA
     alphas = [2.0] * len(group_by_unit(shapes, options.get("granularity", "block")))
     evidence = with_alphas(shapes, alphas, options.get("granularity", "block"))
-    with pytest.raises(StrategyError, match="published is defined for blocks and a budget in exp"):
+    with pytest.raises(ValueError, match=f"published is defined {message}"):
         plan(
             "alphalora",
             shapes,

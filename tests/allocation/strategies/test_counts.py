@@ -76,3 +76,10 @@ def test_no_budget_stands_beside_numbers():
         ValueError, match="'counts' says itself how many experts there are: remove total_experts"
     ):
         counted([1, 1, 1, 1], budget={"total_experts": 4})
+
+
+def test_a_target_outside_the_blocks_does_not_hide_an_answer_by_module():
+    shapes = {**model(2), "projector": (8, 8)}
+    made = plan("counts", shapes, options={"experts": {"q_proj": 3, ".*": 1}})
+    assert made.counts["model.layers.1.self_attn.q_proj"] == 3
+    assert made.counts["projector"] == 1
