@@ -144,11 +144,12 @@ class Costs:
             lower = (
                 "min_experts"
                 if kind in ("experts_per_block", "total_experts")
-                else ("the rank or min_experts")
+                else "the rank or min_experts"
             )
+            total = f", {_number(self.asked)} in all" if kind == "experts_per_block" else ""
             raise ValueError(
-                f"{kind} is {self._budget.amount}, which is {_number(self.asked)} in all, but the "
-                f"least that min_experts {minimum} allows is {_number(self.amount(lowest))}: "
+                f"{kind} is {self._budget.amount}{total}, but the least that "
+                f"min_experts {minimum} allows is {_number(self.amount(lowest))}: "
                 f"raise {kind}, or lower {lower}"
             )
 

@@ -209,7 +209,7 @@ def test_the_least_is_affordable_at_the_limit(budget):
         (
             {"experts_per_block": 2.5},
             3,
-            "experts_per_block is 2.5, which is 10 in all, but .* min_experts 3 allows is 12: "
+            "experts_per_block is 2.5, 10 in all, but .* min_experts 3 allows is 12: "
             "raise experts_per_block, or lower min_experts",
         ),
         (
