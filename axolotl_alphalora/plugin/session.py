@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import logging
-import sys
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, redirect_stdout
+from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
+from sys import stderr
 from tempfile import TemporaryDirectory
 from typing import Any
 
@@ -78,12 +77,6 @@ def _overrides(config: Path, directory: str) -> dict[str, Any]:
 
 @contextmanager
 def _host_output() -> Iterator[None]:
-    """Keep what the host prints and logs out of a plan that is printed."""
-    with ExitStack() as stack:
-        for logger in (logging.getLogger(), logging.getLogger("axolotl")):
-            for handler in logger.handlers:
-                if isinstance(handler, logging.StreamHandler) and handler.stream is sys.stdout:
-                    handler.setStream(sys.stderr)
-                    stack.callback(handler.setStream, sys.stdout)
-        stack.enter_context(redirect_stdout(sys.stderr))
+    """Keep what the host prints out of a plan that is printed."""
+    with redirect_stdout(stderr):
         yield

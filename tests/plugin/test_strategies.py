@@ -35,7 +35,7 @@ def by_task(host, folder: Path) -> Path:
 
 def command(host, folder: Path, *arguments: str) -> str:
     done = subprocess.run(
-        [Path(sys.executable).with_name("axolotl"), "alphalora", *arguments],
+        [Path(sys.executable).with_name("alphalora"), *arguments],
         cwd=folder,
         env=host.env,
         capture_output=True,
@@ -124,9 +124,9 @@ def test_a_plan_made_once_gives_the_same_counts(host, tmp_path):
     whole = plan_of(first)
     assert "AlphaLoRA: gradients" in first.log
     host.write(tmp_path, **settings)
-    printed = command(host, tmp_path, "plan", "config.yml", "--json", "--output", "plan.json")
+    command(host, tmp_path, "plan", "config.yml", "--output", "plan.json")
     saved = Plan.load(tmp_path / "plan.json")
-    assert saved == whole == Plan.from_dict(json.loads(printed))
+    assert saved == whole
     assert not (tmp_path / "last_run_prepared").exists()
     again = host.train(tmp_path, **settings | {"alphalora": {"plan": "plan.json"}})
     assert "AlphaLoRA: gradients" not in again.log
