@@ -21,15 +21,15 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
+import torch.distributed as dist
 from torch import nn
-from transformers.loss.loss_utils import LOSS_MAPPING, ForCausalLMLoss
 from transformers.utils import ModelOutput
 
+from .batch import micro_batch_weight, padding_mask, token_mask
 from .functional import load_balancing_loss
 
 Phase = Literal["train", "eval"]
 
-_IGNORE_INDEX = -100
 _keys = itertools.count()
 _balancers: weakref.WeakValueDictionary[int, LoadBalancer] = weakref.WeakValueDictionary()
 
@@ -87,6 +87,7 @@ class LoadBalancer:
         self.key = next(_keys)
         self._pass = _Pass()
         self._training_pass = self._pass
+        self._last: dict[str, torch.Tensor] = {}
         self._meters: dict[Phase, _Meter] = {"train": _Meter(), "eval": _Meter()}
         _balancers[self.key] = self
 
@@ -110,6 +111,7 @@ class LoadBalancer:
         *,
         block_share: float,
         coefficient: float,
+        over_ranks: bool = False,
     ) -> torch.Tensor:
         """Account for one router's decisions and attach its load-balancing loss to the gates.
 
@@ -120,6 +122,9 @@ class LoadBalancer:
             selected: [..., N], 1 for the chosen experts.
             block_share: 1 / number of routers in this router's block.
             coefficient: `aux_loss_coef`; 0 attaches nothing.
+            over_ranks: Whether each expert's share of the tokens is that over all processes of a
+                distributed training run; its mean probability stays that of this process, whose
+                gradient the run averages.
 
         Returns:
             The gates, with the loss attached where a gradient is being recorded in training.
@@ -130,8 +135,9 @@ class LoadBalancer:
             return gates
         num_experts = gates.shape[-1]
         tokens = probabilities.reshape(-1, num_experts)
-        valid = _token_mask(current.valid, probabilities.shape[:-1])
-        loss = load_balancing_loss(tokens, selected.reshape(-1, num_experts), valid)
+        valid = token_mask(current.valid, probabilities.shape[:-1])
+        reduce = _sum_over_ranks if over_ranks and current.phase == "train" else None
+        loss = load_balancing_loss(tokens, selected.reshape(-1, num_experts), valid, reduce)
         current.losses[module] = loss.detach() * block_share
         if not attach:
             return gates
@@ -144,14 +150,22 @@ class LoadBalancer:
         """
         return self._meters[phase].pop()
 
+    def pop_not_finite(self) -> list[str]:
+        """Modules whose router was not finite in the last counted pass, in the model's order.
+
+        Reading it waits for the device; worth it where `pop` gave NaN.
+        """
+        losses, self._last = self._last, {}
+        return [name for name, loss in losses.items() if not bool(loss.isfinite())]
+
     def _before_forward(
         self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> None:
         labels = kwargs.get("labels")
-        self._pass = _Pass(valid=_padding_mask(model, args, kwargs))
+        self._pass = _Pass(valid=padding_mask(model, args, kwargs))
         if model.training and torch.is_grad_enabled():
             self._pass.phase = "train"
-            self._pass.weight = _micro_batch_weight(model, labels, kwargs)
+            self._pass.weight = micro_batch_weight(model, labels, kwargs)
             self._training_pass = self._pass
             self.recorded_scale = None
         elif not model.training and (labels is not None or self._counts_without_labels(kwargs)):
@@ -171,10 +185,18 @@ class LoadBalancer:
             values = list(current.losses.values())
             total = torch.stack([value.to(values[0].device) for value in values]).sum()
             self._meters[current.phase].add(total, current.weight)
-            current.losses.clear()
+            # Recomputation in the backward pass fills the pass's own dictionary again.
+            self._last, current.losses = current.losses, {}
         if current.phase != "train" or kwargs.get("labels") is None:
             return output
         return _probe_output(output, self.key)
+
+
+def _sum_over_ranks(share: torch.Tensor) -> torch.Tensor:
+    if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+        share = share.detach().clone()
+        dist.all_reduce(share)
+    return share
 
 
 def attach_loss(
@@ -250,54 +272,6 @@ def _read_loss_scale(grad: torch.Tensor, key: int) -> torch.Tensor:
 @_read_loss_scale.register_fake
 def _(grad: torch.Tensor, key: int) -> torch.Tensor:
     return grad.new_empty(())
-
-
-def _padding_mask(
-    model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]
-) -> torch.Tensor | None:
-    """Which positions of the batch are real: [B, S], or None where all are.
-
-    The 2-D attention mask tells, by keyword or second after the ids as in every HF model. Packed
-    batches come without one; there the pad tokens that end a row are not real.
-    """
-    mask = kwargs.get("attention_mask")
-    if mask is None and len(args) > 1:
-        mask = args[1]
-    if isinstance(mask, torch.Tensor):
-        return mask.ne(0) if mask.ndim == 2 else None
-    ids, labels = kwargs.get("input_ids"), kwargs.get("labels")
-    pad = getattr(getattr(model, "config", None), "pad_token_id", None)
-    if ids is None or labels is None or pad is None or ids.shape != labels.shape:
-        return None
-    real = ids.ne(pad) | labels.ne(_IGNORE_INDEX)
-    return real.flip(-1).cumsum(-1).flip(-1).gt(0)
-
-
-def _token_mask(mask: torch.Tensor | None, shape: torch.Size) -> torch.Tensor | None:
-    """The mask as [T] for a layer whose tokens have `shape`; None where it does not apply.
-
-    With a key-value cache the layer sees only the last positions of the mask.
-    """
-    if mask is None:
-        return None
-    if len(shape) == 2 and mask.shape[0] == shape[0] and mask.shape[1] > shape[1]:
-        mask = mask[:, -shape[1] :]
-    return mask.reshape(-1) if mask.numel() == shape.numel() else None
-
-
-def _micro_batch_weight(
-    model: nn.Module, labels: torch.Tensor | None, kwargs: Mapping[str, Any]
-) -> torch.Tensor | float:
-    """This micro-batch's share of the step's target tokens, counted as the HF Trainer does."""
-    num_items = kwargs.get("num_items_in_batch")
-    if num_items is None or labels is None:
-        return 1.0
-    if kwargs.get("shift_labels") is not None:
-        labels = kwargs["shift_labels"]
-    elif LOSS_MAPPING.get(str(getattr(model, "loss_type", None))) is ForCausalLMLoss:
-        labels = labels[..., 1:]
-    targets = labels.ne(_IGNORE_INDEX).sum()
-    return targets / torch.as_tensor(num_items, device=targets.device).clamp_min(1)
 
 
 def _probe_output(output: Any, key: int) -> Any:

@@ -8,7 +8,14 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
+from packaging.version import InvalidVersion, Version
 from peft import PeftConfig
+
+from .. import __version__
+
+BALANCE_OVER = ("micro_batch", "global_batch")
+FORMAT_SINCE = "0.1.0"
+"""The release that introduced the format in which adapters are saved now."""
 
 
 class AlphaLoraPeftType(StrEnum):
@@ -57,11 +64,17 @@ class AlphaLoraConfig(PeftConfig):
         aux_loss_coef (`float`):
             Coefficient of the load-balancing loss, which is averaged over the routers of a block
             and summed over blocks. 0 switches it off.
+        balance_over (`str`):
+            Over which tokens the load-balancing loss counts each expert's share: those of one
+            process's `"micro_batch"`, or, with an all-reduce for each router, those of all
+            processes (`"global_batch"`).
         init_weights (`bool`):
             Start with all `B` at zero, so that the adapted model equals the base. `False` draws
             them at random, which only tests need.
         plan (`dict`, *optional*):
             The allocation plan that the counts come from, as one JSON object. Provenance only.
+        needs_version (`str`):
+            Oldest release of axolotl-alphalora that reads the adapter. Written when it is saved.
 
     Raises:
         ValueError: If a value is out of range; the message names the field.
@@ -98,14 +111,22 @@ class AlphaLoraConfig(PeftConfig):
     aux_loss_coef: float = field(
         default=0.001, metadata={"help": "Coefficient of the load-balancing loss."}
     )
+    balance_over: str = field(
+        default="micro_batch", metadata={"help": "Tokens that count: micro_batch, global_batch."}
+    )
     init_weights: bool = field(default=True, metadata={"help": "Start with B at zero."})
     plan: dict[str, Any] | None = field(
         default=None, metadata={"help": "The plan that the counts come from."}
+    )
+    needs_version: str = field(
+        default=FORMAT_SINCE, metadata={"help": "Oldest release that reads the adapter."}
     )
 
     def __post_init__(self) -> None:
         super().__post_init__()
         self.peft_type = AlphaLoraPeftType.ALPHALORA
+        check_version(self.needs_version)
+        self.needs_version = FORMAT_SINCE
         if isinstance(self.target_modules, list):
             self.target_modules = set(self.target_modules)
         if isinstance(self.exclude_modules, list):
@@ -145,6 +166,10 @@ class AlphaLoraConfig(PeftConfig):
             raise ValueError(f"lora_dropout must be in [0, 1), not {self.lora_dropout!r}.")
         if not (_is_number(self.aux_loss_coef) and self.aux_loss_coef >= 0.0):
             raise ValueError(f"aux_loss_coef must be at least 0, not {self.aux_loss_coef!r}.")
+        if self.balance_over not in BALANCE_OVER:
+            raise ValueError(
+                f"balance_over must be one of {', '.join(BALANCE_OVER)}, not {self.balance_over!r}."
+            )
 
     def _check_counts(self) -> None:
         if not isinstance(self.num_experts, Mapping):
@@ -165,6 +190,26 @@ class AlphaLoraConfig(PeftConfig):
         self.rank_pattern = dict(self.rank_pattern)
         for module, rank in self.rank_pattern.items():
             _check_count(f"rank_pattern[{module!r}]", rank, minimum=1)
+
+
+def check_version(needed: Any) -> None:
+    """Check that this release reads an adapter.
+
+    Args:
+        needed: The `needs_version` in its `adapter_config.json`.
+
+    Raises:
+        ValueError: If a newer release is needed; says which.
+    """
+    try:
+        newer = Version(needed) > Version(__version__)
+    except (InvalidVersion, TypeError) as error:
+        raise ValueError(f"needs_version must be a version, not {needed!r}.") from error
+    if newer:
+        raise ValueError(
+            f"This adapter needs axolotl-alphalora {needed} or newer, and {__version__} is "
+            f"installed: pip install 'axolotl-alphalora>={needed}'."
+        )
 
 
 def _is_number(value: object) -> bool:

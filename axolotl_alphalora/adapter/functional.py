@@ -7,6 +7,8 @@ no loop: ``A`` is [N*r, in], ``B`` is [out, N*r], the router is [N, in].
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 
@@ -63,7 +65,10 @@ def mix_experts(
 
 
 def load_balancing_loss(
-    probabilities: torch.Tensor, selected: torch.Tensor, valid: torch.Tensor | None
+    probabilities: torch.Tensor,
+    selected: torch.Tensor,
+    valid: torch.Tensor | None,
+    reduce: Callable[[torch.Tensor], torch.Tensor] | None = None,
 ) -> torch.Tensor:
     """Load-balancing loss of one router, ``N * sum_e f_e P_e``; 1 at perfect balance.
 
@@ -75,6 +80,8 @@ def load_balancing_loss(
         probabilities: [T, N], fp32, the full softmax.
         selected: [T, N], 1 for the chosen experts, else 0.
         valid: [T], 1 for real tokens and 0 for padding, or None when all are real.
+        reduce: Sums the selected slots, [N], with those of other processes (global-batch
+            balancing, arXiv 2501.11873, section 3); None counts these tokens alone.
 
     Returns:
         A scalar in fp32.
@@ -86,5 +93,7 @@ def load_balancing_loss(
         weight = valid.to(probabilities).unsqueeze(-1)
         share = (selected * weight).sum(0)
         mean = (probabilities * weight).sum(0) / weight.sum().clamp_min(1.0)
+    if reduce is not None:
+        share = reduce(share)
     share = share / share.sum().clamp_min(1.0)
     return probabilities.shape[-1] * (share.detach() * mean).sum()

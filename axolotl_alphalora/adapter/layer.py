@@ -51,6 +51,7 @@ class AlphaLoraLayer(nn.Module, BaseTunerLayer):
         "top_k",
         "scaling",
         "aux_loss_coef",
+        "balance_over_ranks",
         "block_share",
     )
 
@@ -86,6 +87,7 @@ class AlphaLoraLayer(nn.Module, BaseTunerLayer):
         self.top_k: dict[str, int] = {}
         self.scaling: dict[str, float] = {}
         self.aux_loss_coef: dict[str, float] = {}
+        self.balance_over_ranks: dict[str, bool] = {}
         self.block_share: dict[str, float] = {}
         self._disable_adapters = False
         self.merged_adapters: list[str] = []
@@ -116,6 +118,7 @@ class AlphaLoraLayer(nn.Module, BaseTunerLayer):
         self.top_k[adapter_name] = min(config.top_k, num_experts)
         self.scaling[adapter_name] = config.scaling(rank)
         self.aux_loss_coef[adapter_name] = config.aux_loss_coef
+        self.balance_over_ranks[adapter_name] = config.balance_over == "global_batch"
         self.block_share[adapter_name] = 1.0
         self.alphalora_dropout[adapter_name] = (
             nn.Dropout(config.lora_dropout) if config.lora_dropout > 0.0 else nn.Identity()
@@ -184,6 +187,7 @@ class AlphaLoraLayer(nn.Module, BaseTunerLayer):
             selected,
             block_share=self.block_share[name],
             coefficient=self.aux_loss_coef[name],
+            over_ranks=self.balance_over_ranks[name],
         )
 
     def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:

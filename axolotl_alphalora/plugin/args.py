@@ -18,6 +18,10 @@ from pydantic import BaseModel, Field, model_validator
 
 from axolotl_alphalora.plugin import quantization, refusals
 from axolotl_alphalora.plugin.block import ADAPTER, AlphaLoraConfigBlock
+from axolotl_alphalora.plugin.prequantised import check_checkpoint, checkpoint_quantization
+from axolotl_alphalora.plugin.verb import check_verb, running_verb, trained_adapter
+
+_OUTPUT_DIR = "./model-out"  # the host's default
 
 
 class AlphaLoraArgs(BaseModel):
@@ -49,10 +53,8 @@ class AlphaLoraArgs(BaseModel):
             return data
         if data.get("adapter") == ADAPTER:
             _check_unread_keys(data, cls.model_fields)
-            if data.get("inference") and not data.get("lora_model_dir"):
-                from axolotl_alphalora.plugin.trainer import warn_fresh_adapter
-
-                warn_fresh_adapter("axolotl inference")
+            check_verb(running_verb())
+            data = _with_trained_adapter(data)
             given = data.get(ADAPTER)
             if data.get("alphalora_given") is None and isinstance(given, Mapping | None):
                 # Validated configurations hold all defaults and may be validated again.
@@ -75,10 +77,36 @@ class AlphaLoraArgs(BaseModel):
         refusals.check(cfg)
         _check_lora_options(cfg)
         _check_planning(cfg)
+        quantised = checkpoint_quantization(cfg)
+        if quantised is not None:
+            check_checkpoint(cfg, quantised)
+            return self
         self.overrides_of_model_kwargs = quantization.request(
             self.overrides_of_model_kwargs, self.load_in_4bit, self.load_in_8bit
         )
         return self
+
+
+def _with_trained_adapter(data: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Give `evaluate` and `inference` the run's own adapter, if they were given none."""
+    from axolotl.utils.logging import get_logger
+
+    verb = running_verb()
+    if data.get("lora_model_dir") or verb not in ("evaluate", "inference"):
+        return data
+    found = trained_adapter(data.get("output_dir") or _OUTPUT_DIR)
+    if found is None:
+        if verb == "inference":  # an evaluation warns later, beside its result
+            from axolotl_alphalora.plugin.trainer import warn_fresh_adapter
+
+            warn_fresh_adapter("axolotl inference")
+        return data
+    get_logger(__name__).info(
+        "AlphaLoRA: axolotl %s runs the adapter in %s, since no `lora_model_dir` was given.",
+        verb,
+        found,
+    )
+    return {**data, "lora_model_dir": str(found)}
 
 
 def _check_unread_keys(data: Mapping[str, Any], fields: Mapping[str, Any]) -> None:

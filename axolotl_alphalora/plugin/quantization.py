@@ -20,6 +20,8 @@ import inspect
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from axolotl_alphalora.plugin.prequantised import checkpoint_quantization
+
 if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel
@@ -102,7 +104,7 @@ def apply(cfg: Any) -> None:
         cfg: The configuration that the model loader was constructed with.
     """
     config = bnb_config(cfg)
-    if config is None:
+    if config is None or checkpoint_quantization(cfg) is not None:
         return
     slot = (cfg.overrides_of_model_kwargs or {}).get(KEY)
     if slot is None:

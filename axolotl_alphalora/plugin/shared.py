@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import pickle
 from collections.abc import Callable
 from datetime import timedelta
@@ -69,8 +70,9 @@ def on_one_process[Result](work: Callable[[], Result]) -> Result:
 def _portable(error: BaseException) -> BaseException:
     """Return an error that survives pickling: itself if it does."""
     try:
-        copy = pickle.loads(pickle.dumps(error))
+        pickle.dumps(error)
+        twin = copy.copy(error)  # made from the parts that a pickle would hold
     except Exception:
-        copy = None
-    same = type(copy) is type(error) and str(copy) == str(error)
+        twin = None
+    same = type(twin) is type(error) and str(twin) == str(error)
     return error if same else RuntimeError(f"{type(error).__name__}: {error}")

@@ -1,0 +1,60 @@
+"""What a batch says of itself: which positions are padding, and how much of the step it is."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import nn
+from transformers.loss.loss_utils import LOSS_MAPPING, ForCausalLMLoss
+
+_IGNORE_INDEX = -100
+
+
+def padding_mask(
+    model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+) -> torch.Tensor | None:
+    """Which positions of the batch are real: [B, S], or None where all are.
+
+    The 2-D attention mask tells, by keyword or second after the ids as in every HF model. Packed
+    batches come without one; there the pad tokens that end a row are not real.
+    """
+    mask = kwargs.get("attention_mask")
+    if mask is None and len(args) > 1:
+        mask = args[1]
+    if isinstance(mask, torch.Tensor):
+        return mask.ne(0) if mask.ndim == 2 else None
+    ids, labels = kwargs.get("input_ids"), kwargs.get("labels")
+    pad = getattr(getattr(model, "config", None), "pad_token_id", None)
+    if ids is None or labels is None or pad is None or ids.shape != labels.shape:
+        return None
+    real = ids.ne(pad) | labels.ne(_IGNORE_INDEX)
+    return real.flip(-1).cumsum(-1).flip(-1).gt(0)
+
+
+def token_mask(mask: torch.Tensor | None, shape: torch.Size) -> torch.Tensor | None:
+    """The mask as [T] for a layer whose tokens have `shape`; None where it does not apply.
+
+    With a key-value cache the layer sees only the last positions of the mask.
+    """
+    if mask is None:
+        return None
+    if len(shape) == 2 and mask.shape[0] == shape[0] and mask.shape[1] > shape[1]:
+        mask = mask[:, -shape[1] :]
+    return mask.reshape(-1) if mask.numel() == shape.numel() else None
+
+
+def micro_batch_weight(
+    model: nn.Module, labels: torch.Tensor | None, kwargs: Mapping[str, Any]
+) -> torch.Tensor | float:
+    """This micro-batch's share of the step's target tokens, counted as the HF Trainer does."""
+    num_items = kwargs.get("num_items_in_batch")
+    if num_items is None or labels is None:
+        return 1.0
+    if kwargs.get("shift_labels") is not None:
+        labels = kwargs["shift_labels"]
+    elif LOSS_MAPPING.get(str(getattr(model, "loss_type", None))) is ForCausalLMLoss:
+        labels = labels[..., 1:]
+    targets = labels.ne(_IGNORE_INDEX).sum()
+    return targets / torch.as_tensor(num_items, device=targets.device).clamp_min(1)

@@ -1,0 +1,90 @@
+"""Bases whose checkpoint is quantised already: what the YAML may ask of them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from importlib.util import find_spec
+from typing import Any
+
+PACKAGES: Mapping[str, str] = {
+    "bitsandbytes": "bitsandbytes",
+    "torchao": "torchao",
+    "hqq": "hqq",
+    "gptq": "gptqmodel",
+    "awq": "gptqmodel",
+}
+"""Quantisation methods whose layers can carry experts, and the package that loads each."""
+
+
+def checkpoint_quantization(cfg: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The `quantization_config` in the base model's own `config.json`.
+
+    Args:
+        cfg: The configuration; its `base_model` and `revision_of_model` are read.
+
+    Returns:
+        The mapping; None if the base is not quantised, or its config cannot be read here (the
+        host reads it next, and says so).
+    """
+    from transformers import PretrainedConfig
+
+    base = cfg.get("base_model_config") or cfg.get("base_model")
+    if not base:
+        return None
+    options = {"revision": cfg["revision_of_model"]} if cfg.get("revision_of_model") else {}
+    try:
+        config, _ = PretrainedConfig.get_config_dict(str(base), **options)
+    except (OSError, ValueError):
+        return None
+    return config.get("quantization_config")
+
+
+def check_checkpoint(cfg: Mapping[str, Any], found: Mapping[str, Any]) -> None:
+    """Compare a quantised checkpoint with what the YAML asks for.
+
+    Args:
+        cfg: The configuration.
+        found: Its base's `quantization_config`.
+
+    Raises:
+        ValueError: If the YAML asks for another precision, the checkpoint's method is one that
+            experts cannot be added to, or the package that loads it is missing.
+    """
+    base, method = cfg.get("base_model"), _method(found)
+    asked = next((key for key in ("load_in_4bit", "load_in_8bit") if cfg.get(key)), None)
+    if asked is not None and not found.get(asked):
+        raise ValueError(
+            f"`{asked}: true` was asked for, but the checkpoint `base_model: {base}` is quantised "
+            f"already ({_spelt(found)}). Remove `{asked}` to use it as it is, or name the "
+            "unquantised checkpoint."
+        )
+    if cfg.get("bnb_config_kwargs"):
+        raise ValueError(
+            "`bnb_config_kwargs` says how to quantise the base model, but the checkpoint "
+            f"`base_model: {base}` is quantised already. Remove it, or name the unquantised "
+            "checkpoint."
+        )
+    if cfg.get("model_quantization_config"):
+        return
+    if method not in PACKAGES:
+        raise ValueError(
+            f"The checkpoint `base_model: {base}` is quantised with {method}, whose layers cannot "
+            f"carry experts. Use one of {', '.join(PACKAGES)}, or the unquantised checkpoint with "
+            "`load_in_4bit: true`."
+        )
+    if find_spec(PACKAGES[method]) is None:
+        raise ValueError(
+            f"The checkpoint `base_model: {base}` is quantised with {method}, which needs a "
+            f"package that is not installed: `pip install {PACKAGES[method]}`."
+        )
+
+
+def _method(found: Mapping[str, Any]) -> str:
+    if found.get("load_in_4bit") or found.get("load_in_8bit"):
+        return "bitsandbytes"
+    return str(found.get("quant_method"))
+
+
+def _spelt(found: Mapping[str, Any]) -> str:
+    bits = next((f", {n}-bit" for n in (4, 8) if found.get(f"load_in_{n}bit")), "")
+    return _method(found) + bits

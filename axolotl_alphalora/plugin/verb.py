@@ -1,0 +1,88 @@
+"""Which of the host's commands is running, and what each means for a routed adapter.
+
+The host passes its verbs to no plugin, but each validates the configuration in its own module.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
+
+WHOLE_MODEL: Mapping[str, str] = {
+    "quantize": "quantises a whole model",
+    "export": "converts a whole model to GGUF",
+    "vllm_serve": "serves a whole model or plain LoRA with vLLM",
+}
+"""Verbs that need one weight per layer; `merge-lora` sets an option, which is refused."""
+
+
+def running_verb() -> str | None:
+    """The host's command that this code runs under, by its module's name, or None.
+
+    The module of a command started with ``python -m`` is called ``__main__``, so the import
+    system's own record of its name is asked.
+    """
+    frame: Any = sys._getframe(1)
+    while frame is not None:
+        spec = frame.f_globals.get("__spec__")
+        parent, _, name = (getattr(spec, "name", None) or "").rpartition(".")
+        if parent == "axolotl.cli" and name not in ("config", "main"):
+            return name
+        frame = frame.f_back
+    return None
+
+
+def check_verb(verb: str | None) -> None:
+    """Refuse a command that cannot work with experts chosen per token.
+
+    Raises:
+        ValueError: If the command needs a merged model; names it.
+    """
+    if verb in WHOLE_MODEL:
+        raise ValueError(
+            f"`axolotl {verb.replace('_', '-')}` {WHOLE_MODEL[verb]}, but a routed adapter "
+            "(`adapter: alphalora`) chooses experts per token, so there is no single weight to "
+            "merge. Load the adapter beside its base model: with `lora_model_dir`, or with PEFT "
+            "after `import axolotl_alphalora.adapter`."
+        )
+
+
+def trained_adapter(output_dir: str | Path) -> Path | None:
+    """The adapter that a run left in its output directory, for verbs that were given none.
+
+    Args:
+        output_dir: The run's `output_dir`.
+
+    Returns:
+        The directory; None if there is neither a finished adapter nor a checkpoint.
+
+    Raises:
+        ValueError: If it is not clear which adapter is meant: there are only checkpoints, or
+            checkpoints newer than the finished adapter.
+    """
+    folder = Path(output_dir)
+    found = [path for path in folder.glob("checkpoint-*") if _holds_adapter(path)]
+    checkpoints = sorted(found, key=_modified)
+    if not checkpoints:
+        return folder if _holds_adapter(folder) else None
+    if _holds_adapter(folder) and _modified(folder) >= _modified(checkpoints[-1]):
+        return folder
+    reason = "has checkpoints that are newer than its adapter"
+    if not _holds_adapter(folder):
+        reason = "holds checkpoints but no finished adapter"
+    raise ValueError(
+        f"`output_dir: {folder}` {reason}, and no adapter was named. Add `--lora-model-dir DIR` "
+        f"(or `lora_model_dir:` in the YAML), for example {checkpoints[-1]}."
+    )
+
+
+def _holds_adapter(folder: Path) -> bool:
+    return all((folder / name).is_file() for name in ADAPTER_FILES)
+
+
+def _modified(folder: Path) -> float:
+    return (folder / ADAPTER_FILES[1]).stat().st_mtime
