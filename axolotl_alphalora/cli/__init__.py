@@ -9,6 +9,11 @@ import click
 # Help texts stand here too, so that `alphalora --help` need not import the commands.
 _COMMANDS = {
     "analyze": ("analyze:analyze", "Print how well each block of a model is trained."),
+    "config-schema": (
+        "schema:config_schema",
+        "Print the JSON schema of the `alphalora:` block.",
+    ),
+    "lm-eval": ("lm_eval:lm_eval", "Evaluate a trained adapter with the LM Evaluation Harness."),
     "plan": ("plan:plan", "Print how many experts each block gets, and why."),
     "quickstart": (
         "quickstart:quickstart",

@@ -18,6 +18,7 @@ from pydantic import BaseModel, Field, model_validator
 
 from axolotl_alphalora.plugin import quantization, refusals
 from axolotl_alphalora.plugin.block import ADAPTER, AlphaLoraConfigBlock
+from axolotl_alphalora.plugin.learning_rates import ratios
 from axolotl_alphalora.plugin.prequantised import check_checkpoint, checkpoint_quantization
 from axolotl_alphalora.plugin.verb import check_verb, running_verb, trained_adapter
 
@@ -77,6 +78,7 @@ class AlphaLoraArgs(BaseModel):
         refusals.check(cfg)
         _check_lora_options(cfg)
         _check_planning(cfg)
+        _check_learning_rates(cfg)
         quantised = checkpoint_quantization(cfg)
         if quantised is not None:
             check_checkpoint(cfg, quantised)
@@ -183,15 +185,28 @@ def _sharded_by(cfg: Mapping[str, Any]) -> str | None:
     for key in ("fsdp_config", "fsdp"):
         if cfg.get(key):
             return key
-    settings = cfg.get("deepspeed")
-    if isinstance(settings, str) and Path(settings).is_file():
-        settings = json.loads(Path(settings).read_text(encoding="utf-8"))
-    stage = None
-    if isinstance(settings, Mapping):
-        stage = (settings.get("zero_optimization") or {}).get("stage")
+    stage = (_deepspeed_settings(cfg).get("zero_optimization") or {}).get("stage")
     if stage == 3 or os.environ.get("ACCELERATE_DEEPSPEED_ZERO_STAGE") == "3":
         return "deepspeed"
     return None
+
+
+def _check_learning_rates(cfg: Mapping[str, Any]) -> None:
+    """Refuse learning rates of our own where DeepSpeed makes the optimizer."""
+    factors = ratios(cfg.get("loraplus_lr_ratio"), cfg[ADAPTER]["router_lr_ratio"])
+    if factors and "optimizer" in _deepspeed_settings(cfg):
+        raise ValueError(
+            "`loraplus_lr_ratio` and `alphalora.router_lr_ratio` do nothing where the DeepSpeed "
+            "configuration names the optimizer. Remove its `optimizer` block, and set "
+            "`optimizer` in the YAML."
+        )
+
+
+def _deepspeed_settings(cfg: Mapping[str, Any]) -> Mapping[str, Any]:
+    settings = cfg.get("deepspeed")
+    if isinstance(settings, str) and Path(settings).is_file():
+        settings = json.loads(Path(settings).read_text(encoding="utf-8"))
+    return settings if isinstance(settings, Mapping) else {}
 
 
 def _is_rate(cfg: Mapping[str, Any]) -> bool:

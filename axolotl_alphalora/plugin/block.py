@@ -84,6 +84,16 @@ class AlphaLoraConfigBlock(BaseModel):
         allow_inf_nan=False,
         description="Weight of the load-balancing loss; 0 switches it off.",
     )
+    balance_over: Literal["micro_batch", "global_batch"] = Field(
+        default="micro_batch",
+        description="Tokens that the balance counts: of one process, or all-reduced over all.",
+    )
+    router_lr_ratio: float = Field(
+        default=1.0,
+        gt=0,
+        allow_inf_nan=False,
+        description="Factor on the learning rate of the routers.",
+    )
     plan: str | None = Field(
         default=None,
         min_length=1,
@@ -114,6 +124,7 @@ class AlphaLoraConfigBlock(BaseModel):
         "max_experts",
         "top_k",
         "aux_loss_coef",
+        "router_lr_ratio",
         mode="before",
     )
     @classmethod

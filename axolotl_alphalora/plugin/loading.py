@@ -145,6 +145,7 @@ def adapter_config(cfg: Any, allocation: Allocation, model: nn.Module) -> AlphaL
         num_experts=dict(allocation.counts),
         rank_pattern=dict(allocation.ranks),
         aux_loss_coef=block.aux_loss_coef,
+        balance_over=block.balance_over,
         plan=allocation.plan,
         **settings,
     )
@@ -159,9 +160,10 @@ def adapt(cfg: Any, allocation: Allocation, model: Any) -> tuple[peft.PeftModel,
         options["autocast_adapter_dtype"] = cfg.peft_autocast_adapter_dtype
     if cfg.lora_model_dir:
         config = AlphaLoraConfig.from_pretrained(cfg.lora_model_dir)
-        # These two do not change what was learnt, so the YAML may.
+        # These do not change what was learnt, so the YAML may.
         config.lora_dropout = cfg.lora_dropout or 0.0
         config.aux_loss_coef = read_block(cfg).aux_loss_coef
+        config.balance_over = read_block(cfg).balance_over
         if cfg.lora_on_cpu:
             options |= {"max_memory": {"cpu": "256GiB"}, "device_map": {"": "cpu"}}
         adapted = peft.PeftModel.from_pretrained(

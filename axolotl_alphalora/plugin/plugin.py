@@ -34,8 +34,10 @@ class AlphaLoraPlugin(BasePlugin):
         """Settle the counts and the base's quantisation; errors come before the model does."""
         if cfg.adapter != ADAPTER:
             return
+        from .checkpoints import skip_unfinished
         from .loading import Allocation
 
+        skip_unfinished(cfg)
         # A reference model is loaded with the same configuration, and needs no second plan.
         if self._allocation is None or not self._allocation.serves(cfg):
             self._allocation = Allocation(cfg)
@@ -59,17 +61,26 @@ class AlphaLoraPlugin(BasePlugin):
         assert self._allocation is not None
         if config_only:
             return None, adapter_config(cfg, self._allocation, model)
-        return adapt(cfg, self._allocation, model)
+        adapted, config = adapt(cfg, self._allocation, model)
+        # For GDPO the host would have TRL wrap the wrapped model a second time.
+        return adapted, None if cfg.rl == "gdpo" else config
 
     def add_callbacks_post_trainer(self, cfg: Any, trainer: Trainer) -> list[TrainerCallback]:
-        """Connect the load-balancing loss with the trainer, for training and evaluation."""
+        """Connect the load-balancing loss and the learning rates with the trainer."""
         if cfg.adapter != ADAPTER:
             return []
         from ..adapter import find_balancer
+        from . import learning_rates
+        from .request import read_block
+        from .saving import save_whole
         from .trainer import AlphaLoraCallback
 
         model: Any = trainer.model
         balancer = find_balancer(model)
         if balancer is None:
             return []
+        save_whole(model)
+        factors = learning_rates.ratios(cfg.loraplus_lr_ratio, read_block(cfg).router_lr_ratio)
+        if factors:
+            learning_rates.apply_on_creation(trainer, factors)
         return [AlphaLoraCallback(trainer, balancer, fresh=not cfg.lora_model_dir)]

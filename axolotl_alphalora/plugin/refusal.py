@@ -35,6 +35,10 @@ def where_trl_wraps(value: Any, cfg: Mapping[str, Any]) -> bool:
     return bool(value) and cfg.get("rl") in ("dpo", "ipo", "kto")
 
 
+def is_ebft(value: Any, _cfg: Mapping[str, Any]) -> bool:
+    return value == "ebft"
+
+
 @dataclass(frozen=True)
 class Refusal:
     """One option that does nothing or does harm with `adapter: alphalora`.

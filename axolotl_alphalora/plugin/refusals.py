@@ -12,6 +12,7 @@ from typing import Any
 from axolotl_alphalora.plugin.refusal import (
     Refusal,
     differs_from,
+    is_ebft,
     more_than_one,
     on_quantised_base,
     where_trl_wraps,
@@ -36,6 +37,8 @@ HONOURED: Mapping[str, str] = {
     "peft_layers_to_transform": "indices of the blocks that get experts",
     "peft_layers_pattern": "name of the list that holds the blocks",
     "peft_use_rslora": "scales by lora_alpha / sqrt(lora_r)",
+    "loraplus_lr_ratio": "factor on the learning rate of the experts' B, with any optimizer; the "
+    "router's is `alphalora.router_lr_ratio`",
     "peft_autocast_adapter_dtype": "whether adapter weights are kept in fp32",
 }
 
@@ -91,17 +94,9 @@ REFUSED: tuple[Refusal, ...] = (
         "Remove the option; adapter weights are fp32 unless `peft_autocast_adapter_dtype: false`",
     ),
     Refusal(
-        "loraplus_lr_ratio",
-        "the experts' parameters would be split into learning-rate groups under one optimizer "
-        "path of the host and not under another; LoRA+ is not supported yet",
-        _PLAIN_LORA,
-        {"loraplus_lr_ratio": 16.0},
-        differs_from(None),
-    ),
-    Refusal(
         "loraplus_lr_embedding",
-        "it only acts together with `loraplus_lr_ratio`, which is not supported yet",
-        _REMOVE,
+        "it is a learning rate for the LoRA factors of embeddings, which get no experts",
+        "Remove the option; `embedding_lr` is that of embeddings in `lora_modules_to_save`",
         {"loraplus_lr_embedding": 1e-4},
         differs_from(1e-6),
     ),
@@ -253,6 +248,27 @@ REFUSED: tuple[Refusal, ...] = (
         f"vLLM gets the adapter merged or as plain LoRA, but {_ONE_WEIGHT}",
         "Set `trl.use_vllm: false` to generate with the training model",
         {"rl": "grpo", "trl": {"use_vllm": True}},
+    ),
+    Refusal(
+        "rl",
+        "EBFT's embeddings, rewards and block-wise masks have not been tried with routed experts",
+        "Use sft, dpo, ipo, kto, orpo, simpo, grpo or gdpo, or `adapter: lora`",
+        {"rl": "ebft"},
+        is_ebft,
+    ),
+    *(
+        Refusal(key, f"it {what}, but {_ONE_WEIGHT}", _REMOVE, {key: example}, differs_from(None))
+        for key, what, example in (
+            ("quantization", "quantises a whole model after training", {"weight_dtype": "int8"}),
+            ("export", "converts a whole model to GGUF", {"quantize": "q8_0"}),
+        )
+    ),
+    Refusal(
+        "lm_eval_post_train",
+        "it starts lm_eval in a process that does not know the adapter",
+        "Set it to false (LMEvalPlugin's default is true) and run `alphalora lm-eval config.yml` "
+        "after training",
+        {"lm_eval_post_train": True},
     ),
     Refusal(
         "mora",

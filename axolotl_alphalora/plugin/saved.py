@@ -10,8 +10,10 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from ..adapter.config import check_version
 from ..allocation import Budget, Plan
 from ..planning import PlanRequest, layers
+from .checkpoints import damage
 from .request import plan_request, read_block
 
 
@@ -33,7 +35,8 @@ def read_saved(key: str, source: str) -> dict[str, Any]:
     """The saved `adapter_config.json`.
 
     Raises:
-        ValueError: If there is none, or it is another method's; names the key and the directory.
+        ValueError: If there is none, it is another method's or a newer release's, or its weights
+            are damaged; names the key and the directory.
     """
     from axolotl.loaders.adapter import read_saved_adapter_config
 
@@ -49,6 +52,14 @@ def read_saved(key: str, source: str) -> dict[str, Any]:
             f"{key}: {source} holds a {config.get('peft_type')} adapter, not an AlphaLoRA one. "
             "Set `adapter:` to its own method, or start a new adapter."
         )
+    try:
+        check_version(config.get("needs_version", "0.1.0"))
+    except ValueError as error:
+        raise ValueError(f"{key}: {source}: {error}") from error
+    weights = Path(source) / "adapter_model.safetensors"
+    flaw = damage(weights) if weights.exists() else None
+    if flaw is not None:
+        raise ValueError(f"{key}: {source}: {flaw}. Use another checkpoint, or train again.")
     return config
 
 

@@ -89,7 +89,10 @@ every_family = pytest.mark.parametrize("family", FAMILIES)
 def built(family):
     kind, shape = FAMILIES[family]
     torch.manual_seed(0)
-    return kind(shape()).eval()
+    model = kind(shape()).eval()
+    if family == "gemma3-vision":
+        torch.nn.init.normal_(model.model.multi_modal_projector.mm_input_projection_weight)
+    return model
 
 
 def fresh(family):
@@ -97,24 +100,20 @@ def fresh(family):
 
 
 def batch(family):
-    """Rows of unequal length, padded right; images and classes where the family has them."""
+    """Rows of unequal length, padded right; an image or a class each where the family has them."""
     generator = torch.Generator().manual_seed(1)
     ids = torch.randint(3, 90, (3, 12), generator=generator)
-    mask = torch.ones_like(ids)
-    mask[1, 7:] = 0
-    mask[2, 10:] = 0
-    labels = ids.masked_fill(mask == 0, -100)
+    mask = torch.arange(12).lt(torch.tensor([[12], [7], [10]])).long()
+    ids, labels = ids * mask, ids.masked_fill(mask == 0, -100)
     labels[:, :2] = -100
-    ids = ids.masked_fill(mask == 0, 0)
     if family == "classifier":
         labels = torch.tensor([0, 2, 1])
-    if family != "gemma3-vision":
-        return {"input_ids": ids, "attention_mask": mask, "labels": labels}
-    ids[:, 1:5], labels[:, 1:5] = IMAGE_TOKEN, -100
-    pixels = torch.randn(3, 3, 28, 28, generator=generator)
-    images = ids.eq(IMAGE_TOKEN).long()
-    batch = {"input_ids": ids, "attention_mask": mask, "labels": labels}
-    return batch | {"pixel_values": pixels, "token_type_ids": images}
+    rows = {"input_ids": ids, "attention_mask": mask, "labels": labels}
+    if family == "gemma3-vision":
+        ids[:, 1:5], labels[:, 1:5] = IMAGE_TOKEN, -100
+        rows["token_type_ids"] = ids.eq(IMAGE_TOKEN).long()
+        rows["pixel_values"] = torch.randn(3, 3, 28, 28, generator=generator)
+    return rows
 
 
 def config(family, **changes):
@@ -172,16 +171,6 @@ def assert_layers_add_the_reference(model, family):
         assert_close(out, layer.base_layer(x) + added, atol=1e-4)
 
 
-@every_family
-def test_the_targets_are_the_linear_layers_of_both_blocks(family):
-    model = get_peft_model(fresh(family), config(family))
-    names = layers(model)
-    assert len(names) == 2 * len(LEAVES[family])
-    assert {block_name(name).rpartition(".")[2] for name in names} == {"0", "1"}
-    for leaf in LEAVES[family]:
-        assert sum(name.endswith(f".{leaf}") for name in names) == 2, leaf
-
-
 @pytest.mark.parametrize(
     "family",
     [
@@ -190,44 +179,50 @@ def test_the_targets_are_the_linear_layers_of_both_blocks(family):
         pytest.param("qwen3", marks=pytest.mark.works("Base models", "Qwen 3")),
         pytest.param("mistral", marks=pytest.mark.works("Base models", "Mistral")),
         pytest.param("gemma3", marks=pytest.mark.works("Base models", "Gemma 3")),
-        pytest.param(
-            "phi3", marks=pytest.mark.works("Base models", "Phi 3", "fused qkv and gate_up")
-        ),
+        pytest.param("phi3", marks=pytest.mark.works("Base models", "Phi 3", "fused layers")),
         pytest.param("gpt2", marks=pytest.mark.works("Base models", "GPT-2", "Conv1D")),
-        pytest.param(
-            "qwen2-moe",
-            marks=pytest.mark.works("Base models", "Qwen 2 MoE", "attention and shared expert"),
-        ),
-        pytest.param(
-            "gemma3-vision",
-            marks=pytest.mark.works("Base models", "Gemma 3 with images", "its language model"),
-        ),
-        pytest.param(
-            "classifier", marks=pytest.mark.works("Base models", "sequence classification")
-        ),
+        pytest.param("qwen2-moe", marks=pytest.mark.works("Base models", "Qwen 2 MoE")),
+        pytest.param("gemma3-vision", marks=pytest.mark.works("Base models", "Gemma 3 and images")),
+        pytest.param("classifier", marks=pytest.mark.works("Base models", "sequence classifiers")),
     ],
 )
-def test_experts_start_as_the_identity_and_add_what_the_plain_reference_adds(family):
+def test_the_blocks_get_experts_that_start_as_the_identity_and_add_the_plain_references(family):
     before = outputs(fresh(family), family)
-    assert_close(outputs(get_peft_model(fresh(family), config(family)), family), before)
+    new = get_peft_model(fresh(family), config(family))
+    for leaf in LEAVES[family]:
+        blocks = [block_name(name) for name in layers(new) if name.endswith(f".{leaf}")]
+        assert [block.rpartition(".")[2] for block in blocks] == ["0", "1"], leaf
+    assert len(layers(new)) == 2 * len(LEAVES[family])
+    assert_close(outputs(new, family), before)
     model = adapted(family)
     assert {layer.num_experts["default"] for layer in layers(model).values()} == {1, 3, 5}
     assert not torch.allclose(outputs(model, family), before)
     assert_layers_add_the_reference(model, family)
 
 
-def reference_gradients(family, num_items, vision=False, **changes):
+def half_a_step(family):
+    """The batch as the first of two micro-batches with as many targets each."""
+    data = batch(family)
+    labels = data["labels"] if family == "classifier" else data["labels"][:, 1:]
+    return data | {"num_items_in_batch": 2 * labels.ne(-100).sum()}
+
+
+def training_gradients(family, coefficient=COEFFICIENT, **changes):
+    model = adapted(family, coefficient=coefficient, **changes).train()
+    model(**half_a_step(family)).loss.backward()
+    return gradients(model)
+
+
+def reference_gradients(family, **changes):
     """Gradient of the model's loss and the load-balancing loss, token by token."""
     plain = adapted(family, coefficient=0.0, **changes).train()
-    data = batch(family)
     with router_inputs(plain) as seen:
-        loss = plain(**data, num_items_in_batch=torch.tensor(num_items)).loss
+        loss = plain(**half_a_step(family)).loss
     blocks = defaultdict(list)
     for layer, x in seen:
+        text = "vision_tower" not in layer.module_name
+        mask = batch(family)["attention_mask"] if text else torch.ones(x.shape[:-1])
         router, top_k = layer.alphalora_router["default"], layer.top_k["default"]
-        mask = data["attention_mask"]
-        if "vision_tower" in layer.module_name:
-            mask = torch.ones(x.shape[:-1])
         aux = reference.load_balancing(x, router, top_k=top_k, mask=mask)
         blocks[block_name(layer.module_name)].append(aux)
     total = sum(sum(losses) / len(losses) for losses in blocks.values())
@@ -235,24 +230,13 @@ def reference_gradients(family, num_items, vision=False, **changes):
     return gradients(plain)
 
 
-def training_gradients(family, **changes):
-    """Gradients of the first of two equal micro-batches, and their reference."""
-    labels = batch(family)["labels"]
-    targets = int((labels if family == "classifier" else labels[:, 1:]).ne(-100).sum())
-    model = adapted(family, **changes).train()
-    model(**batch(family), num_items_in_batch=torch.tensor(2 * targets)).loss.backward()
-    return gradients(model), reference_gradients(family, 2 * targets, **changes)
-
-
 @every_family
 def test_the_gradient_of_the_load_balancing_loss_is_that_of_the_plain_reference(family):
-    got, want = training_gradients(family)
-    assert_same(got, want)
-    without = adapted(family, coefficient=0.0).train()
-    without(**batch(family)).loss.backward()
-    router = next(name for name in want if "alphalora_router" in name)
-    change = (want[router] - gradients(without)[router]).abs().max()
-    assert change > 1e-2 * want[router].abs().max(), "the loss must matter for this test to"
+    want = reference_gradients(family)
+    assert_same(training_gradients(family), want)
+    without = training_gradients(family, coefficient=0.0)
+    changes = [(want[n] - without[n]).norm() / want[n].norm() for n in want if "router" in n]
+    assert max(changes) > 0.05, "the loss must matter for this test to"
 
 
 @every_family
@@ -264,10 +248,12 @@ def test_a_step_of_training_moves_the_adapter_alone_and_comes_back(family, tmp_p
     torch.optim.AdamW(model.parameters(), lr=1e-2).step()
     moved = {n for n, v in model.state_dict().items() if not torch.equal(v, before[n])}
     assert moved == {n for n, p in model.named_parameters() if p.requires_grad}
-    head = {name for name in moved if "alphalora_" not in name}
-    assert head == ({"base_model.model.score.modules_to_save.default.weight"} & moved)
-    assert bool(head) == (family == "classifier")
+    heads = {name for name in moved if "alphalora_" not in name}
+    head = "base_model.model.score.modules_to_save.default.weight"
+    assert heads == ({head} if family == "classifier" else set())
     expected = outputs(model, family)
+    with model.disable_adapter():
+        assert_close(outputs(model, family), outputs(fresh(family), family))
     model.save_pretrained(tmp_path)
     assert_close(outputs(PeftModel.from_pretrained(fresh(family), tmp_path), family), expected)
 
@@ -292,16 +278,13 @@ def test_a_base_in_nf4_is_adapted_trained_and_opened_again(family, tmp_path):
 
 
 def in_nf4(family):
+    options = {"bnb_4bit_quant_type": "nf4", "bnb_4bit_compute_dtype": torch.float32}
     with tempfile.TemporaryDirectory() as folder:
         built(family).save_pretrained(folder)
         model = FAMILIES[family][0].from_pretrained(
             folder,
             dtype=torch.float32,
-            quantization_config=hf.BitsAndBytesConfig(
-                load_in_4bit=True,
-                bnb_4bit_quant_type="nf4",
-                bnb_4bit_compute_dtype=torch.float32,
-            ),
+            quantization_config=hf.BitsAndBytesConfig(load_in_4bit=True, **options),
         )
     for module in model.modules():
         if isinstance(module, bnb.nn.Linear4bit):
@@ -310,6 +293,7 @@ def in_nf4(family):
     return model.eval()
 
 
+@pytest.mark.works("Base models", "Qwen 2 MoE", "attention and shared expert")
 @pytest.mark.refused("Base models", "stacked experts of a MoE base")
 def test_routed_experts_of_a_moe_base_are_refused_and_the_shared_one_is_not():
     with pytest.raises(ValueError, match=r"model\.layers\.0\.mlp\.experts\.down_proj is a stacked"):
@@ -321,7 +305,7 @@ def test_routed_experts_of_a_moe_base_are_refused_and_the_shared_one_is_not():
     }
 
 
-@pytest.mark.works("Base models", "Gemma 3 with images", "its language model")
+@pytest.mark.works("Base models", "Gemma 3 and images", "its language model")
 @pytest.mark.parametrize(
     "changes",
     [
@@ -332,35 +316,19 @@ def test_routed_experts_of_a_moe_base_are_refused_and_the_shared_one_is_not():
     ids=["regex", "exclude_modules", "names"],
 )
 def test_the_language_model_alone_gets_experts(changes):
-    model = adapted("gemma3-vision", **changes)
+    model = adapted("gemma3-vision", **changes).train()
     assert layers(model) and all(".language_model." in name for name in layers(model))
-    pixels = batch("gemma3-vision")["pixel_values"]
-    with torch.no_grad():
-        model.train()
-        other = model(**(batch("gemma3-vision") | {"pixel_values": pixels + 1})).loss
-    loss = model(**batch("gemma3-vision")).loss
-    assert loss != other, "the images must matter"
+    data = batch("gemma3-vision")
+    loss = model(**data).loss
+    other = model(**(data | {"pixel_values": data["pixel_values"] + 1})).loss
+    assert abs(loss - other) > 1e-3, "the images must matter"
     loss.backward()
     assert all(p.grad is None or "lora_" in n for n, p in model.named_parameters())
 
 
-@pytest.mark.works("Base models", "Gemma 3 with images", "its language model")
+@pytest.mark.works("Base models", "Gemma 3 and images", "its language model")
 def test_routers_of_the_vision_tower_count_every_patch_and_not_the_padding_of_the_text():
     names = [f"vision_tower.encoder.layers.{i}.mlp.fc1" for i in (0, 1)]
-    got, want = training_gradients(
-        "gemma3-vision", target_modules=[*names, "language_model.layers.0.mlp.up_proj"]
-    )
-    assert_same(got, want)
-
-
-@pytest.mark.works("Base models", "sequence classification")
-def test_a_classifier_trains_its_head_beside_the_experts(tmp_path):
-    model = adapted("classifier").train()
-    head = model.base_model.model.score
-    assert not any("score" in name for name in layers(model))
-    model(**batch("classifier")).loss.backward()
-    trained = head.modules_to_save["default"].weight
-    assert trained.requires_grad and trained.grad.any()
-    assert not head.original_module.weight.requires_grad
-    with model.disable_adapter():
-        assert_close(outputs(model, "classifier"), outputs(fresh("classifier"), "classifier"))
+    targets = {"target_modules": [*names, "language_model.layers.0.mlp.up_proj"]}
+    got = training_gradients("gemma3-vision", **targets)
+    assert_same(got, reference_gradients("gemma3-vision", **targets))

@@ -1,0 +1,52 @@
+"""``alphalora lm-eval``: Axolotl's `lm-eval`, with a harness that knows the adapter."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import click
+
+
+@click.command("lm-eval", context_settings={"ignore_unknown_options": True})
+@click.argument("config", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.argument("options", nargs=-1, type=click.UNPROCESSED)
+def lm_eval(config: Path, options: tuple[str, ...]) -> None:
+    """Evaluate a trained adapter with the LM Evaluation Harness.
+
+    Does what `axolotl lm-eval CONFIG` does, by the same keys of the YAML (`lm_eval_tasks`,
+    `lm_eval_batch_size`, `lm_eval_model`, ...), on the adapter in `output_dir`. Axolotl starts
+    `lm_eval` in a process that knows PEFT's own methods only; here that process knows ours too.
+    OPTIONS are handed to `lm_eval`, for example `--limit 100` or `--include_path DIR`.
+    """
+    try:
+        from axolotl.integrations.lm_eval.cli import lm_eval as host
+        from lm_eval import __version__ as _  # noqa: F401
+    except ImportError as error:
+        raise click.ClickException(
+            f"{error}. `alphalora lm-eval` needs Axolotl and the harness: "
+            "pip install 'axolotl-alphalora[axolotl]' lm_eval"
+        ) from error
+    import yaml
+
+    if not (yaml.safe_load(config.read_text(encoding="utf-8")) or {}).get("lm_eval_tasks"):
+        raise click.ClickException(f"{config} names no `lm_eval_tasks`, for example [arc_easy].")
+    path = os.environ.get("PATH", "")
+    with TemporaryDirectory() as folder:
+        # The host starts `lm_eval` by its name.
+        script = Path(folder) / "lm_eval"
+        module = "axolotl_alphalora.cli.lm_eval_process"
+        command = f'{shlex.quote(sys.executable)} -m {module} "$@" {shlex.join(options)}'
+        script.write_text(f"#!/bin/sh\nexec {command}\n")
+        script.chmod(0o755)
+        os.environ["PATH"] = f"{folder}{os.pathsep}{path}"
+        try:
+            host.callback(config=str(config), cloud=None)  # type: ignore[misc]
+        except subprocess.CalledProcessError as error:
+            raise click.ClickException(f"lm_eval failed ({error.returncode}); see above.") from error
+        finally:
+            os.environ["PATH"] = path

@@ -1,0 +1,326 @@
+"""Trains the tiny Llama with the real HF Trainer on one and on two CPU ranks, engine by engine.
+
+Run as `ranks.py FOLDER`. Imports once and forks a world for each run, so that no patch and no
+state of accelerate outlives it. Every run leaves a folder of its own: `gradients.pt` (the first
+step's, whole), `report.json`, `logits.pt`, `checkpoint-*`, `final`; or `error.txt`.
+"""
+
+import importlib
+import importlib.util
+import json
+import os
+import signal
+import sys
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+os.environ["DS_ACCELERATOR"] = "cpu"
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import torch  # noqa: E402
+import torch.distributed as dist  # noqa: E402
+import transformers  # noqa: E402
+from accelerate.state import PartialState  # noqa: E402
+from accelerate.utils import DistributedType  # noqa: E402
+from peft import PeftModel  # noqa: E402
+from torch.distributed.tensor import DTensor  # noqa: E402
+from transformers import (  # noqa: E402
+    BitsAndBytesConfig,
+    LlamaForCausalLM,
+    Trainer,
+    TrainerCallback,
+    TrainingArguments,
+)
+
+from balancing import Rows, adapted, stack, uneven_rows  # noqa: E402
+from conftest import tiny_llama_config  # noqa: E402
+
+HAS_DEEPSPEED = importlib.util.find_spec("deepspeed") is not None
+SHARDED = "SHARDED_STATE_DICT"
+SECONDS_FOR_A_RUN = 100
+ROWS = uneven_rows(32, 40)
+
+
+class FirstGradients(TrainerCallback):
+    """The whole gradient of the first step, as the optimizer is about to get it; counts steps."""
+
+    def __init__(self) -> None:
+        self.gradients: dict[str, torch.Tensor] = {}
+        self.steps = 0
+
+    def on_step_begin(self, args, state, control, **kwargs):
+        self.steps += 1
+
+    def on_pre_optimizer_step(self, args, state, control, model=None, **kwargs):
+        self.take(model, lambda parameter: parameter.grad)
+
+    def take(self, model, gradient_of):
+        if self.gradients:
+            return
+        for name, parameter in model.named_parameters():
+            gradient = gradient_of(parameter) if parameter.requires_grad else None
+            if gradient is None:
+                continue
+            whole = gradient.full_tensor() if isinstance(gradient, DTensor) else gradient
+            name = name.removeprefix("module.").replace("_checkpoint_wrapped_module.", "")
+            self.gradients[name] = whole.clone()
+
+
+def as_on_gpus() -> None:
+    """Let accelerate use FSDP and DeepSpeed, which it switches on for accelerators only."""
+    os.environ["ACCELERATE_TORCH_DEVICE"] = "cpu"
+    PartialState._prepare_backend = lambda self, *args: ("gloo", DistributedType.MULTI_GPU)
+
+
+def ddp(**changes: Any) -> dict[str, Any]:
+    return {"use_cpu": True, "ddp_find_unused_parameters": False, **changes}
+
+
+def fsdp(**changes: Any) -> dict[str, Any]:
+    as_on_gpus()
+    config = {
+        "version": 2,
+        "auto_wrap_policy": "TRANSFORMER_BASED_WRAP",
+        "transformer_layer_cls_to_wrap": ["LlamaDecoderLayer"],
+    }
+    return {"fsdp": True, "fsdp_config": config | changes}
+
+
+def fsdp_of_the_host() -> dict[str, Any]:
+    """FSDP2 as Axolotl has patched it, base on meta but for rank 0, layers recomputed."""
+    from axolotl.monkeypatch.accelerate import fsdp2, fsdp2_checkpoint
+    from axolotl.monkeypatch.peft.state_dict import patch_peft_checkpoint_wrapper_prefixes
+
+    patch_peft_checkpoint_wrapper_prefixes()
+    fsdp2.patch_accelerate_fsdp2()
+    fsdp2_checkpoint.patch_fsdp2_full_checkpoint()
+    return fsdp(
+        state_dict_type=SHARDED, cpu_ram_efficient_loading=True, activation_checkpointing=True
+    )
+
+
+def zero(stage: int) -> dict[str, Any]:
+    import deepspeed
+
+    as_on_gpus()
+    # Without it the first run compiles a shared-memory transport for a minute.
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    optimization = {"stage": stage}
+    # Small parameters would otherwise stay whole.
+    optimization |= {"stage3_param_persistence_threshold": 0} if stage == 3 else {}
+    config = {
+        "train_micro_batch_size_per_gpu": "auto",
+        "gradient_accumulation_steps": "auto",
+        "gradient_clipping": "auto",
+        "zero_optimization": optimization,
+        "zero_allow_untested_optimizer": True,
+        "zero_force_ds_cpu_optimizer": False,
+    }
+    # Axolotl recomputes reentrantly under ZeRO-3.
+    recompute = {
+        "gradient_checkpointing": True,
+        "gradient_checkpointing_kwargs": {"use_reentrant": True},
+    }
+    return {"deepspeed": config} | (recompute if stage == 3 else {})
+
+
+def fresh(folder: Path, **options: Any) -> PeftModel:
+    return adapted(LlamaForCausalLM.from_pretrained(folder / "base", **options))
+
+
+def on_nf4(folder: Path) -> PeftModel:
+    config = BitsAndBytesConfig(
+        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.float32
+    )
+    return fresh(folder, quantization_config=config)
+
+
+def on_meta_but_for_rank_0(folder: Path) -> PeftModel:
+    from axolotl.loaders.utils import materialize_trainable_meta_params
+
+    model = fresh(folder, device_map={"": "meta" if dist.get_rank() else "cpu"})
+    materialize_trainable_meta_params(model)
+    return model
+
+
+def loaded(folder: Path) -> PeftModel:
+    """The adapter from its files, on a base that ZeRO-3 partitions while it loads."""
+    base = LlamaForCausalLM.from_pretrained(folder / "base")
+    return PeftModel.from_pretrained(base, folder / "start", is_trainable=True)
+
+
+def save(trainer: Trainer, folder: Path) -> None:
+    if trainer.is_fsdp_enabled:
+        trainer.accelerator.state.fsdp_plugin.set_state_dict_type("FULL_STATE_DICT")
+    trainer.save_model(str(folder))
+
+
+def save_as_the_host(trainer: Trainer, folder: Path) -> None:
+    from axolotl.integrations.expert_parallel.shard import save_fsdp2_lora_adapter
+
+    assert save_fsdp2_lora_adapter(trainer.model, str(folder))
+
+
+@dataclass(frozen=True)
+class Run:
+    """A training run of four steps of eight rows: two rows at a time, whatever the ranks."""
+
+    ranks: int
+    engine: Callable[[], dict[str, Any]]
+    model: Callable[[Path], PeftModel] = fresh
+    save: Callable[[Trainer, Path], None] = save
+    resume: str | None = None
+
+    def train(self, folder: Path, name: str) -> None:
+        settings = {
+            "output_dir": str(folder / name),
+            "per_device_train_batch_size": 2,
+            "gradient_accumulation_steps": 4 // self.ranks,
+            "max_steps": 4,
+            "save_steps": 2,
+            "logging_steps": 1,
+            "train_sampling_strategy": "sequential",
+            "learning_rate": 1e-2,
+            # Smooths Adam's step where a gradient is all round-off.
+            "adam_epsilon": 1e-3,
+            "max_grad_norm": 0.0,
+            "report_to": "none",
+            "disable_tqdm": True,
+            "dataloader_pin_memory": False,
+        }
+        args = TrainingArguments(**settings | self.engine())
+        model = self.model(folder)
+        if args.gradient_checkpointing:
+            model.enable_input_require_grads()
+        catch = FirstGradients()
+        if args.deepspeed:
+            _catch_before_the_engine_steps(catch)
+        trainer = Trainer(model=model, args=args, train_dataset=Rows(ROWS), callbacks=[catch])
+        trainer.train(resume_from_checkpoint=self.resume and str(folder / self.resume))
+        logits = _logits(trainer)
+        self.save(trainer, folder / name / "final")
+        if dist.get_rank() == 0:
+            torch.save(catch.gradients, folder / name / "gradients.pt")
+            torch.save(logits, folder / name / "logits.pt")
+            losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+            report = {"losses": losses, "steps": catch.steps}
+            (folder / name / "report.json").write_text(json.dumps(report))
+
+
+RUNS = {
+    "single": Run(1, ddp),
+    "ddp": Run(2, ddp),
+    "ddp-1-to-2": Run(2, ddp, resume="single/checkpoint-2"),
+    "ddp-2-to-1": Run(1, ddp, resume="ddp/checkpoint-2"),
+    "ddp-local-mean": Run(2, lambda: ddp(average_tokens_across_devices=False)),
+    "nf4-single": Run(1, ddp, on_nf4),
+    "nf4": Run(2, ddp, on_nf4),
+    "fsdp": Run(2, fsdp),
+    "fsdp-sharded": Run(2, lambda: fsdp(state_dict_type=SHARDED) | {"save_steps": 1}),
+    "fsdp-2-to-1": Run(
+        1, lambda: fsdp(state_dict_type=SHARDED), resume="fsdp-sharded/checkpoint-2"
+    ),
+    "fsdp-1-to-2": Run(2, lambda: fsdp(state_dict_type=SHARDED), resume="fsdp-2-to-1/checkpoint-3"),
+    "fsdp-recomputed": Run(2, lambda: fsdp(activation_checkpointing=True)),
+    "fsdp-host": Run(2, fsdp_of_the_host, on_meta_but_for_rank_0, save_as_the_host),
+    "fsdp-host-resumed": Run(
+        2,
+        fsdp_of_the_host,
+        on_meta_but_for_rank_0,
+        save_as_the_host,
+        resume="fsdp-host/checkpoint-2",
+    ),
+}
+if HAS_DEEPSPEED:
+    RUNS |= {
+        "zero1": Run(2, lambda: zero(1)),
+        "zero2": Run(2, lambda: zero(2)),
+        "zero3": Run(2, lambda: zero(3), loaded),
+        "zero3-resumed": Run(2, lambda: zero(3), loaded, resume="zero3/checkpoint-2"),
+    }
+
+
+def _catch_before_the_engine_steps(catch: FirstGradients) -> None:
+    from deepspeed import DeepSpeedEngine
+    from deepspeed.utils import safe_get_full_grad
+
+    step = DeepSpeedEngine.step
+
+    def caught(engine, *args, **kwargs):
+        if engine.is_gradient_accumulation_boundary():
+            catch.take(engine.module, safe_get_full_grad)
+        return step(engine, *args, **kwargs)
+
+    DeepSpeedEngine.step = caught
+
+
+@torch.no_grad()
+def _logits(trainer: Trainer) -> torch.Tensor:
+    batch = stack(ROWS[:2])
+    del batch["labels"]
+    trainer.model_wrapped.eval()
+    return trainer.model_wrapped(**batch).logits
+
+
+def make(folder: Path) -> None:
+    """The base model, and the adapter that every run starts with."""
+    torch.manual_seed(0)
+    LlamaForCausalLM(tiny_llama_config()).save_pretrained(folder / "base")
+    fresh(folder).save_pretrained(folder / "start")
+
+
+def in_a_world(ranks: int, store: Path, work: Callable[[], None], error: Path) -> None:
+    """Fork the ranks, let them work and wait; what fails leaves its traceback in `error`."""
+    children = [os.fork() or _be_a_rank(rank, ranks, store, work, error) for rank in range(ranks)]
+    for child in children:
+        if os.waitpid(child, 0)[1] != 0 and not error.exists():
+            error.parent.mkdir(exist_ok=True)
+            error.write_text("A rank died without a word: out of time, or killed.")
+
+
+def _be_a_rank(rank: int, ranks: int, store: Path, work: Callable[[], None], error: Path) -> None:
+    code = 1
+    signal.alarm(SECONDS_FOR_A_RUN)
+    os.environ |= {
+        "RANK": str(rank),
+        "LOCAL_RANK": str(rank),
+        "WORLD_SIZE": str(ranks),
+        "LOCAL_WORLD_SIZE": str(ranks),
+    }
+    try:
+        dist.init_process_group(
+            "gloo", f"file://{store}", timedelta(seconds=60), rank=rank, world_size=ranks
+        )
+        work()
+        dist.barrier()
+        code = 0
+    except BaseException:
+        error.parent.mkdir(exist_ok=True)
+        with error.open("a") as file:
+            file.write(f"rank {rank}: {traceback.format_exc()}\n")
+    finally:
+        os._exit(code)
+
+
+def main(folder: Path) -> None:
+    transformers.logging.set_verbosity_error()
+    if HAS_DEEPSPEED:
+        # Once for all runs; a single process of the others does not need it.
+        importlib.import_module("deepspeed")
+    in_a_world(1, folder / "store", lambda: make(folder), folder / "error.txt")
+    for name, run in RUNS.items():
+        work = folder / name
+        in_a_world(
+            run.ranks,
+            folder / f"store-{name}",
+            lambda run=run, name=name: run.train(folder, name),
+            work / "error.txt",
+        )
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
