@@ -18,13 +18,25 @@ def padding_mask(
     """Which positions of the batch are real: [B, S], or None where all are.
 
     The 2-D attention mask tells, by keyword or second after the ids as in every HF model. Packed
-    batches come without one; there the pad tokens that end a row are not real.
+    batches, which have position ids, come without one, or with one that is 1 on the padding too:
+    there the pad tokens that end a row are not real.
     """
     mask = kwargs.get("attention_mask")
     if mask is None and len(args) > 1:
         mask = args[1]
     if isinstance(mask, torch.Tensor):
-        return mask.ne(0) if mask.ndim == 2 else None
+        if mask.ndim != 2:
+            return None
+        if kwargs.get("position_ids") is None:
+            return mask.ne(0)
+    ended = _before_trailing_padding(model, kwargs)
+    if ended is None or mask is None:
+        return ended if mask is None else mask.ne(0)
+    return ended & mask.ne(0)
+
+
+def _before_trailing_padding(model: nn.Module, kwargs: Mapping[str, Any]) -> torch.Tensor | None:
+    """Positions up to a row's last target or last token that is no padding: [B, S]."""
     ids, labels = kwargs.get("input_ids"), kwargs.get("labels")
     pad = getattr(getattr(model, "config", None), "pad_token_id", None)
     if ids is None or labels is None or pad is None or ids.shape != labels.shape:

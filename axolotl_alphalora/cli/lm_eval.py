@@ -47,6 +47,8 @@ def lm_eval(config: Path, options: tuple[str, ...]) -> None:
         try:
             host.callback(config=str(config), cloud=None)  # type: ignore[misc]
         except subprocess.CalledProcessError as error:
-            raise click.ClickException(f"lm_eval failed ({error.returncode}); see above.") from error
+            raise click.ClickException(
+                f"lm_eval failed ({error.returncode}); see above."
+            ) from error
         finally:
             os.environ["PATH"] = path

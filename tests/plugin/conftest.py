@@ -53,6 +53,10 @@ class Run:
         return self.folder / "out"
 
     @property
+    def config(self) -> dict:
+        return yaml.safe_load((self.folder / "config.yml").read_text())
+
+    @property
     def spied(self) -> dict:
         return json.loads((self.folder / "spy.json").read_text())
 
@@ -66,7 +70,7 @@ class Host:
 
     def __init__(self, workspace: Path) -> None:
         self.workspace = workspace
-        here = str(Path(__file__).parent)
+        here = f"{Path(__file__).parent}{os.pathsep}{workspace}"
         path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
         self.env = os.environ | {"PYTHONPATH": here, "PATH": path, "ACCELERATE_USE_CPU": "true"}
         self.process = subprocess.Popen(
@@ -119,6 +123,10 @@ class Host:
             "seed": 42,
         }
 
+    def importable(self, name: str, source: str) -> None:
+        """Put a module on the path of the commands."""
+        (self.workspace / f"{name}.py").write_text(source)
+
     def write(self, folder: Path, **changes) -> Path:
         config = self.base_config() | changes
         path = folder / "config.yml"
@@ -127,15 +135,27 @@ class Host:
 
     def run(self, folder: Path, verb: str, *options: str, typed: str = "", **changes) -> Run:
         config = self.write(folder, **changes)
+        launched = verb in ("train", "evaluate", "inference", "merge-sharded-fsdp-weights")
+        launcher = ["--launcher", "python"] if launched else []
+        return self.command(folder, verb, str(config), *launcher, *options, typed=typed)
+
+    def command(self, folder: Path, *argv: str, typed: str = "") -> Run:
         log = folder / "log.txt"
         log.unlink(missing_ok=True)
-        launcher = [] if verb == "merge-lora" else ["--launcher", "python"]
-        argv = [verb, str(config), *launcher, *options]
-        request = {"argv": argv, "cwd": str(folder), "log": str(log), "input": typed}
+        code = self.ask(folder, argv, input=typed)
+        return Run(code, log.read_text(errors="replace"), folder)
+
+    def start(self, folder: Path, verb: str, *options: str, **changes) -> int:
+        """Start a command and return its process's id at once."""
+        config = self.write(folder, **changes)
+        argv = (verb, str(config), "--launcher", "python", *options)
+        return self.ask(folder, argv, background=True)
+
+    def ask(self, folder: Path, argv, **options) -> int:
+        request = {"argv": argv, "cwd": str(folder), "log": str(folder / "log.txt"), **options}
         self.process.stdin.write(json.dumps(request) + "\n")
         self.process.stdin.flush()
-        answer = self.process.stdout.readline()
-        return Run(int(answer), log.read_text(errors="replace"), folder)
+        return int(self.process.stdout.readline())
 
     def train(self, folder: Path, **changes) -> Run:
         run = self.run(folder, "train", **changes)

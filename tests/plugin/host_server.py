@@ -1,8 +1,8 @@
 """Runs Axolotl command lines, importing the host once: each in a forked child.
 
-Reads one JSON object a line ({"argv", "cwd", "log", "input"}) from standard input and answers each
-with a line holding the child's exit code. The plugin itself is imported by the child, as in a real
-run.
+Reads one JSON object a line ({"argv", "cwd", "log", "input", "background"}) from standard input and
+answers each with a line holding the child's exit code, or in the background its process id. The
+plugin itself is imported by the child, as in a real run.
 """
 
 import io
@@ -12,7 +12,8 @@ import sys
 import traceback
 from importlib import import_module
 
-HOST = [f"axolotl.cli.{verb}" for verb in ("evaluate", "inference", "merge_lora", "train")]
+VERBS = ("evaluate", "inference", "merge_lora", "preprocess", "quantize", "train", "vllm_serve")
+HOST = [f"axolotl.cli.{verb}" for verb in VERBS]
 HEAVY = ["axolotl.core.builders", "bitsandbytes", "transformers.models.llama.modeling_llama"]
 
 
@@ -25,12 +26,16 @@ def serve() -> None:
         import_module(name)
     import_module("torch").set_num_threads(1)
     for line in sys.stdin:
+        request = json.loads(line)
         child = os.fork()
         if child == 0:
-            code = run(json.loads(line))
+            code = run(request)
             sys.stdout.flush()
             sys.stderr.flush()
             os._exit(code)
+        if request.get("background"):
+            print(child, file=answers, flush=True)
+            continue
         _, status = os.waitpid(child, 0)
         print(os.waitstatus_to_exitcode(status), file=answers, flush=True)
 
@@ -41,7 +46,7 @@ def run(request: dict) -> int:
     os.dup2(log, 1)
     os.dup2(log, 2)
     os.chdir(request["cwd"])
-    sys.stdin = io.StringIO(request["input"])
+    sys.stdin = io.StringIO(request.get("input", ""))
     sys.argv = ["axolotl", *request["argv"]]
     try:
         import_module("axolotl.cli.main").main()

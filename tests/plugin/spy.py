@@ -35,14 +35,14 @@ class FirstStep(TrainerCallback):
     """Saves `step.pt`: the forward passes of the first step, and the gradients they came to.
 
     `passes` holds the tensors that the base model was called with, in training and with gradients;
-    `others` counts its calls without gradients; `start` the adapter before the step; `gradients`
-    the trainable parameters' before it is taken; `groups` the learning rates and the parameters
-    of the optimizer's groups.
+    `references` counts its calls in training without gradients; `start` the adapter before the
+    step; `gradients` the trainable parameters' before it is taken; `groups` the learning rates and
+    the parameters of the optimizer's groups.
     """
 
     def __init__(self, trainer):
         self.trainer = trainer
-        self.seen = {"passes": [], "others": 0}
+        self.seen = {"passes": [], "references": 0}
         self.done = False
 
     def on_train_begin(self, args, state, control, model=None, **kwargs):
@@ -55,7 +55,7 @@ class FirstStep(TrainerCallback):
         import torch
 
         if not (base.training and torch.is_grad_enabled()):
-            self.seen["others"] += 1
+            self.seen["references"] += base.training
             return
         tensors = {k: v.detach().clone() for k, v in kwargs.items() if isinstance(v, torch.Tensor)}
         names = ("input_ids", "attention_mask")
