@@ -9,6 +9,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 _CARD = "README.md"
+_DRAFT = ".saving-"
 
 
 def save_whole(model: Any) -> None:
@@ -28,7 +29,9 @@ def save_whole(model: Any) -> None:
             return
         folder = Path(save_directory)
         folder.mkdir(parents=True, exist_ok=True)
-        with TemporaryDirectory(dir=folder, prefix=".saving-") as name:
+        for left in folder.glob(f"{_DRAFT}*"):  # by a run that was killed here
+            shutil.rmtree(left)
+        with TemporaryDirectory(dir=folder, prefix=_DRAFT) as name:
             draft = Path(name)
             if (folder / _CARD).is_file():
                 shutil.copy2(folder / _CARD, draft)  # PEFT adds to the model card that it finds
