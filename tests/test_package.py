@@ -89,6 +89,7 @@ def _packages(node: ast.Import | ast.ImportFrom, depth: int) -> set[str]:
         names = [f"axolotl_alphalora.{node.module or node.names[0].name}"]
     parts = [name.split(".") for name in names]
     ours = {part[1] for part in parts if part[0] == "axolotl_alphalora" and len(part) > 1}
+    ours.discard("__version__")
     return ours | {"axolotl" for part in parts if part[0] == "axolotl"}
 
 

@@ -7,10 +7,11 @@ the finished optimizer's groups are split, so that every optimizer of the host i
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import nn
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
 
 B, ROUTER = "alphalora_B", "alphalora_router"
 

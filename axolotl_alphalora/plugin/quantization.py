@@ -178,15 +178,20 @@ def _four_bit(cfg: Any) -> dict[str, Any]:
     from axolotl.utils.nf4 import bnb_4bit_skip_modules
 
     sharded = bool(cfg.deepspeed or cfg.fsdp_config or cfg.fsdp)
-    fp32_storage = cfg.model_config_type in _FP32_STORAGE_MODELS and not sharded
+    dtype = _dtype_name(cfg.torch_dtype)
+    # The host's inference casts the model to `torch_dtype`, packed weights included, which would
+    # destroy them in another storage. For bf16 this is the host's own choice.
+    storage = "bfloat16" if sharded else dtype
+    if cfg.model_config_type in _FP32_STORAGE_MODELS and not sharded:
+        storage = "float32"
     config: dict[str, Any] = {
         "load_in_4bit": True,
         "llm_int8_threshold": 6.0,
         "llm_int8_has_fp16_weight": False,
         "bnb_4bit_quant_type": "nf4",
         "bnb_4bit_use_double_quant": True,
-        "bnb_4bit_compute_dtype": _dtype_name(cfg.torch_dtype),
-        "bnb_4bit_quant_storage": "float32" if fp32_storage else "bfloat16",
+        "bnb_4bit_compute_dtype": dtype,
+        "bnb_4bit_quant_storage": storage,
     }
     skipped = bnb_4bit_skip_modules(cfg.model_config_type)
     if skipped is not None:

@@ -253,7 +253,7 @@ REFUSED: tuple[Refusal, ...] = (
         "rl",
         "EBFT's embeddings, rewards and block-wise masks have not been tried with routed experts",
         "Use sft, dpo, ipo, kto, orpo, simpo, grpo or gdpo, or `adapter: lora`",
-        {"rl": "ebft"},
+        {"rl": "ebft", "ebft": {"mode": "strided"}},
         is_ebft,
     ),
     *(

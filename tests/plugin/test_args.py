@@ -33,6 +33,8 @@ def test_the_defaults_are_those_of_the_documented_yaml():
         "spend": "experts",
         "top_k": 2,
         "aux_loss_coef": 0.001,
+        "balance_over": "micro_batch",
+        "router_lr_ratio": 1.0,
         "plan": None,
     }
 
@@ -102,6 +104,8 @@ def test_a_plan_leaves_nothing_else_to_decide_but_the_routing():
         "plan": "plan.json",
         "top_k": 3,
         "aux_loss_coef": 0,
+        "balance_over": "micro_batch",
+        "router_lr_ratio": 1.0,
     }
 
 

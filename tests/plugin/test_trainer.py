@@ -1,5 +1,6 @@
 """The trainer's side of the load-balancing loss, in the real HF Trainer."""
 
+import pytest
 import torch
 from transformers import Trainer, TrainingArguments
 
@@ -58,6 +59,39 @@ def test_a_trainer_that_computes_its_own_loss_gets_the_loss_at_the_same_scale(ti
     halves = [stack(rows[:4]), stack(rows[4:])]
     want = [reference_gradients(tiny_llama, [half], [1.0], loss_scale=0.5) for half in halves]
     assert_same(catch.gradients, {name: want[0][name] + want[1][name] for name in want[0]})
+
+
+@pytest.mark.works("Trainers", "fp16's loss scaling", "with a scaler on the CPU")
+def test_the_loss_scale_of_fp16_is_followed_by_trainers_that_compute_their_own_loss(
+    tiny_llama, tmp_path
+):
+    rows, catch = uneven_rows(), CatchGradients()
+    trainer = trainer_for(OwnLoss, adapted(tiny_llama), rows, tmp_path, 1, max_steps=1)
+    trainer.model_accepts_loss_kwargs = False
+    trainer.accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=256.0)
+    trainer.add_callback(catch)
+    trainer.train()
+    assert_same(
+        catch.gradients, reference_gradients(tiny_llama, [stack(rows)], [1.0], loss_scale=256.0)
+    )
+
+
+@pytest.mark.works("Robustness", "NaN in a router is reported with the module's name")
+def test_a_router_that_gives_nan_is_named(tiny_llama, tmp_path, caplog):
+    model = adapted(tiny_llama)
+    name = "model.layers.1.self_attn.v_proj"
+    broken = model.get_base_model().get_submodule(name)
+    broken.alphalora_router["default"].data[0, 0] = float("nan")
+    trainer = trainer_for(Trainer, model, uneven_rows(), tmp_path, 2, max_steps=1)
+    with caplog.at_level("ERROR", logger="axolotl_alphalora.plugin.trainer"):
+        trainer.train()
+    assert f"routers gave NaN or infinity in step 1: {name}.default is the first of" in caplog.text
+
+
+def test_finite_routers_are_not_reported(tiny_llama, tmp_path, caplog):
+    trainer = trainer_for(Trainer, adapted(tiny_llama), uneven_rows(), tmp_path, 2, max_steps=1)
+    trainer.train()
+    assert "NaN" not in caplog.text
 
 
 def test_the_balance_is_logged_for_training_and_evaluation_apart(tiny_llama, tmp_path):

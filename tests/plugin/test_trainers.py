@@ -175,7 +175,7 @@ def test_supervised_fine_tuning_weighs_the_balance_of_each_micro_batch_by_its_ta
 
 @pytest.mark.refused("Trainers", "`rl: ebft`")
 def test_ebft_is_refused(host, tmp_path):
-    run = host.run(tmp_path, "train", rl="ebft")
+    run = host.run(tmp_path, "train", rl="ebft", ebft={"mode": "strided"})
     assert run.code != 0
     assert "`rl`: EBFT's embeddings" in run.log
 

@@ -1,0 +1,57 @@
+"""An adapter's files are put in place only when all of them are written."""
+
+import pytest
+from peft import PeftModel
+
+from axolotl_alphalora.plugin.saving import save_whole
+from balancing import adapted
+
+CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+
+
+def files(folder) -> set[str]:
+    return {p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()}
+
+
+def test_the_files_are_those_of_peft(tiny_llama, tmp_path):
+    model = adapted(tiny_llama)
+    model.add_adapter("ref", model.peft_config["default"])
+    model.save_pretrained(tmp_path / "plain")
+    save_whole(model)
+    model.save_pretrained(tmp_path / "whole")
+    assert files(tmp_path / "whole") == files(tmp_path / "plain") >= {CONFIG, f"ref/{WEIGHTS}"}
+    for name in files(tmp_path / "plain"):
+        assert (tmp_path / "whole" / name).read_bytes() == (tmp_path / "plain" / name).read_bytes()
+    PeftModel.from_pretrained(tiny_llama, tmp_path / "whole")
+
+
+def test_a_model_card_that_is_there_is_kept(tiny_llama, tmp_path):
+    (tmp_path / "README.md").write_text("# Mine\n")
+    model = adapted(tiny_llama)
+    save_whole(model)
+    model.save_pretrained(tmp_path)
+    assert "# Mine" in (tmp_path / "README.md").read_text()
+
+
+def test_a_failure_leaves_the_old_adapter_as_it_was(tiny_llama, tmp_path, monkeypatch):
+    model = adapted(tiny_llama)
+    save_whole(model)
+    model.save_pretrained(tmp_path)
+    before = {name: (tmp_path / name).read_bytes() for name in files(tmp_path)}
+
+    def full(self, *args, **kwargs):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(type(model.peft_config["default"]), "save_pretrained", full)
+    for parameter in model.parameters():
+        parameter.data += 1
+    with pytest.raises(OSError, match="No space left"):
+        model.save_pretrained(tmp_path)
+    assert {name: (tmp_path / name).read_bytes() for name in files(tmp_path)} == before
+
+
+def test_other_processes_write_nothing(tiny_llama, tmp_path):
+    model = adapted(tiny_llama)
+    save_whole(model)
+    model.save_pretrained(tmp_path / "rank1", is_main_process=False)
+    assert not files(tmp_path)
