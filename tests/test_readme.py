@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+import support
 from axolotl_alphalora.allocation import registry
 from axolotl_alphalora.plugin.block import AlphaLoraConfigBlock
 from axolotl_alphalora.plugin.refusals import HONOURED, REFUSED
@@ -68,6 +69,13 @@ def test_the_option_tables_are_those_of_the_code():
     assert between[1] == option_tables(), "run `python tests/test_readme.py` and paste its output"
 
 
+def test_the_support_table_is_that_of_the_tests():
+    between = re.search(r"<!-- support: .*? -->\n(.*?)<!-- /support -->", README, re.S)
+    assert between[1].strip() == support.table(), (
+        "run `python tests/test_readme.py` and paste its output"
+    )
+
+
 def test_nothing_is_left_to_be_filled_in():
     assert "@@" not in README
 
@@ -128,3 +136,5 @@ if __name__ == "__main__":
     print(strategy_table())
     print()
     print(option_tables())
+    print()
+    print(support.table())

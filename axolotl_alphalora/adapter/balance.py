@@ -29,6 +29,7 @@ from .batch import micro_batch_weight, padding_mask, token_mask
 from .functional import load_balancing_loss
 
 Phase = Literal["train", "eval"]
+HOOKS = "_alphalora_hooks"
 
 _keys = itertools.count()
 _balancers: weakref.WeakValueDictionary[int, LoadBalancer] = weakref.WeakValueDictionary()
@@ -95,12 +96,23 @@ class LoadBalancer:
         """Copy and pickle as a fresh balancer: the key must stay unique, the rest is transient."""
         return LoadBalancer, (self.default_scale,)
 
-    def install(self, model: nn.Module) -> list[torch.utils.hooks.RemovableHandle]:
-        """Put the two hooks on the base model; the handles remove them again."""
-        return [
-            model.register_forward_pre_hook(self._before_forward, with_kwargs=True),
-            model.register_forward_hook(self._after_forward, with_kwargs=True, always_call=True),
-        ]
+    def install(self, model: nn.Module) -> None:
+        """Put the two hooks on the base model, unless they are there.
+
+        Their handles are kept with the model, so that they are copied with it.
+        """
+        if HOOKS not in model.__dict__:
+            before = model.register_forward_pre_hook(self._before_forward, with_kwargs=True)
+            after = model.register_forward_hook(
+                self._after_forward, with_kwargs=True, always_call=True
+            )
+            setattr(model, HOOKS, [before, after])
+
+    @staticmethod
+    def remove(model: nn.Module) -> None:
+        """Take the hooks off a base model."""
+        for hook in model.__dict__.pop(HOOKS, ()):
+            hook.remove()
 
     def observe(
         self,
@@ -280,6 +292,8 @@ def _probe_output(output: Any, key: int) -> Any:
         loss = output.get("loss")
         if loss is not None and loss.requires_grad:
             output["loss"] = probe_loss(loss, key)
-    elif isinstance(output, tuple) and output[0].ndim == 0 and output[0].requires_grad:
-        return (probe_loss(output[0], key), *output[1:])
+    elif isinstance(output, tuple):
+        loss = output[0]
+        if isinstance(loss, torch.Tensor) and loss.ndim == 0 and loss.requires_grad:
+            return (probe_loss(loss, key), *output[1:])
     return output

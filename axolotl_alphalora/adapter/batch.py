@@ -27,6 +27,8 @@ def padding_mask(
     if isinstance(mask, torch.Tensor):
         if mask.ndim != 2:
             return None
+        # With a key-value cache it also covers what was read before.
+        mask = mask[:, -_length(mask, args, kwargs) :]
         if kwargs.get("position_ids") is None:
             return mask.ne(0)
     ended = _before_trailing_padding(model, kwargs)
@@ -45,16 +47,22 @@ def _before_trailing_padding(model: nn.Module, kwargs: Mapping[str, Any]) -> tor
     return real.flip(-1).cumsum(-1).flip(-1).gt(0)
 
 
+def _length(mask: torch.Tensor, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> int:
+    """Positions of a row that the model is given: all of the mask's, if nothing else tells."""
+    for value in (kwargs.get("input_ids"), kwargs.get("inputs_embeds"), *args[:1]):
+        if isinstance(value, torch.Tensor):
+            return value.shape[1]
+    return mask.shape[1]
+
+
 def token_mask(mask: torch.Tensor | None, shape: torch.Size) -> torch.Tensor | None:
     """The mask as [T] for a layer whose tokens have `shape`; None where it does not apply.
 
-    With a key-value cache the layer sees only the last positions of the mask.
+    A vision tower's patches are no positions of the text.
     """
-    if mask is None:
+    if mask is None or mask.numel() != shape.numel():
         return None
-    if len(shape) == 2 and mask.shape[0] == shape[0] and mask.shape[1] > shape[1]:
-        mask = mask[:, -shape[1] :]
-    return mask.reshape(-1) if mask.numel() == shape.numel() else None
+    return None if len(shape) == 2 and shape != mask.shape else mask.reshape(-1)
 
 
 def micro_batch_weight(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from enum import StrEnum
+from enum import Enum
 from typing import Any
 
 from packaging.version import InvalidVersion, Version
@@ -18,7 +18,7 @@ FORMAT_SINCE = "0.1.0"
 """The release that introduced the format in which adapters are saved now."""
 
 
-class AlphaLoraPeftType(StrEnum):
+class AlphaLoraPeftType(str, Enum):  # noqa: UP042 (PEFT takes the name from str(), after a dot)
     """The method's name in ``adapter_config.json``; PEFT's own enum cannot be extended."""
 
     ALPHALORA = "ALPHALORA"

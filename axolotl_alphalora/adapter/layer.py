@@ -125,6 +125,8 @@ class AlphaLoraLayer(nn.Module, BaseTunerLayer):
         )
         self.alphalora_A[adapter_name] = nn.Parameter(torch.empty(width, self.in_features))
         self.alphalora_B[adapter_name] = nn.Parameter(torch.empty(self.out_features, width))
+        if adapter_name in self.alphalora_router:
+            del self.alphalora_router[adapter_name]  # that of the adapter which is replaced
         if num_experts > 1:
             self.alphalora_router[adapter_name] = nn.Parameter(
                 torch.empty(num_experts, self.in_features)

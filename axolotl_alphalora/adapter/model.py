@@ -95,7 +95,12 @@ class AlphaLoraModel(BaseTuner):
         parameter_name: str | None = None,
     ) -> None:
         assert isinstance(peft_config.num_experts, dict)
-        num_experts = peft_config.num_experts[current_key]
+        num_experts = peft_config.num_experts.get(current_key)
+        if num_experts is None:
+            raise ValueError(
+                f"The weights to load hold {current_key}, which has no entry in num_experts: they "
+                "and the config do not belong together."
+            )
         rank = peft_config.rank_of(current_key)
         if isinstance(target, AlphaLoraLayer):
             target.update_layer(adapter_name, peft_config, num_experts, rank)
@@ -108,7 +113,7 @@ class AlphaLoraModel(BaseTuner):
             rank,
             current_key,
             self._balancer(),
-            **get_quantization_kwargs(self),
+            **{"get_apply_tensor_subclass": _no_merge} | get_quantization_kwargs(self),
         )
         if adapter_name not in self.active_adapters:
             layer.requires_grad_(False)
@@ -120,6 +125,9 @@ class AlphaLoraModel(BaseTuner):
         """Replace the targets by AlphaLoRA layers; see [`BaseTuner.inject_adapter`]."""
         super().inject_adapter(model, adapter_name, *args, **kwargs)
         _share_blocks(model, adapter_name)
+        balancer = find_balancer(model)
+        if balancer is not None:
+            balancer.install(model)
 
     @contextmanager
     def _enable_peft_forward_hooks(self, *args: Any, **kwargs: Any) -> Iterator[None]:
@@ -132,19 +140,14 @@ class AlphaLoraModel(BaseTuner):
 
     def _balancer(self) -> LoadBalancer:
         """The base model's balancer: that of a layer which is there already, or a new one."""
-        balancer = find_balancer(self.model)
-        if balancer is None:
-            balancer = LoadBalancer()
-            self._balancer_hooks = balancer.install(self.model)
-        return balancer
+        return find_balancer(self.model) or LoadBalancer()
 
     def _check_merge_allowed(self) -> None:
         raise ValueError(MERGE_REFUSAL)
 
     def _unload_and_optionally_merge(self, *args: Any, **kwargs: Any) -> nn.Module:
         super()._unload_and_optionally_merge(*args, **kwargs)
-        for hook in getattr(self, "_balancer_hooks", ()):
-            hook.remove()
+        LoadBalancer.remove(self.model)
         return self.model
 
     @classmethod
@@ -165,6 +168,11 @@ class AlphaLoraModel(BaseTuner):
         )
         _check_weights(model, adapter_name, remapped)
         return remapped
+
+
+def _no_merge() -> Any:
+    """How torchao would quantise a merged weight again."""
+    raise NotImplementedError(MERGE_REFUSAL)
 
 
 def find_balancer(model: nn.Module) -> LoadBalancer | None:

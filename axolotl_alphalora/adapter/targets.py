@@ -17,6 +17,7 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from .config import AlphaLoraConfig
+from .layer import AlphaLoraLayer
 
 _REGEX_HINT = (
     ". A single string is a regular expression for the whole name: write a list, such as "
@@ -42,6 +43,8 @@ def resolve_targets(config: AlphaLoraConfig, model: nn.Module) -> list[str]:
     probe = copy.copy(config)
     all_linear = isinstance(probe.target_modules, str) and probe.target_modules == "all-linear"
     _maybe_include_all_linear_layers(probe, model)
+    if all_linear:
+        probe.target_modules = {*(probe.target_modules or ()), *_adapted_layers(model)}
     _check_fused_experts(probe, model, refuse=not all_linear)
     names = []
     modules = _outside_adapters(model)
@@ -150,7 +153,20 @@ def _in_wanted_block(config: AlphaLoraConfig, name: str) -> bool:
     """Whether `layers_to_transform` admits a module; PEFT asks that only of names it shortens."""
     shortened = copy.copy(config)
     shortened.target_modules = {name.rpartition(".")[2]}
-    return _is_match(shortened, name)
+    return _is_match(shortened, f"model.{name}")
+
+
+def _adapted_layers(model: nn.Module) -> list[str]:
+    """Linear layers that carry experts already, but for the output head.
+
+    PEFT knows layers that are adapted by their class names only.
+    """
+    head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
+    return [
+        name
+        for name, module in _outside_adapters(model)
+        if isinstance(module, AlphaLoraLayer) and module is not head
+    ]
 
 
 def _check_layers(config: AlphaLoraConfig, names: list[str]) -> None:

@@ -311,6 +311,8 @@ def test_blocks_and_modules_can_be_left_out(kind):
     blocks = {"layers_to_transform": [1], "layers_pattern": KINDS[kind].blocks}
     names = list(layers(adapted(kind, **blocks)))
     assert len(names) == 2 and all(f"{KINDS[kind].blocks}.1." in name for name in names)
+    names = list(layers(adapted(kind, **blocks, target_modules="all-linear")))
+    assert names and all(f"{KINDS[kind].blocks}.1." in name for name in names)
     names = list(layers(adapted(kind, exclude_modules=[up])))
     assert len(names) == 2 and all(name.endswith(down) for name in names)
     every = layers(adapted(kind, target_modules="all-linear", exclude_modules=rf".*\.0\..*{up}"))
@@ -330,5 +332,7 @@ def test_a_deep_copy_is_a_model_of_its_own(kind):
     move(twin)
     assert_same(outputs(model), before)
     assert not torch.allclose(outputs(twin), before)
+    twin.add_adapter("other", config(kind))
+    assert len(twin.get_base_model()._forward_hooks) == 1
     bare = twin.unload()
     assert not bare._forward_hooks and model.get_base_model()._forward_hooks

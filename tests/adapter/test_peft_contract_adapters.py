@@ -158,7 +158,7 @@ def test_only_the_selected_adapters_are_saved(tmp_path):
 
 
 @pytest.mark.works("PEFT", "several adapters", "added, loaded beside, switched, deleted")
-@pytest.mark.parametrize("first", [["q_proj", "down_proj"], "all-linear"])
+@pytest.mark.parametrize("first", [["q_proj", "down_proj"], "all-linear", ["lm_head"]])
 def test_all_linear_means_the_same_for_a_second_adapter(first):
     model = adapted("linear", target_modules=first)
     model.add_adapter("other", config("linear", target_modules="all-linear", num_experts=2))
@@ -235,6 +235,12 @@ def test_transformers_own_methods(tmp_path):
     assert_same(outputs(other), after)
     other.delete_adapter(["again", "second"])
     assert_same(outputs(other), before)
+
+
+def test_a_count_of_zero_leaves_a_target_alone():
+    names = list(layers(adapted("linear")))
+    counts = dict.fromkeys(names, 2) | {FIRST: 0}
+    assert list(layers(adapted("linear", num_experts=counts))) == names[1:]
 
 
 def test_weights_for_a_module_without_a_count_are_refused_by_name():

@@ -11,6 +11,8 @@ from adapter.test_peft_contract import (
     IDS,
     KINDS,
     QUANTISED,
+    Mlp,
+    X,
     adapted,
     assert_same,
     config,
@@ -109,6 +111,19 @@ def test_a_module_without_labels_gets_the_gradient_of_the_load_balancing_loss():
         assert_same(got[name], parameter.grad, atol=1e-5)
     without = gradients(adapted("custom", aux_loss_coef=0.0))
     assert not all(torch.allclose(got[name], without[name], atol=1e-4) for name in got)
+
+
+class WithLabels(Mlp):
+    def forward(self, x, labels):
+        return None, super().forward(x)
+
+
+@pytest.mark.works("PEFT", "any nn.Module", "no task type, no config")
+def test_a_module_that_takes_labels_need_not_give_a_loss():
+    model = get_peft_model(WithLabels(), config("custom")).train()
+    nothing, out = model(X, labels=torch.zeros(2, 5))
+    out.square().mean().backward()
+    assert nothing is None and all(p.grad.any() for p in trainable(model).values())
 
 
 @pytest.mark.works("PEFT", "gradient checkpointing", "reentrant and not")

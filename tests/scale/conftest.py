@@ -30,7 +30,8 @@ class Runs:
         return self.folder / name
 
     def report(self, name: str) -> dict:
-        """The losses of all steps, those before a resume too, and how many the run made."""
+        """`losses` of all steps, those before a resume too; `steps` that the run itself made;
+        `held`, the elements of the adapter that rank 0 keeps."""
         return json.loads((self.of(name) / "report.json").read_text())
 
     def gradients(self, name: str) -> dict[str, torch.Tensor]:

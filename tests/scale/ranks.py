@@ -9,12 +9,9 @@ import importlib
 import importlib.util
 import json
 import os
-import signal
 import sys
-import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -35,13 +32,18 @@ from transformers import (  # noqa: E402
     TrainerCallback,
     TrainingArguments,
 )
+from worlds import in_a_world  # noqa: E402
 
 from balancing import Rows, adapted, stack, uneven_rows  # noqa: E402
 from conftest import tiny_llama_config  # noqa: E402
 
 HAS_DEEPSPEED = importlib.util.find_spec("deepspeed") is not None
 SHARDED = "SHARDED_STATE_DICT"
-SECONDS_FOR_A_RUN = 100
+REENTRANT = {
+    "gradient_checkpointing": True,
+    "gradient_checkpointing_kwargs": {"use_reentrant": True},
+}
+ONE_STEP = {"max_steps": 1, "save_steps": 1}
 ROWS = uneven_rows(32, 40)
 
 
@@ -120,16 +122,17 @@ def zero(stage: int) -> dict[str, Any]:
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False,
     }
-    # Axolotl recomputes reentrantly under ZeRO-3.
-    recompute = {
-        "gradient_checkpointing": True,
-        "gradient_checkpointing_kwargs": {"use_reentrant": True},
-    }
-    return {"deepspeed": config} | (recompute if stage == 3 else {})
+    # As Axolotl has it under ZeRO-3.
+    return {"deepspeed": config} | (REENTRANT if stage == 3 else {})
 
 
 def fresh(folder: Path, **options: Any) -> PeftModel:
     return adapted(LlamaForCausalLM.from_pretrained(folder / "base", **options))
+
+
+def balanced_globally(folder: Path) -> PeftModel:
+    base = LlamaForCausalLM.from_pretrained(folder / "base")
+    return adapted(base, balance_over="global_batch")
 
 
 def on_nf4(folder: Path) -> PeftModel:
@@ -207,7 +210,7 @@ class Run:
             torch.save(catch.gradients, folder / name / "gradients.pt")
             torch.save(logits, folder / name / "logits.pt")
             losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
-            report = {"losses": losses, "steps": catch.steps}
+            report = {"losses": losses, "steps": catch.steps, "held": _held(model)}
             (folder / name / "report.json").write_text(json.dumps(report))
 
 
@@ -216,7 +219,8 @@ RUNS = {
     "ddp": Run(2, ddp),
     "ddp-1-to-2": Run(2, ddp, resume="single/checkpoint-2"),
     "ddp-2-to-1": Run(1, ddp, resume="ddp/checkpoint-2"),
-    "ddp-local-mean": Run(2, lambda: ddp(average_tokens_across_devices=False)),
+    "ddp-local-mean": Run(2, lambda: ddp(average_tokens_across_devices=False, **ONE_STEP)),
+    "ddp-balanced": Run(2, lambda: ddp(**REENTRANT, **ONE_STEP), balanced_globally),
     "nf4-single": Run(1, ddp, on_nf4),
     "nf4": Run(2, ddp, on_nf4),
     "fsdp": Run(2, fsdp),
@@ -225,7 +229,10 @@ RUNS = {
         1, lambda: fsdp(state_dict_type=SHARDED), resume="fsdp-sharded/checkpoint-2"
     ),
     "fsdp-1-to-2": Run(2, lambda: fsdp(state_dict_type=SHARDED), resume="fsdp-2-to-1/checkpoint-3"),
-    "fsdp-recomputed": Run(2, lambda: fsdp(activation_checkpointing=True)),
+    "fsdp-recomputed": Run(2, lambda: fsdp(activation_checkpointing=True) | ONE_STEP),
+    "fsdp-balanced": Run(
+        2, lambda: fsdp(activation_checkpointing=True) | ONE_STEP, balanced_globally
+    ),
     "fsdp-host": Run(2, fsdp_of_the_host, on_meta_but_for_rank_0, save_as_the_host),
     "fsdp-host-resumed": Run(
         2,
@@ -258,6 +265,15 @@ def _catch_before_the_engine_steps(catch: FirstGradients) -> None:
     DeepSpeedEngine.step = caught
 
 
+def _held(model: PeftModel) -> int:
+    """How many elements of the adapter this rank keeps between its forwards."""
+    adapter = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    parts = [
+        p.to_local() if isinstance(p, DTensor) else getattr(p, "ds_tensor", p) for p in adapter
+    ]
+    return sum(part.numel() for part in parts)
+
+
 @torch.no_grad()
 def _logits(trainer: Trainer) -> torch.Tensor:
     batch = stack(ROWS[:2])
@@ -271,39 +287,6 @@ def make(folder: Path) -> None:
     torch.manual_seed(0)
     LlamaForCausalLM(tiny_llama_config()).save_pretrained(folder / "base")
     fresh(folder).save_pretrained(folder / "start")
-
-
-def in_a_world(ranks: int, store: Path, work: Callable[[], None], error: Path) -> None:
-    """Fork the ranks, let them work and wait; what fails leaves its traceback in `error`."""
-    children = [os.fork() or _be_a_rank(rank, ranks, store, work, error) for rank in range(ranks)]
-    for child in children:
-        if os.waitpid(child, 0)[1] != 0 and not error.exists():
-            error.parent.mkdir(exist_ok=True)
-            error.write_text("A rank died without a word: out of time, or killed.")
-
-
-def _be_a_rank(rank: int, ranks: int, store: Path, work: Callable[[], None], error: Path) -> None:
-    code = 1
-    signal.alarm(SECONDS_FOR_A_RUN)
-    os.environ |= {
-        "RANK": str(rank),
-        "LOCAL_RANK": str(rank),
-        "WORLD_SIZE": str(ranks),
-        "LOCAL_WORLD_SIZE": str(ranks),
-    }
-    try:
-        dist.init_process_group(
-            "gloo", f"file://{store}", timedelta(seconds=60), rank=rank, world_size=ranks
-        )
-        work()
-        dist.barrier()
-        code = 0
-    except BaseException:
-        error.parent.mkdir(exist_ok=True)
-        with error.open("a") as file:
-            file.write(f"rank {rank}: {traceback.format_exc()}\n")
-    finally:
-        os._exit(code)
 
 
 def main(folder: Path) -> None:

@@ -4,11 +4,22 @@ import importlib.util
 
 import pytest
 import torch
+from accelerate.utils import merge_fsdp_weights
 from peft import PeftModel
 from peft.utils import get_peft_model_state_dict
+from safetensors.torch import load_file
 from transformers import BitsAndBytesConfig, LlamaForCausalLM
 
-from balancing import adapted, assert_same, reference_gradients, stack, uneven_rows
+from balancing import (
+    COEFFICIENT,
+    adapted,
+    assert_same,
+    gradients,
+    reference_gradients,
+    router_inputs,
+    stack,
+    uneven_rows,
+)
 
 ROWS = uneven_rows(32, 40)
 FIRST_STEP = [stack(ROWS[start : start + 2]) for start in range(0, 8, 2)]
@@ -40,6 +51,11 @@ def check_training(runs, name, first_gradient, like="single"):
     assert_same(runs.gradients(name), first_gradient)
     check_steps(runs, name, like)
     assert runs.report(name)["steps"] == 4
+
+
+def check_sharded(runs, name):
+    """Each of the two ranks keeps about half of the adapter (an odd row is nobody's half)."""
+    assert runs.report(name)["held"] < 0.55 * runs.report("ddp")["held"]
 
 
 def check_steps(runs, name, like="single"):
@@ -96,6 +112,46 @@ def test_ddp_where_each_rank_takes_the_mean_over_its_own_targets(runs):
     )
 
 
+def globally_balanced_gradient(model):
+    """As `reference_gradients`, each expert's share of the tokens counted over both ranks."""
+    model = adapted(model, coefficient=0.0).train()
+    counted = torch.tensor(sum(int(b["labels"][:, 1:].ne(-100).sum()) for b in FIRST_STEP))
+    total = 0.0
+    for ranks, weights in ((FIRST_STEP[i : i + 2], shares(FIRST_STEP)[i : i + 2]) for i in (0, 2)):
+        seen = []
+        for batch in ranks:
+            with router_inputs(model) as layers:
+                total = total + model(**batch, num_items_in_batch=counted).loss
+            seen.append([routing(layer, x, batch["attention_mask"]) for layer, x in layers])
+        for slots, *means in zip(
+            (first[1] + second[1] for first, second in zip(*seen, strict=True)), *seen, strict=True
+        ):
+            for weight, (share, _, mean) in zip(weights, means, strict=True):
+                aux = len(slots) * (slots / slots.sum() * mean).sum()
+                total = total + weight * COEFFICIENT * share * aux
+    total.backward()
+    return gradients(model)
+
+
+def routing(layer, x, mask):
+    """The router's share of its block, the slots of each expert and its mean probability."""
+    tokens = x[mask.bool()]
+    probabilities = torch.softmax(tokens @ layer.alphalora_router["default"].T, dim=-1)
+    chosen = probabilities.topk(layer.top_k["default"]).indices.flatten()
+    slots = chosen.bincount(minlength=probabilities.shape[-1])
+    return layer.block_share["default"], slots, probabilities.mean(0)
+
+
+@pytest.mark.works("Scale-out", "global-batch load balancing", "DDP, FSDP2")
+@pytest.mark.parametrize("run", ["ddp-balanced", "fsdp-balanced"])
+def test_experts_are_counted_over_all_ranks(runs, whole_gradient, run):
+    want = globally_balanced_gradient(base(runs))
+    assert_same(runs.gradients(run), want)
+    router = "base_model.model.model.layers.1.mlp.down_proj.alphalora_router.default"
+    change = (want[router] - whole_gradient[router]).abs().max()
+    assert change > 1e-2 * want[router].abs().max(), "counting over ranks must matter here"
+
+
 @pytest.mark.works("Scale-out", "DDP, 4-bit base (nf4)")
 def test_ddp_on_an_nf4_base(runs):
     check_training(runs, "nf4", runs.gradients("nf4-single"), like="nf4-single")
@@ -111,6 +167,7 @@ def test_ddp_on_an_nf4_base(runs):
 @pytest.mark.parametrize("run", ["fsdp", "fsdp-sharded"])
 def test_fsdp2(runs, whole_gradient, run):
     check_training(runs, run, whole_gradient)
+    check_sharded(runs, run)
     check_saved(runs, run)
 
 
@@ -118,23 +175,28 @@ def test_a_full_checkpoint_of_fsdp2_is_an_adapter(runs):
     check_saved(runs, "fsdp", "checkpoint-4")
 
 
+def test_a_sharded_checkpoint_of_fsdp2_merges_into_the_adapter(runs, tmp_path):
+    shards = runs.of("fsdp-sharded") / "checkpoint-4" / "pytorch_model_fsdp_0"
+    merge_fsdp_weights(str(shards), str(tmp_path))
+    check_weights(load_file(tmp_path / "model.safetensors"), runs.adapter("single"))
+
+
 @pytest.mark.works("Scale-out", "FSDP2, activation checkpointing")
 def test_fsdp2_with_recomputed_blocks(runs, whole_gradient):
     assert_same(runs.gradients("fsdp-recomputed"), whole_gradient)
-    assert runs.report("fsdp-recomputed")["losses"] == pytest.approx(
-        runs.report("single")["losses"], abs=1e-5
-    )
+    check_sharded(runs, "fsdp-recomputed")
 
 
 @names_hold_the_wrapper
 def test_fsdp2_with_recomputed_blocks_saves_the_whole_adapter(runs):
     check_saved(runs, "fsdp-recomputed")
-    check_saved(runs, "fsdp-recomputed", "checkpoint-4")
+    check_saved(runs, "fsdp-recomputed", "checkpoint-1")
 
 
 @pytest.mark.works("Scale-out", "FSDP2 as Axolotl loads, shards and saves it")
 def test_fsdp2_of_the_host(runs, whole_gradient):
     check_training(runs, "fsdp-host", whole_gradient)
+    check_sharded(runs, "fsdp-host")
     check_saved(runs, "fsdp-host")
 
 
@@ -183,6 +245,11 @@ def test_deepspeed(runs, whole_gradient, run):
     check_training(runs, run, whole_gradient)
     check_saved(runs, run)
     check_saved(runs, run, "checkpoint-4")
+
+
+@needs_deepspeed
+def test_zero3_partitions_the_adapter_too(runs):
+    check_sharded(runs, "zero3")
 
 
 @needs_deepspeed
