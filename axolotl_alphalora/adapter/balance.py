@@ -99,19 +99,20 @@ class LoadBalancer:
     def install(self, model: nn.Module) -> None:
         """Put the two hooks on the base model, unless they are there.
 
-        Their handles are kept with the model, so that they are copied with it.
+        Their handles are kept with the model, so that they are copied with it. Those of a balancer
+        whose layers another tuner has unloaded are taken off.
         """
-        if HOOKS not in model.__dict__:
-            before = model.register_forward_pre_hook(self._before_forward, with_kwargs=True)
-            after = model.register_forward_hook(
-                self._after_forward, with_kwargs=True, always_call=True
-            )
-            setattr(model, HOOKS, [before, after])
+        if model.__dict__.get(HOOKS, (None,))[0] == self.key:
+            return
+        self.remove(model)
+        before = model.register_forward_pre_hook(self._before_forward, with_kwargs=True)
+        after = model.register_forward_hook(self._after_forward, with_kwargs=True, always_call=True)
+        setattr(model, HOOKS, (self.key, before, after))
 
     @staticmethod
     def remove(model: nn.Module) -> None:
         """Take the hooks off a base model."""
-        for hook in model.__dict__.pop(HOOKS, ()):
+        for hook in model.__dict__.pop(HOOKS, ())[1:]:
             hook.remove()
 
     def observe(

@@ -21,6 +21,8 @@ from .config import AlphaLoraConfig
 from .layer import MERGE_REFUSAL, AlphaLoraLayer
 from .targets import check_counts, check_known, check_ranks, resolve_targets
 
+_CHECKPOINT_WRAPPER = "_checkpoint_wrapped_module."
+
 
 class AlphaLoraModel(BaseTuner):
     """A model whose linear layers carry mixtures of LoRA experts, number and rank per module.
@@ -129,6 +131,13 @@ class AlphaLoraModel(BaseTuner):
         if balancer is not None:
             balancer.install(model)
 
+    def _replace_module(
+        self, parent: nn.Module, child_name: str, new_module: nn.Module, child: nn.Module
+    ) -> None:
+        # The layer holds its base and is on its device already; PEFT's own would also move 8-bit
+        # layers whose new weights are still on the meta device.
+        setattr(parent, child_name, new_module)
+
     @contextmanager
     def _enable_peft_forward_hooks(self, *args: Any, **kwargs: Any) -> Iterator[None]:
         if "adapter_names" in kwargs:
@@ -151,6 +160,22 @@ class AlphaLoraModel(BaseTuner):
         return self.model
 
     @classmethod
+    def _get_adapter_state_dict(
+        cls,
+        model: nn.Module,
+        config: AlphaLoraConfig,
+        adapter_name: str,
+        state_dict: dict[str, torch.Tensor],
+        unwanted_adapter_names: list[str],
+    ) -> dict[str, torch.Tensor]:
+        """Take what PEFT finds, and the weights in recomputed blocks, which it overlooks."""
+        found = super()._get_adapter_state_dict(
+            model, config, adapter_name, state_dict, unwanted_adapter_names
+        )
+        keys = _weight_shapes(model, adapter_name)
+        return found | {key: state_dict[key] for key in keys if key in state_dict}
+
+    @classmethod
     def _remap_adapter_state_dict_for_load(
         cls,
         model: nn.Module,
@@ -166,7 +191,12 @@ class AlphaLoraModel(BaseTuner):
         remapped = super()._remap_adapter_state_dict_for_load(
             model, config, adapter_name, state_dict
         )
-        _check_weights(model, adapter_name, remapped)
+        expected = _weight_shapes(model, adapter_name)
+        for key in expected:
+            saved = cls._remove_adapter_name_from_key(key, adapter_name)
+            if saved in remapped:
+                remapped[key] = remapped.pop(saved)
+        _check_weights(expected, remapped)
         return remapped
 
 
@@ -194,18 +224,23 @@ def _share_blocks(model: nn.Module, adapter_name: str) -> None:
             layer.block_share[adapter_name] = 1.0 / len(layers)
 
 
-def _check_weights(
-    model: nn.Module, adapter_name: str, state_dict: dict[str, torch.Tensor]
-) -> None:
-    """Compare the weights to load with the adapter that the config built."""
-    expected = {
-        f"{name}.{part}.{adapter_name}": parameter.shape
+def _weight_shapes(model: nn.Module, adapter_name: str) -> dict[str, torch.Size]:
+    """Keys in the model's state dict and shapes of all weights of an adapter.
+
+    torch's wrapper around a recomputed block is in the names of its modules, but not in the keys.
+    """
+    return {
+        f"{name}.{part}.{adapter_name}".replace(_CHECKPOINT_WRAPPER, ""): parameter.shape
         for name, module in model.named_modules()
         if isinstance(module, AlphaLoraLayer)
         for part in module.adapter_layer_names
         for key, parameter in getattr(module, part).items()
         if key == adapter_name
     }
+
+
+def _check_weights(expected: dict[str, torch.Size], state_dict: dict[str, torch.Tensor]) -> None:
+    """Compare the weights to load with the adapter that the config built."""
     for key, shape in expected.items():
         if key not in state_dict:
             raise ValueError(

@@ -7,6 +7,7 @@ import difflib
 import warnings
 from collections.abc import Iterable
 
+import torch
 from peft.tuners.tuners_utils import (
     BaseTunerLayer,
     _maybe_include_all_linear_layers,
@@ -197,7 +198,11 @@ def _outside_adapters(model: nn.Module) -> list[tuple[str, nn.Module]]:
 
 def _check_fused_experts(config: AlphaLoraConfig, model: nn.Module, refuse: bool) -> None:
     """Refuse, or with "all-linear" point out, the 3-D weights of a base model's own experts."""
-    fused = [name for name, p in model.named_parameters() if p.ndim == 3]
+    # ZeRO-3 keeps the shape of a weight that it has partitioned apart.
+    shapes: dict[str, torch.Size] = {
+        name: getattr(p, "ds_shape", p.shape) for name, p in model.named_parameters()
+    }
+    fused = [name for name, shape in shapes.items() if len(shape) == 3]
     if refuse:
         hit = next((name for name in fused if _is_match(config, name)), None)
         if hit is not None:

@@ -45,7 +45,7 @@ def lm_eval(config: Path, options: tuple[str, ...]) -> None:
         script.chmod(0o755)
         os.environ["PATH"] = f"{folder}{os.pathsep}{path}"
         try:
-            host.callback(config=str(config), cloud=None)  # type: ignore[misc]
+            host.callback(config=str(config), cloud=None)
         except subprocess.CalledProcessError as error:
             raise click.ClickException(
                 f"lm_eval failed ({error.returncode}); see above."

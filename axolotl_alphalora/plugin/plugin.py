@@ -8,6 +8,9 @@ from axolotl.integrations.base import AdapterCapabilities, BasePlugin
 
 from . import quantization
 from .block import ADAPTER
+from .host import check_host
+
+check_host()
 
 if TYPE_CHECKING:
     from transformers import Trainer, TrainerCallback

@@ -175,8 +175,6 @@ def prepare(model: PreTrainedModel, cfg: Any) -> None:
 
 
 def _four_bit(cfg: Any) -> dict[str, Any]:
-    from axolotl.utils.nf4 import bnb_4bit_skip_modules
-
     sharded = bool(cfg.deepspeed or cfg.fsdp_config or cfg.fsdp)
     dtype = _dtype_name(cfg.torch_dtype)
     # The host's inference casts the model to `torch_dtype`, packed weights included, which would
@@ -193,12 +191,20 @@ def _four_bit(cfg: Any) -> dict[str, Any]:
         "bnb_4bit_compute_dtype": dtype,
         "bnb_4bit_quant_storage": storage,
     }
-    skipped = bnb_4bit_skip_modules(cfg.model_config_type)
+    skipped = _skipped_in_4bit(cfg.model_config_type)
     if skipped is not None:
         config["llm_int8_skip_modules"] = skipped
     overrides = dict(cfg.bnb_config_kwargs or {})
     _check_overrides(overrides)
     return config | overrides
+
+
+def _skipped_in_4bit(model_type: str | None) -> list[str] | None:
+    try:
+        from axolotl.utils.nf4 import bnb_4bit_skip_modules
+    except ImportError:  # Axolotl 0.20 has no such function and this one case
+        return ["out_proj"] if model_type == "falcon_h1" else None
+    return bnb_4bit_skip_modules(model_type)
 
 
 def _check_overrides(overrides: Mapping[str, Any]) -> None:

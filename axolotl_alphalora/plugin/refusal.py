@@ -35,6 +35,10 @@ def where_trl_wraps(value: Any, cfg: Mapping[str, Any]) -> bool:
     return bool(value) and cfg.get("rl") in ("dpo", "ipo", "kto")
 
 
+def under_fsdp(value: Any, cfg: Mapping[str, Any]) -> bool:
+    return bool(value) and bool(cfg.get("fsdp_config") or cfg.get("fsdp"))
+
+
 def is_ebft(value: Any, _cfg: Mapping[str, Any]) -> bool:
     return value == "ebft"
 

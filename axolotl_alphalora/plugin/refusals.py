@@ -15,6 +15,7 @@ from axolotl_alphalora.plugin.refusal import (
     is_ebft,
     more_than_one,
     on_quantised_base,
+    under_fsdp,
     where_trl_wraps,
     with_4bit,
     without_4bit,
@@ -139,7 +140,13 @@ REFUSED: tuple[Refusal, ...] = (
         "Load the adapter with `lora_model_dir`, or with PEFT after importing axolotl_alphalora",
         {"merge_lora": True},
     ),
-    Refusal("merge_method", _ONE_WEIGHT, _REMOVE, {"merge_method": "legacy"}),
+    Refusal(
+        "merge_method",
+        _ONE_WEIGHT,
+        _REMOVE,
+        {"merge_method": "legacy"},
+        differs_from("memory_efficient"),  # the default of Axolotl 0.20
+    ),
     *(
         Refusal(
             name,
@@ -217,6 +224,13 @@ REFUSED: tuple[Refusal, ...] = (
         "Use an unquantised base with FSDP, or DDP with `load_in_4bit` or `load_in_8bit`",
         {"fsdp_config": {"reshard_after_forward": True}, "load_in_4bit": True},
         on_quantised_base,
+    ),
+    Refusal(
+        "lora_modules_to_save",
+        "under FSDP the host's final save gathers the experts only, and fails on whole modules",
+        "Remove the option, or use DDP or DeepSpeed",
+        {"lora_modules_to_save": ["lm_head"], "fsdp_config": {"reshard_after_forward": True}},
+        under_fsdp,
     ),
     *(
         Refusal(

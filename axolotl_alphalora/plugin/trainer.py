@@ -37,13 +37,15 @@ class AlphaLoraCallback(TrainerCallback):
         steps = self.trainer.current_gradient_accumulation_steps
         self.balancer.default_scale = loss_scale / steps
 
-    def enable_for_evaluation(self) -> None:
-        """Called by the host before an evaluation without a training run."""
-        if self.fresh:
-            warn_fresh_adapter("axolotl evaluate")
+    def on_train_begin(self, *args: Any, **kwargs: Any) -> None:
+        """From here on, what is evaluated is being trained."""
+        self.fresh = False
 
     def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
         """The trainer's own loop, with the balance counted in passes without labels too."""
+        if self.fresh:
+            self.fresh = False  # the host evaluates several splits
+            warn_fresh_adapter("axolotl evaluate")
         self.balancer.evaluating = True
         try:
             return self._evaluation_loop(*args, **kwargs)

@@ -42,7 +42,7 @@ def check_verb(verb: str | None) -> None:
     Raises:
         ValueError: If the command needs a merged model; names it.
     """
-    if verb in WHOLE_MODEL:
+    if verb is not None and verb in WHOLE_MODEL:
         raise ValueError(
             f"`axolotl {verb.replace('_', '-')}` {WHOLE_MODEL[verb]}, but a routed adapter "
             "(`adapter: alphalora`) chooses experts per token, so there is no single weight to "

@@ -23,6 +23,7 @@ from adapter.test_peft_contract import (
     adapted,
     assert_same,
     config,
+    forward,
     fresh,
     layers,
     move,
@@ -211,6 +212,22 @@ def test_lora_and_experts_in_one_base_model_add_up(on_top):
     model(input_ids=torch.tensor([[4, 5, 6]]), labels=torch.tensor([[4, 5, 6]])).loss.backward()
     assert all(p.grad is not None for p in trainable(model).values())
     assert_same(outputs(model.unload()), before)
+
+
+def test_experts_are_balanced_on_a_base_that_lora_has_unloaded():
+    def gradients(base):
+        model = get_peft_model(base, config("linear", aux_loss_coef=0.5)).train()
+        forward(model)[1].backward()
+        return {name: p.grad for name, p in trainable(model).items()}
+
+    base = fresh("linear")
+    get_peft_model(base, config("linear"))
+    base = get_peft_model(base, lora(), "other").unload()
+    torch.manual_seed(3)
+    got = gradients(base)
+    torch.manual_seed(3)
+    for name, want in gradients(fresh("linear")).items():
+        assert_same(got[name], want, atol=1e-6)
 
 
 @pytest.mark.works("PEFT", "transformers' own adapter methods")

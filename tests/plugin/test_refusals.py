@@ -4,6 +4,7 @@ from itertools import chain
 
 import pytest
 from axolotl.integrations.config import merge_input_args
+from axolotl.integrations.expert_parallel.args import ExpertParallelArgs
 from axolotl.integrations.lm_eval.args import LMEvalArgs
 from axolotl.integrations.mora.args import MoraArgs
 from axolotl.utils.config import validate_config
@@ -24,7 +25,11 @@ HOST_IS_FIRST = {
     "nf4_backend": "CPU-staged NF4 requires adapter: qlora",
 }
 # The host's schema drops these unless the plugin that owns them is loaded.
-OTHER_PLUGINS = {"mora": MoraArgs, "lm_eval_post_train": LMEvalArgs}
+OTHER_PLUGINS = {
+    "mora": MoraArgs,
+    "lm_eval_post_train": LMEvalArgs,
+    "expert_parallel_size": ExpertParallelArgs,
+}
 
 
 @pytest.fixture(autouse=True)

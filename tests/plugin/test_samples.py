@@ -343,6 +343,7 @@ def test_a_changed_tokenizer_is_read_without_waiting_for_other_ranks(write, conf
     )
     train, _ = prepared(cfg)
     monkeypatch.setattr("axolotl.utils.distributed.is_distributed", lambda: True)
+    monkeypatch.setattr("torch.distributed.get_rank", lambda *_: 1)
     monkeypatch.setattr("axolotl.loaders.tokenizer.barrier", lambda: pytest.fail("barrier"))
     assert all(key(sample) in train for sample in draw_samples(cfg, 6))
 

@@ -38,6 +38,8 @@ def plain(host, tmp_path_factory):
     return host.train(tmp_path_factory.mktemp("plain"), max_steps=6, save_steps=3)
 
 
+@pytest.mark.works("Verbs", "`train`, through accelerate")
+@pytest.mark.works("Host versions", "Axolotl 0.21")
 def test_the_real_command_line_through_accelerate(host, tmp_path):
     config = host.write(tmp_path, max_steps=2)
     done = subprocess.run(
@@ -112,6 +114,7 @@ def test_a_quantised_run_resumes_as_if_it_had_not_stopped(host, tmp_path):
     assert_equal(full.out, resumed.out)
 
 
+@pytest.mark.works("Verbs", "`train` resumed (`auto_resume_from_checkpoints`)")
 def test_stop_and_resume_gives_the_weights_of_the_uninterrupted_run(host, plain, tmp_path):
     shutil.copytree(plain.out / "checkpoint-3", tmp_path / "out" / "checkpoint-3")
     resumed = host.train(tmp_path, max_steps=6, save_steps=3, auto_resume_from_checkpoints=True)

@@ -6,7 +6,6 @@ step's, whole), `report.json`, `logits.pt`, `checkpoint-*`, `final`; or `error.t
 """
 
 import importlib
-import importlib.util
 import json
 import os
 import sys
@@ -37,7 +36,6 @@ from worlds import in_a_world  # noqa: E402
 from balancing import Rows, adapted, stack, uneven_rows  # noqa: E402
 from conftest import tiny_llama_config  # noqa: E402
 
-HAS_DEEPSPEED = importlib.util.find_spec("deepspeed") is not None
 SHARDED = "SHARDED_STATE_DICT"
 REENTRANT = {
     "gradient_checkpointing": True,
@@ -241,14 +239,11 @@ RUNS = {
         save_as_the_host,
         resume="fsdp-host/checkpoint-2",
     ),
+    "zero1": Run(2, lambda: zero(1)),
+    "zero2": Run(2, lambda: zero(2)),
+    "zero3": Run(2, lambda: zero(3), loaded),
+    "zero3-resumed": Run(2, lambda: zero(3), loaded, resume="zero3/checkpoint-2"),
 }
-if HAS_DEEPSPEED:
-    RUNS |= {
-        "zero1": Run(2, lambda: zero(1)),
-        "zero2": Run(2, lambda: zero(2)),
-        "zero3": Run(2, lambda: zero(3), loaded),
-        "zero3-resumed": Run(2, lambda: zero(3), loaded, resume="zero3/checkpoint-2"),
-    }
 
 
 def _catch_before_the_engine_steps(catch: FirstGradients) -> None:
@@ -291,9 +286,7 @@ def make(folder: Path) -> None:
 
 def main(folder: Path) -> None:
     transformers.logging.set_verbosity_error()
-    if HAS_DEEPSPEED:
-        # Once for all runs; a single process of the others does not need it.
-        importlib.import_module("deepspeed")
+    importlib.import_module("deepspeed")  # once for all runs
     in_a_world(1, folder / "store", lambda: make(folder), folder / "error.txt")
     for name, run in RUNS.items():
         work = folder / name

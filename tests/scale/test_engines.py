@@ -1,7 +1,5 @@
 """Two ranks train as one process does, save the whole adapter and resume, whatever the engine."""
 
-import importlib.util
-
 import pytest
 import torch
 from accelerate.utils import merge_fsdp_weights
@@ -23,13 +21,6 @@ from balancing import (
 
 ROWS = uneven_rows(32, 40)
 FIRST_STEP = [stack(ROWS[start : start + 2]) for start in range(0, 8, 2)]
-
-needs_deepspeed = pytest.mark.skipif(
-    importlib.util.find_spec("deepspeed") is None, reason="needs the deepspeed package"
-)
-names_hold_the_wrapper = pytest.mark.xfail(
-    strict=True, reason="module names in a recomputed block hold torch's wrapper, keys do not"
-)
 
 
 def shares(batches):
@@ -187,7 +178,6 @@ def test_fsdp2_with_recomputed_blocks(runs, whole_gradient):
     check_sharded(runs, "fsdp-recomputed")
 
 
-@names_hold_the_wrapper
 def test_fsdp2_with_recomputed_blocks_saves_the_whole_adapter(runs):
     check_saved(runs, "fsdp-recomputed")
     check_saved(runs, "fsdp-recomputed", "checkpoint-1")
@@ -216,28 +206,26 @@ def test_a_resumed_run_equals_the_uninterrupted_one(runs, run, steps):
     check_saved(runs, run)
 
 
-@names_hold_the_wrapper
 def test_a_resumed_run_under_fsdp2_of_the_host_equals_the_uninterrupted_one(runs):
     check_steps(runs, "fsdp-host-resumed")
     assert runs.report("fsdp-host-resumed")["steps"] == 2
     check_saved(runs, "fsdp-host-resumed")
 
 
-@needs_deepspeed
 @pytest.mark.parametrize(
     "run",
     [
         pytest.param(
             "zero1",
-            marks=pytest.mark.untested("Scale-out", "DeepSpeed ZeRO-1", "needs deepspeed"),
+            marks=pytest.mark.works("Scale-out", "DeepSpeed ZeRO-1"),
         ),
         pytest.param(
             "zero2",
-            marks=pytest.mark.untested("Scale-out", "DeepSpeed ZeRO-2", "needs deepspeed"),
+            marks=pytest.mark.works("Scale-out", "DeepSpeed ZeRO-2"),
         ),
         pytest.param(
             "zero3",
-            marks=pytest.mark.untested("Scale-out", "DeepSpeed ZeRO-3", "needs deepspeed"),
+            marks=pytest.mark.works("Scale-out", "DeepSpeed ZeRO-3"),
         ),
     ],
 )
@@ -247,12 +235,10 @@ def test_deepspeed(runs, whole_gradient, run):
     check_saved(runs, run, "checkpoint-4")
 
 
-@needs_deepspeed
 def test_zero3_partitions_the_adapter_too(runs):
     check_sharded(runs, "zero3")
 
 
-@needs_deepspeed
 def test_a_resumed_zero3_run_equals_the_uninterrupted_one(runs):
     check_steps(runs, "zero3-resumed")
     assert runs.report("zero3-resumed")["steps"] == 2

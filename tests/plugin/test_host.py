@@ -1,0 +1,40 @@
+"""Which releases of Axolotl the plugin works with."""
+
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file
+
+from axolotl_alphalora.plugin import host as plugin_host
+
+OTHER = os.environ.get("ALPHALORA_OTHER_HOST")
+
+
+@pytest.mark.refused("Host versions", "Axolotl 0.19 and older", "when the plugin is imported")
+def test_an_older_host_is_refused_with_what_to_install(monkeypatch):
+    monkeypatch.setattr(plugin_host, "version", lambda name: "0.19.0")
+    with pytest.raises(RuntimeError, match=r"needs Axolotl 0.20 or newer, and 0.19.0 is installed"):
+        plugin_host.check_host()
+    for found in ("0.20.0", "0.21.0"):
+        monkeypatch.setattr(plugin_host, "version", lambda name, found=found: found)
+        plugin_host.check_host()
+
+
+@pytest.mark.skipif(
+    OTHER is None, reason="ALPHALORA_OTHER_HOST names no other environment's Python"
+)
+@pytest.mark.untested(
+    "Host versions", "Axolotl 0.20", "name the Python of its environment in ALPHALORA_OTHER_HOST"
+)
+def test_a_run_in_another_host_s_environment(host, tmp_path):
+    config = host.write(tmp_path, max_steps=2, load_in_4bit=True, loraplus_lr_ratio=4.0)
+    path = f"{Path(__file__).parents[2]}{os.pathsep}{host.env['PYTHONPATH']}"
+    subprocess.run(
+        [OTHER, "-m", "axolotl.cli.train", str(config)],
+        cwd=tmp_path,
+        env=host.env | {"PYTHONPATH": path},
+        check=True,
+    )
+    assert load_file(tmp_path / "out" / "adapter_model.safetensors")
