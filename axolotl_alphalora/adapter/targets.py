@@ -6,6 +6,7 @@ import copy
 import difflib
 import warnings
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 from peft.tuners.tuners_utils import (
@@ -162,7 +163,8 @@ def _adapted_layers(model: nn.Module) -> list[str]:
 
     PEFT knows layers that are adapted by their class names only.
     """
-    head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
+    output_embeddings: Any = getattr(model, "get_output_embeddings", lambda: None)
+    head = output_embeddings()
     return [
         name
         for name, module in _outside_adapters(model)
