@@ -81,7 +81,7 @@ def load_balancing_loss(
         selected: [T, N], 1 for the chosen experts, else 0.
         valid: [T], 1 for real tokens and 0 for padding, or None when all are real.
         reduce: Sums the selected slots, [N], with those of other processes (global-batch
-            balancing, arXiv 2501.11873, section 3); None counts these tokens alone.
+            balancing, arXiv 2501.11873); None counts these tokens alone.
 
     Returns:
         A scalar in fp32.

@@ -54,8 +54,10 @@ class AlphaLoraArgs(BaseModel):
             return data
         if data.get("adapter") == ADAPTER:
             _check_unread_keys(data, cls.model_fields)
-            check_verb(running_verb())
-            data = _with_trained_adapter(data)
+            verb = running_verb()
+            check_verb(verb)
+            if verb in ("evaluate", "inference") and not data.get("lora_model_dir"):
+                data = _with_trained_adapter(data, verb)
             given = data.get(ADAPTER)
             if data.get("alphalora_given") is None and isinstance(given, Mapping | None):
                 # Validated configurations hold all defaults and may be validated again.
@@ -89,13 +91,10 @@ class AlphaLoraArgs(BaseModel):
         return self
 
 
-def _with_trained_adapter(data: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Give `evaluate` and `inference` the run's own adapter, if they were given none."""
+def _with_trained_adapter(data: Mapping[str, Any], verb: str) -> Mapping[str, Any]:
+    """Give a verb that was given no adapter that of the run, if there is one."""
     from axolotl.utils.logging import get_logger
 
-    verb = running_verb()
-    if data.get("lora_model_dir") or verb not in ("evaluate", "inference"):
-        return data
     found = trained_adapter(data.get("output_dir") or _OUTPUT_DIR)
     if found is None:
         if verb == "inference":  # an evaluation warns later, beside its result
