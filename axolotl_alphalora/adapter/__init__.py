@@ -10,7 +10,7 @@ from peft.mapping import (
 
 from .config import AlphaLoraConfig, AlphaLoraPeftType
 from .layer import AlphaLoraLayer
-from .model import AlphaLoraModel, find_balancer
+from .model import AlphaLoraModel, find_balancer, find_routers
 from .targets import resolve_targets
 
 __all__ = [
@@ -18,6 +18,7 @@ __all__ = [
     "AlphaLoraLayer",
     "AlphaLoraModel",
     "find_balancer",
+    "find_routers",
     "resolve_targets",
 ]
 

@@ -27,6 +27,7 @@ from transformers.utils import ModelOutput
 
 from .batch import micro_batch_weight, padding_mask, token_mask
 from .functional import load_balancing_loss
+from .usage import Reduce, UsageMeter, router_sums
 
 Phase = Literal["train", "eval"]
 HOOKS = "_alphalora_hooks"
@@ -49,11 +50,13 @@ class _Meter:
         self.total = value if self.total is None else self.total.to(value.device) + value
         self.weight = self.weight + weight
 
-    def pop(self) -> float | None:
-        total, weight = self.total, float(self.weight)
+    def pop(self, reduce: Reduce | None) -> float | None:
+        total = torch.zeros(()) if self.total is None else self.total.float()
+        sums = torch.stack([total, torch.as_tensor(self.weight).to(total)])
         self.total, self.weight = None, 0.0
+        total, weight = (sums if reduce is None else reduce(sums)).tolist()
         # Micro-batches without a target have no weight.
-        return None if total is None or weight == 0.0 else float(total) / weight
+        return None if weight == 0.0 else total / weight
 
 
 @dataclass
@@ -64,6 +67,8 @@ class _Pass:
     valid: torch.Tensor | None = None
     weight: torch.Tensor | float = 1.0
     losses: dict[str, torch.Tensor] = field(default_factory=dict)
+    sums: dict[str, torch.Tensor] = field(default_factory=dict)
+    counted: bool = False
 
 
 class LoadBalancer:
@@ -79,11 +84,13 @@ class LoadBalancer:
         default_scale: d(total) / d(loss) where the model does not compute the loss itself, as
             in reinforcement learning: 1 / accumulation steps, set by the trainer's callback.
         evaluating: Whether a trainer's evaluation runs, so that passes without labels count too.
+        usage: What the routers decide in each phase, where somebody has put a meter to read it.
     """
 
     def __init__(self, default_scale: float = 1.0) -> None:
         self.default_scale = default_scale
         self.evaluating = False
+        self.usage: dict[Phase, UsageMeter] = {}
         self.recorded_scale: torch.Tensor | None = None
         self.key = next(_keys)
         self._pass = _Pass()
@@ -152,16 +159,25 @@ class LoadBalancer:
         reduce = _sum_over_ranks if over_ranks and current.phase == "train" else None
         loss = load_balancing_loss(tokens, selected.reshape(-1, num_experts), valid, reduce)
         current.losses[module] = loss.detach() * block_share
+        if current.phase in self.usage and not current.counted:
+            shape = tokens.shape
+            current.sums[module] = router_sums(
+                gates.reshape(shape), tokens, selected.reshape(shape), valid
+            )
         if not attach:
             return gates
         return attach_loss(gates, loss, current.weight, coefficient * block_share, self.key)
 
-    def pop(self, phase: Phase) -> float | None:
+    def pop(self, phase: Phase, reduce: Reduce | None = None) -> float | None:
         """Mean load-balancing loss (sum over blocks, before the coefficient) since the last call.
 
         Reading it waits for the device. None where no routed layer ran in that phase.
+
+        Args:
+            phase: Which passes.
+            reduce: Sums a flat tensor over processes.
         """
-        return self._meters[phase].pop()
+        return self._meters[phase].pop(reduce)
 
     def pop_not_finite(self) -> list[str]:
         """Modules whose router was not finite in the last counted pass, in the model's order.
@@ -200,6 +216,10 @@ class LoadBalancer:
             self._meters[current.phase].add(total, current.weight)
             # Recomputation in the backward pass fills the pass's own dictionary again.
             self._last, current.losses = current.losses, {}
+            if current.sums:
+                self.usage[current.phase].add(current.sums)
+                current.sums = {}
+            current.counted = True
         if current.phase != "train" or kwargs.get("labels") is None:
             return output
         return _probe_output(output, self.key)

@@ -213,6 +213,22 @@ def find_balancer(model: nn.Module) -> LoadBalancer | None:
     return None
 
 
+def find_routers(model: nn.Module) -> dict[str, tuple[int, int]]:
+    """The routers of a model's active adapters, as the balancer names them.
+
+    Returns:
+        Name to number of experts and experts of a token, in the model's order. A name is that of
+        the module, a dot and that of the adapter.
+    """
+    return {
+        f"{module.module_name}.{name}": (module.num_experts[name], module.top_k[name])
+        for module in model.modules()
+        if isinstance(module, AlphaLoraLayer)
+        for name in module.active_adapters
+        if name in module.alphalora_router
+    }
+
+
 def _share_blocks(model: nn.Module, adapter_name: str) -> None:
     """Tell every router of an adapter its share of its block: 1 / routers of the block."""
     routed: dict[str, list[AlphaLoraLayer]] = defaultdict(list)

@@ -94,6 +94,11 @@ class AlphaLoraConfigBlock(BaseModel):
         allow_inf_nan=False,
         description="Factor on the learning rate of the routers.",
     )
+    log_blocks_every: int = Field(
+        default=10,
+        ge=0,
+        description="Every how many logs the trackers get each block's router statistics; 0: none.",
+    )
     plan: str | None = Field(
         default=None,
         min_length=1,
@@ -125,6 +130,7 @@ class AlphaLoraConfigBlock(BaseModel):
         "top_k",
         "aux_loss_coef",
         "router_lr_ratio",
+        "log_blocks_every",
         mode="before",
     )
     @classmethod

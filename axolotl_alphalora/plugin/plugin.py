@@ -83,7 +83,11 @@ class AlphaLoraPlugin(BasePlugin):
         if balancer is None:
             return []
         save_whole(model)
-        factors = learning_rates.ratios(cfg.loraplus_lr_ratio, read_block(cfg).router_lr_ratio)
+        block = read_block(cfg)
+        factors = learning_rates.ratios(cfg.loraplus_lr_ratio, block.router_lr_ratio)
         if factors:
             learning_rates.apply_on_creation(trainer, factors)
-        return [AlphaLoraCallback(trainer, balancer, fresh=not cfg.lora_model_dir)]
+        fresh = not cfg.lora_model_dir
+        return [
+            AlphaLoraCallback(trainer, balancer, fresh, block.aux_loss_coef, block.log_blocks_every)
+        ]

@@ -2,9 +2,10 @@
 
 import pytest
 import torch
-from transformers import Trainer, TrainingArguments
+from transformers import Trainer, TrainerCallback, TrainingArguments
 
-from axolotl_alphalora.adapter import find_balancer
+from axolotl_alphalora.adapter import find_balancer, find_routers
+from axolotl_alphalora.adapter.usage import UsageMeter, summarise
 from axolotl_alphalora.plugin.trainer import AlphaLoraCallback
 from balancing import (
     CatchGradients,
@@ -29,7 +30,7 @@ class OwnLoss(Trainer):
         )
 
 
-def trainer_for(cls, model, rows, tmp_path, accumulation, **options):
+def trainer_for(cls, model, rows, tmp_path, accumulation, callback=None, **options):
     trainer = cls(
         model=model,
         args=TrainingArguments(
@@ -46,7 +47,8 @@ def trainer_for(cls, model, rows, tmp_path, accumulation, **options):
         eval_dataset=Rows(rows[:2]),
     )
     trainer._get_train_sampler = lambda *args: range(len(rows))
-    trainer.add_callback(AlphaLoraCallback(trainer, find_balancer(model), fresh=True))
+    ours = AlphaLoraCallback(trainer, find_balancer(model), fresh=True, **(callback or {}))
+    trainer.add_callback(ours)
     return trainer
 
 
@@ -114,3 +116,103 @@ def test_the_balance_is_logged_for_training_and_evaluation_apart(tiny_llama, tmp
     assert all(row["eval_alphalora/aux_loss"] >= 2 - 1e-5 for row in evaluation)
     assert training[0]["alphalora/aux_loss"] != evaluation[0]["eval_alphalora/aux_loss"]
     assert "eval_alphalora/aux_loss" in trainer.evaluate()
+
+
+class Tracker(TrainerCallback):
+    """Stands for wandb and its kin: keeps what it is handed."""
+
+    def __init__(self):
+        self.logged = []
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        """One entry."""
+        self.logged.append(dict(logs))
+
+
+STATISTICS = ("router_entropy", "top_gate", "load_cv", "load_max", "dead_experts")
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_statistics_cover_the_micro_batches_of_the_logging_window(
+    tiny_llama, tmp_path, checkpointing
+):
+    rows, model = uneven_rows(), adapted(tiny_llama)
+    model.enable_input_require_grads()
+    trainer = trainer_for(
+        Trainer,
+        model,
+        rows,
+        tmp_path,
+        2,
+        max_steps=1,
+        gradient_checkpointing=checkpointing,
+        gradient_checkpointing_kwargs={"use_reentrant": False},
+    )
+    trainer.train()
+    plain = adapted(tiny_llama).train()
+    meter = find_balancer(plain).usage["train"] = UsageMeter()
+    for half in (rows[:4], rows[4:]):
+        plain(**stack(half))
+    want = summarise(meter.pop(find_routers(plain)).values())
+    (logged,) = [row for row in trainer.state.log_history if "loss" in row]
+    got = {name: logged[f"alphalora/{name}"] for name in STATISTICS}
+    assert got == pytest.approx({name: want[name] for name in STATISTICS}, abs=1e-6)
+
+
+def test_trackers_get_each_block_now_and_then_and_the_console_never(tiny_llama, tmp_path, capsys):
+    tracker = Tracker()
+    trainer = trainer_for(
+        Trainer,
+        adapted(tiny_llama),
+        uneven_rows(),
+        tmp_path,
+        2,
+        {"blocks_every": 2},
+        max_steps=4,
+        eval_strategy="steps",
+        eval_steps=4,
+    )
+    trainer.add_callback(tracker)
+    trainer.train()
+    key = "alphalora/model.layers.1/router_entropy"
+    with_blocks = [row for row in tracker.logged if key in row]
+    assert len(with_blocks) == 2
+    assert {row.rpartition("/")[2] for row in with_blocks[0]} == set(STATISTICS)
+    assert all(f"eval_alphalora/{name}" in tracker.logged[-2] for name in STATISTICS)
+    assert not any(key in row for row in trainer.state.log_history)
+    assert key not in capsys.readouterr().out
+
+
+def test_a_collapsed_router_is_reported_once_with_what_to_change(tiny_llama, tmp_path, caplog):
+    model = adapted(tiny_llama)
+    name = "model.layers.1.self_attn.v_proj"
+    layer = model.get_base_model().get_submodule(name)
+    # All experts but the second get a logit far below its own, whatever the token.
+    layer.register_forward_pre_hook(lambda module, args: (args[0].abs(),))
+    weight = layer.alphalora_router["default"].data
+    weight.fill_(-5.0)[1] = 5.0
+    trainer = trainer_for(
+        Trainer,
+        model,
+        uneven_rows(),
+        tmp_path,
+        2,
+        {"coefficient": 0.3},
+        max_steps=4,
+        learning_rate=0.0,
+    )
+    with pytest.MonkeyPatch.context() as patch, caplog.at_level("WARNING"):
+        patch.setattr("axolotl_alphalora.plugin.collapse.PATIENCE", 3)
+        trainer.train()
+    (said,) = [r.getMessage() for r in caplog.records if "gates to one expert" in r.getMessage()]
+    assert "1 of 12 routers" in said and "for 3 steps" in said
+    assert f"{name}, where expert 2 of 3 has 100 %" in said
+    assert "`alphalora.aux_loss_coef` (now 0.3; try 3)" in said
+
+
+def test_routers_that_work_are_not_reported(tiny_llama, tmp_path, caplog):
+    trainer = trainer_for(Trainer, adapted(tiny_llama), uneven_rows(), tmp_path, 2, max_steps=4)
+    with pytest.MonkeyPatch.context() as patch, caplog.at_level("WARNING"):
+        patch.setattr("axolotl_alphalora.plugin.collapse.PATIENCE", 3)
+        trainer.train()
+    assert "gates to one expert" not in caplog.text

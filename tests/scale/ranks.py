@@ -33,6 +33,8 @@ from transformers import (  # noqa: E402
 )
 from worlds import in_a_world  # noqa: E402
 
+from axolotl_alphalora.adapter import find_balancer  # noqa: E402
+from axolotl_alphalora.plugin.trainer import AlphaLoraCallback  # noqa: E402
 from balancing import Rows, adapted, stack, uneven_rows  # noqa: E402
 from conftest import tiny_llama_config  # noqa: E402
 
@@ -201,6 +203,7 @@ class Run:
         if args.deepspeed:
             _catch_before_the_engine_steps(catch)
         trainer = Trainer(model=model, args=args, train_dataset=Rows(ROWS), callbacks=[catch])
+        trainer.add_callback(AlphaLoraCallback(trainer, find_balancer(model), fresh=True))
         trainer.train(resume_from_checkpoint=self.resume and str(folder / self.resume))
         logits = _logits(trainer)
         self.save(trainer, folder / name / "final")
@@ -208,7 +211,13 @@ class Run:
             torch.save(catch.gradients, folder / name / "gradients.pt")
             torch.save(logits, folder / name / "logits.pt")
             losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+            routers = [
+                {key: value for key, value in entry.items() if key.startswith("alphalora/")}
+                for entry in trainer.state.log_history
+                if "loss" in entry
+            ]
             report = {"losses": losses, "steps": catch.steps, "held": _held(model)}
+            report["routers"] = routers
             (folder / name / "report.json").write_text(json.dumps(report))
 
 

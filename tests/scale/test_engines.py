@@ -51,6 +51,10 @@ def check_sharded(runs, name):
 
 def check_steps(runs, name, like="single"):
     assert runs.report(name)["losses"] == pytest.approx(runs.report(like)["losses"], abs=1e-5)
+    routers, want = runs.report(name)["routers"], runs.report(like)["routers"]
+    assert len(routers) == len(want)
+    for got, single in zip(routers, want, strict=True):
+        assert got == pytest.approx(single, abs=1e-4)
     check_weights(runs.adapter(name), runs.adapter(like))
 
 
