@@ -18,6 +18,7 @@ AREAS = (
     "Memory and speed",
     "Scale-out",
     "Verbs",
+    "Export",
     "Base models",
     "PEFT",
     "Robustness",

@@ -10,7 +10,7 @@ from statistics import fmean, pstdev
 
 import torch
 
-__all__ = ["DEAD", "RouterUsage", "UsageMeter", "router_sums", "summarise"]
+__all__ = ["DEAD", "RouterUsage", "UsageMeter", "combine", "router_sums", "summarise"]
 
 DEAD = 0.1
 """An expert with less than this part of its fair share of the tokens counts as dead."""
@@ -185,3 +185,27 @@ def summarise(usages: Iterable[RouterUsage]) -> dict[str, float]:
             "dead_experts": sum(len(usage.dead) for usage in choosing) / experts,
         }
     return numbers
+
+
+def combine(usages: Iterable[RouterUsage]) -> RouterUsage:
+    """Join what one router decided over several sets of tokens.
+
+    Raises:
+        ValueError: If there is none.
+    """
+    parts = list(usages)
+    if not parts:
+        raise ValueError("There is nothing to combine.")
+    weights = [part.tokens for part in parts]
+
+    def mean(values: Iterable[float]) -> float:
+        return fmean(values, weights)
+
+    return RouterUsage(
+        tokens=sum(weights),
+        top_k=parts[0].top_k,
+        token_share=tuple(map(mean, zip(*(part.token_share for part in parts), strict=True))),
+        mean_gates=tuple(map(mean, zip(*(part.mean_gates for part in parts), strict=True))),
+        entropy=mean(part.entropy for part in parts),
+        top_gate=mean(part.top_gate for part in parts),
+    )

@@ -31,7 +31,7 @@ from .words import numeral
 if TYPE_CHECKING:
     from ..spectral import MatrixQuality
 
-__all__ = ["print_analysis", "print_plan"]
+__all__ = ["parameters_of_blocks", "print_analysis", "print_plan"]
 
 _INTERVAL = "95 % range"
 
@@ -74,7 +74,7 @@ def print_analysis(findings: Findings, model: str, console: Console) -> None:
 
 
 def _plan_table(plan: Plan, scores: BlockScores, width: int) -> Table:
-    parameters = _parameters_of_blocks(plan)
+    parameters = parameters_of_blocks(plan)
     numbers = plan.block_numbers
     experts = _experts_of_blocks(plan)
     total = f"{plan.trainable_parameters:,}"
@@ -160,7 +160,8 @@ def _interval(ends: tuple[float, float] | None) -> str:
     return "-" if ends is None else f"{ends[0]:.2f} - {ends[1]:.2f}"
 
 
-def _parameters_of_blocks(plan: Plan) -> Mapping[str, int]:
+def parameters_of_blocks(plan: Plan) -> Mapping[str, int]:
+    """Return each block's trainable parameters."""
     totals = dict.fromkeys(plan.block_numbers, 0)
     for module in plan.modules:
         out_features, in_features = module.shape

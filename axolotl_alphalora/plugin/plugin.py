@@ -74,6 +74,7 @@ class AlphaLoraPlugin(BasePlugin):
             return []
         from ..adapter import find_balancer
         from . import learning_rates
+        from .card import describe_in_cards
         from .request import read_block
         from .saving import save_whole
         from .trainer import AlphaLoraCallback
@@ -82,6 +83,7 @@ class AlphaLoraPlugin(BasePlugin):
         balancer = find_balancer(model)
         if balancer is None:
             return []
+        describe_in_cards(trainer)
         save_whole(model)
         block = read_block(cfg)
         factors = learning_rates.ratios(cfg.loraplus_lr_ratio, block.router_lr_ratio)

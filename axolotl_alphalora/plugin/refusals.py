@@ -137,7 +137,8 @@ REFUSED: tuple[Refusal, ...] = (
     Refusal(
         "merge_lora",
         _ONE_WEIGHT,
-        "Load the adapter with `lora_model_dir`, or with PEFT after importing axolotl_alphalora",
+        "Make a plain LoRA of it first, which can be merged: `alphalora export OUTPUT_DIR --data "
+        "CONFIG.yml --output LORA_DIR`",
         {"merge_lora": True},
     ),
     Refusal(

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..sensitivity.samples import Sample
+from ..sensitivity.samples import Sample, share_out
 from .prepared import contained, load_splits, load_tokenizer, row_key
 from .tasks import COLUMN, Entry, load_entries, rows_by_task, tokenize
 
@@ -38,17 +38,18 @@ UNSAMPLED_TYPES: Mapping[str, str] = {
 }
 """Beginnings of `datasets[].type` with which no samples are drawn, and why."""
 
-_PLAN_FIRST = (
+PLAN_FIRST = (
     "Plan first with a plain SFT configuration on such data (`alphalora plan sft.yml --output "
     "plan.json`), and name the file as `alphalora.plan`."
 )
 
 
-def check_data(cfg: Mapping[str, Any]) -> None:
+def check_data(cfg: Mapping[str, Any], advice: str = PLAN_FIRST) -> None:
     """Refuse a configuration whose training data cannot be sampled, before anything is loaded.
 
     Args:
         cfg: The configuration as nested mappings.
+        advice: What to do instead.
 
     Raises:
         ValueError: Naming every key that stands in the way, with what to do instead.
@@ -65,12 +66,12 @@ def check_data(cfg: Mapping[str, Any]) -> None:
     if problems:
         lines = "\n".join(f"  - {problem}." for problem in problems)
         raise ValueError(
-            "The allocation is measured on samples of the run's own training data, which cannot "
-            f"be drawn here:\n{lines}\n{_PLAN_FIRST}"
+            "What is measured on samples of the run's own training data cannot be measured here, "
+            f"for they cannot be drawn:\n{lines}\n{advice}"
         )
 
 
-def draw_samples(cfg: Any, count: int, seed: int = 0) -> list[Sample]:
+def draw_samples(cfg: Any, count: int, seed: int = 0, advice: str = PLAN_FIRST) -> list[Sample]:
     """Draw training samples of every task, tokenised and masked as the run does.
 
     The task of a row is what its raw column `task` says; rows of a dataset without that column
@@ -90,6 +91,7 @@ def draw_samples(cfg: Any, count: int, seed: int = 0) -> list[Sample]:
             give, the others do.
         seed: Not negative. The same seed, data and configuration give the same samples in the
             same order.
+        advice: What to do where the data cannot be sampled.
 
     Returns:
         The samples, task by task in the order of the data. `inputs` holds `input_ids` and `labels`,
@@ -100,8 +102,8 @@ def draw_samples(cfg: Any, count: int, seed: int = 0) -> list[Sample]:
             dataset has, `count` is less than the number of tasks, or a task has no row that can
             be used.
     """
-    check_data(cfg)
-    _check_plugins()
+    check_data(cfg, advice)
+    _check_plugins(advice)
     tokenizer = load_tokenizer(cfg)
     train, validation = load_splits(cfg, tokenizer)
     entries = load_entries(cfg)
@@ -130,26 +132,29 @@ def draw_samples(cfg: Any, count: int, seed: int = 0) -> list[Sample]:
     ]
 
 
-def share_out(count: int, available: Mapping[str, float]) -> dict[str, int]:
-    """Share a number out among tasks as evenly as what they have allows.
+def draw_validation(cfg: Any, count: int, seed: int = 0) -> list[Sample]:
+    """Draw rows that the run sets aside for validation, as it tokenises and masks them.
 
     Args:
-        count: What to share out.
-        available: The most that each task can take; may be infinite.
+        cfg: The host's validated configuration.
+        count: Samples in all; fewer if there are no more.
+        seed: Of the drawing.
 
     Returns:
-        Task to its share, in the order given; earlier tasks get what is left over. The shares of
-        two tasks differ by more than one only if the smaller is all that its task can take, and
-        they add up to `count` if the tasks can take as much.
+        The samples, of one task; empty where `val_set_size` is 0.
     """
-    shares = dict.fromkeys(available, 0)
-    while takers := [task for task in shares if shares[task] < available[task]]:
-        takers = takers[: count - sum(shares.values())]
-        if not takers:
-            break
-        for task in takers:
-            shares[task] += 1
-    return shares
+    validation = load_splits(cfg, load_tokenizer(cfg))[1]
+    if validation is None:
+        return []
+    order = np.random.default_rng(seed).permutation(len(validation))[:count].tolist()
+    return [
+        Sample(
+            "validation",
+            {key: torch.tensor([validation[index][key]]) for key in ("input_ids", "labels")},
+        )
+        for index in order
+        if any(label != _IGNORED for label in validation[index]["labels"][1:])
+    ]
 
 
 type _Row = tuple[list[int], list[int]]
@@ -209,14 +214,14 @@ def _tokenized(
     }
 
 
-def _check_plugins() -> None:
+def _check_plugins(advice: str) -> None:
     from axolotl.integrations.base import BasePlugin, PluginManager
 
     for name, plugin in PluginManager.get_instance().plugins.items():
         if type(plugin).load_datasets is not BasePlugin.load_datasets:
             raise ValueError(
                 f"`plugins`: {name} loads the data in its own way, so samples of it cannot be "
-                f"drawn. {_PLAN_FIRST}"
+                f"drawn. {advice}"
             )
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 from ..allocation import Plan
 from ..planning import Found, PlanRequest, plan_from_model
+from ..sensitivity import Sample
 from .block import ADAPTER
 
 PLUGIN = "axolotl_alphalora.AlphaLoraPlugin"
@@ -39,12 +40,42 @@ class HostModel:
             ValueError: If the configuration, its data or the budget do not fit.
         """
         from .gradients import gradients
+        from .samples import PLAN_FIRST
 
         with _host_output():
-            cfg, model = self._load()
+            cfg, model = self._load(PLAN_FIRST)
             return plan_from_model(request, model, None, gradients(cfg, model))
 
-    def _load(self) -> tuple[Any, Any]:
+    def base(self, advice: str) -> Any:
+        """Return the base model, without an adapter.
+
+        Args:
+            advice: What to do where the configuration's data cannot be sampled.
+
+        Raises:
+            ValueError: If the configuration or its data do not fit.
+        """
+        with _host_output():
+            return self._load(advice)[1]
+
+    def rows(self, count: int, seed: int, advice: str) -> tuple[list[Sample], list[Sample]]:
+        """Draw training rows, and validation rows where `val_set_size` sets any aside.
+
+        Args:
+            count: Rows of each.
+            seed: Of the drawing.
+            advice: What to do where the data cannot be sampled.
+
+        Raises:
+            ValueError: If the configuration or its data do not fit.
+        """
+        from .samples import draw_samples, draw_validation
+
+        with _host_output():
+            cfg, _ = self._load(advice)
+            return draw_samples(cfg, count, seed, advice), draw_validation(cfg, count, seed)
+
+    def _load(self, advice: str) -> tuple[Any, Any]:
         if self._loaded is None:
             from axolotl.cli.config import load_cfg
             from axolotl.cli.utils.load import load_model_and_tokenizer
@@ -53,7 +84,7 @@ class HostModel:
 
             overrides = _overrides(self._config, self._output.name)
             cfg = load_cfg(str(self._config), **overrides)
-            check_data(cfg)
+            check_data(cfg, advice)
             adapted, _, _ = load_model_and_tokenizer(cfg=cfg)
             self._loaded = cfg, adapted.unload()
         return self._loaded

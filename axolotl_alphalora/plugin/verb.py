@@ -46,8 +46,9 @@ def check_verb(verb: str | None) -> None:
         raise ValueError(
             f"`axolotl {verb.replace('_', '-')}` {WHOLE_MODEL[verb]}, but a routed adapter "
             "(`adapter: alphalora`) chooses experts per token, so there is no single weight to "
-            "merge. Load the adapter beside its base model: with `lora_model_dir`, or with PEFT "
-            "after `import axolotl_alphalora.adapter`."
+            "merge. Make a plain LoRA of it first (`alphalora export OUTPUT_DIR --data CONFIG.yml "
+            "--output LORA_DIR`), or load the adapter beside its base model with PEFT after "
+            "`import axolotl_alphalora.adapter`."
         )
 
 

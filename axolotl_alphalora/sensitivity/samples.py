@@ -73,6 +73,28 @@ def split_batch(batch: Mapping[str, Tensor], task: str = "data") -> list[Sample]
     return samples
 
 
+def share_out(count: int, available: Mapping[str, float]) -> dict[str, int]:
+    """Share a number out among tasks as evenly as what they have allows.
+
+    Args:
+        count: What to share out.
+        available: The most that each task can take; may be infinite.
+
+    Returns:
+        Task to its share, in the order given; earlier tasks get what is left over. The shares of
+        two tasks differ by more than one only if the smaller is all that its task can take, and
+        they add up to `count` if the tasks can take as much.
+    """
+    shares = dict.fromkeys(available, 0)
+    while takers := [task for task in shares if shares[task] < available[task]]:
+        takers = takers[: count - sum(shares.values())]
+        if not takers:
+            break
+        for task in takers:
+            shares[task] += 1
+    return shares
+
+
 def _sequences(cells: Mapping[str, Tensor], row: int) -> Iterator[tuple[int, int]]:
     """First and last + 1 index of every sequence of a row of [T] tensors, padding left out."""
     ids = cells.get("attention_mask", torch.ones_like(cells["labels"])).tolist()

@@ -1,0 +1,163 @@
+"""``alphalora export``: a plain LoRA out of a routed adapter, with the price of it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from .options import errors_in_words
+from .trained import Data, Trained, data_options
+
+if TYPE_CHECKING:
+    from ..evaluation import Price
+    from ..export import Exported
+
+_METHODS = ("least-squares", "mean-gate")
+
+
+@click.command()
+@click.argument("adapter", metavar="ADAPTER_DIR", type=click.Path(file_okay=False, path_type=Path))
+@click.option(
+    "--output",
+    required=True,
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Directory for the LoRA; it must be new or empty.",
+)
+@click.option(
+    "--data",
+    "source",
+    required=True,
+    metavar="ROWS.jsonl|CONFIG.yml",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="What the routers are calibrated on.",
+)
+@click.option(
+    "--eval-data",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    metavar="ROWS.jsonl",
+    help="Other rows to measure the price on; otherwise every second row of --data.",
+)
+@click.option(
+    "--method",
+    type=click.Choice(_METHODS),
+    default=_METHODS[0],
+    show_default=True,
+    help="Fit the routed output, or weigh the experts with their mean gates.",
+)
+@click.option("--rank", type=click.IntRange(min=1), help="Compress to this rank at most.")
+@click.option(
+    "--same-rank",
+    is_flag=True,
+    help="Pad all layers with zeros to one rank, for programs that know no rank pattern.",
+)
+@click.option(
+    "--max-kl",
+    type=click.FloatRange(min=0),
+    help="Write nothing if the KL divergence per token is above this.",
+)
+@data_options
+@click.option("--json", "as_json", is_flag=True, help="Print the numbers as JSON.")
+def export(
+    adapter: Path,
+    output: Path,
+    source: Path,
+    eval_data: Path | None,
+    method: Any,
+    rank: int | None,
+    same_rank: bool,
+    max_kl: float | None,
+    as_json: bool,
+    samples: int,
+    seed: int,
+    base_model: str | None,
+    load_in_4bit: bool,
+    load_in_8bit: bool,
+) -> None:
+    """Write a plain LoRA that stands in for a routed adapter, and say what that costs.
+
+    Layers with one expert stay what they are. A router's choice for each token cannot be put into
+    one matrix, so the others are approximated: by default by a least-squares fit of their output
+    on rows of --data, of rank experts x `lora_r` unless --rank asks for less. The price is always
+    measured, on rows that the fit has not seen: KL divergence per token from the routed adapter,
+    and the loss of adapter, export and base. It is printed and written beside the export, as
+    `alphalora_export.json`.
+
+    With a YAML, the rows are those of the run: training rows to calibrate on, validation rows
+    (`val_set_size`) to measure the price on.
+    """
+    from rich.console import Console
+
+    console = Console(stderr=as_json)
+    data = Data(source, samples, seed, base_model, load_in_4bit, load_in_8bit)
+    data.check()
+    with errors_in_words():
+        from ..export import check_output, export_adapter
+        from ..progress import working
+        from .trained import check_adapter, load_trained
+
+        check_adapter(adapter)
+        check_output(output)
+        trained = load_trained(adapter, data)
+        calibration, held_out, measured_on = _split(trained, adapter, data, eval_data)
+        with working(console) as doing:
+            found = export_adapter(
+                trained.model,
+                adapter,
+                output,
+                calibration=calibration,
+                held_out=held_out,
+                method=method,
+                rank=rank,
+                same_rank=same_rank,
+                max_kl=max_kl,
+                notes={"data": str(source), "seed": seed, "measured_on": measured_on},
+                doing=doing,
+            )
+    if as_json:
+        click.echo(json.dumps(found.to_dict(), indent=2))
+    else:
+        _print(console, found, output)
+
+
+def _split(
+    trained: Trained, adapter: Path, data: Data, eval_data: Path | None
+) -> tuple[list[Any], list[Any], str]:
+    """Rows to calibrate on, rows to measure on, and what the latter are."""
+    from ..evaluation import load_tokenizer, read_rows
+
+    if eval_data is not None:
+        base = trained.model.peft_config["default"].base_model_name_or_path
+        tokenizer = load_tokenizer(adapter, data.base_model or base)
+        rows = read_rows(eval_data, tokenizer, data.samples, seed=data.seed)
+        return trained.rows, rows, str(eval_data)
+    if trained.held_out:
+        return trained.rows, trained.held_out, "the run's validation rows"
+    if len(trained.rows) < 2:
+        raise ValueError(f"{data.source} has one row; two are needed, or --eval-data.")
+    what = f"every second row of {data.source}"
+    return trained.rows[::2], trained.rows[1::2], what
+
+
+def _print(console: Any, found: Exported, output: Path) -> None:
+    from .layout import plain_table, print_lines, print_table
+
+    price: Price = found.price
+    table = plain_table()
+    table.add_column("")
+    for name in ("loss per token", "perplexity", "KL per token"):
+        table.add_column(name, justify="right")
+    numbers = price.to_dict()
+    for label, key in (
+        ("base model", "base"),
+        ("adapter, routed", "routed"),
+        (f"export, {found.method}", "export"),
+    ):
+        kl = {"export": f"{price.kl:.4f}", "routed": "0"}.get(key, "-")
+        loss = numbers[f"loss_{key}"], numbers[f"perplexity_{key}"]
+        table.add_row(label, f"{loss[0]:.4f}", f"{loss[1]:.3f}", kl)
+    caption = f"{price.rows} rows, {price.tokens:,} tokens: {found.notes['measured_on']}"
+    print_table(console, "What the export costs", table, caption)
+    print_lines(console, [*found.sentences(), f"Saved to {output}"])

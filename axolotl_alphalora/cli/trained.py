@@ -1,0 +1,148 @@
+"""A trained adapter and data to run through it, for the commands that look at it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from ..sensitivity import Sample
+
+__all__ = ["Data", "Trained", "check_adapter", "data_options", "load_trained"]
+
+_YAML = (".yml", ".yaml")
+_ADVICE = "Give the rows as a JSON lines file instead: `--data rows.jsonl`."
+
+
+@dataclass(frozen=True)
+class Data:
+    """What to run, and on which base.
+
+    Attributes:
+        source: A JSON lines file, or an Axolotl YAML.
+        samples: Rows to draw.
+        seed: Of the drawing.
+        base_model: Where the base is, if not where the adapter says; None for a YAML.
+        load_in_4bit: Whether to quantise it to nf4; the YAML says for itself.
+        load_in_8bit: Whether to quantise it to int8; the YAML says for itself.
+    """
+
+    source: Path
+    samples: int
+    seed: int
+    base_model: str | None = None
+    load_in_4bit: bool = False
+    load_in_8bit: bool = False
+
+    @property
+    def is_yaml(self) -> bool:
+        """Whether the source is an Axolotl YAML."""
+        return self.source.suffix in _YAML
+
+    def check(self) -> None:
+        """Check that options go together, before anything is loaded.
+
+        Raises:
+            click.UsageError: If an option is one that the YAML decides, or two exclude each other.
+        """
+        if self.load_in_4bit and self.load_in_8bit:
+            raise click.UsageError("--load-in-4bit or --load-in-8bit, not both.")
+        if self.is_yaml and (self.base_model or self.load_in_4bit or self.load_in_8bit):
+            raise click.UsageError(
+                "the YAML says which base is loaded and how: leave out --base-model, "
+                "--load-in-4bit and --load-in-8bit."
+            )
+
+
+@dataclass(frozen=True)
+class Trained:
+    """An adapter on its base, and rows.
+
+    Attributes:
+        model: The `PeftModel`, in evaluation mode.
+        rows: Drawn from the data, in the order of their tasks.
+        held_out: Rows that the run set aside for validation; empty for a file.
+    """
+
+    model: Any
+    rows: list[Sample]
+    held_out: list[Sample]
+
+
+def data_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add the options that say what to run and on which base."""
+    options = [
+        click.option(
+            "--samples",
+            type=click.IntRange(min=2),
+            default=128,
+            show_default=True,
+            help="Rows of the data to run, shared out over its tasks.",
+        ),
+        click.option("--seed", type=click.IntRange(min=0), default=0, help="Which rows are drawn."),
+        click.option(
+            "--base-model", help="The base model's directory, if it is not where it was trained."
+        ),
+        click.option("--load-in-4bit", is_flag=True, help="Load the base in 4 bits (nf4)."),
+        click.option("--load-in-8bit", is_flag=True, help="Load the base in 8 bits."),
+    ]
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+def check_adapter(folder: Path) -> dict[str, Any]:
+    """Read the settings of a saved AlphaLoRA adapter.
+
+    Raises:
+        ValueError: If the directory holds none, or not all of its files.
+    """
+    settings = folder / "adapter_config.json"
+    if not settings.is_file():
+        raise ValueError(
+            f"{folder} holds no adapter (no adapter_config.json). Name the run's `output_dir`, or "
+            "one of its checkpoints."
+        )
+    try:
+        config = json.loads(settings.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{settings} is damaged: {error}") from error
+    kind = config.get("peft_type")
+    if kind != "ALPHALORA":
+        raise ValueError(f"{folder} holds an adapter of type {kind}, not ALPHALORA.")
+    if not (folder / "adapter_model.safetensors").is_file():
+        raise ValueError(f"{folder} has no adapter_model.safetensors: its weights are not there.")
+    return config
+
+
+def load_trained(folder: Path, data: Data) -> Trained:
+    """Load an adapter's base as the data says, the adapter, and rows of the data.
+
+    Args:
+        folder: The adapter's directory.
+        data: What to run.
+
+    Raises:
+        ValueError: If the adapter, the base or the data cannot be read, or do not fit.
+    """
+    from ..evaluation import load_adapted, load_base, load_tokenizer, read_rows
+
+    config = check_adapter(folder)
+    held_out: Sequence[Sample] = []
+    if data.is_yaml:
+        from ..plugin.session import HostModel
+
+        host = HostModel(data.source)
+        base = host.base(_ADVICE)
+        rows, held_out = host.rows(data.samples, data.seed, _ADVICE)
+    else:
+        name = data.base_model or config["base_model_name_or_path"]
+        tokenizer = load_tokenizer(folder, name)
+        rows = read_rows(data.source, tokenizer, data.samples, seed=data.seed)
+        base = load_base(name, load_in_4bit=data.load_in_4bit, load_in_8bit=data.load_in_8bit)
+    return Trained(load_adapted(base, folder), rows, list(held_out))

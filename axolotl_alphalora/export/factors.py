@@ -1,0 +1,109 @@
+"""One low-rank update instead of a routed mixture, computed on the factors.
+
+A module's mixture is ``s * B h(x)`` with ``h(x) = g(x) ⊙ A x``, A [N*r, in], B [out, N*r] and
+gates g(x), each of which stands for the r rows of its expert. What replaces h is ``M f(x)``, linear
+in the plain hidden values and the router's logits, ``f(x) = [A x; R x]``: see
+:class:`~axolotl_alphalora.evaluation.Moments`. The full [out, in] matrix is never formed.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..evaluation import Moments
+
+__all__ = ["Factors", "compress", "fitted_mixing", "mean_mixing", "mixed"]
+
+_RIDGE = 1e-3
+
+
+@dataclass(frozen=True)
+class Factors:
+    """A low-rank update, fp64.
+
+    Attributes:
+        a: [R, in].
+        b: [out, R].
+    """
+
+    a: Tensor
+    b: Tensor
+
+    @property
+    def rank(self) -> int:
+        """Inner dimension of the product."""
+        return self.a.shape[0]
+
+
+def mean_mixing(moments: Moments) -> Tensor:
+    """Constant gates: M = [diag(ḡ), 0], [N*r, N*r + N], each gate r times.
+
+    Args:
+        moments: Of one module.
+    """
+    mixing = torch.zeros_like(moments.hf)
+    rank = len(mixing) // len(moments.gates)
+    mixing[:, : len(mixing)] = torch.diag(moments.mean_gates.repeat_interleave(rank))
+    return mixing
+
+
+def fitted_mixing(moments: Moments) -> Tensor:
+    """The M that minimises ``sum_t |h_t - M f_t|^2`` over the tokens seen: [N*r, N*r + N].
+
+    A slight ridge pulls it towards the mean gates, which is where it stays for what no token
+    reached.
+
+    Args:
+        moments: Of one module.
+    """
+    start = mean_mixing(moments)
+    if moments.tokens == 0:
+        return start
+    diagonal = moments.ff.diagonal()
+    # The absolute part keeps features that are always zero invertible.
+    ridge = torch.diag(_RIDGE * diagonal + 1e-12 * diagonal.mean() + 1e-300)
+    missing = moments.hf - start @ moments.ff
+    return start + torch.linalg.solve(moments.ff + ridge, missing.T).T
+
+
+def mixed(a: Tensor, b: Tensor, router: Tensor, scaling: float, mixing: Tensor) -> Factors:
+    """Replace the gates by a linear map of what they depend on: ``W = s * B M [A; R]``.
+
+    Args:
+        a: [N*r, in].
+        b: [out, N*r].
+        router: R, [N, in].
+        scaling: s.
+        mixing: M, [N*r, N*r + N].
+    """
+    return Factors(mixing @ torch.cat([a, router]).double(), b.double() * scaling)
+
+
+def compress(factors: Factors, rank: int, second_moment: Tensor | None = None) -> Factors:
+    """Return the nearest update of a lower rank, by an SVD on the factors.
+
+    Nearest in the output on the tokens seen where their second moment is given (reduced-rank
+    regression), otherwise as a matrix (Eckart-Young).
+
+    Args:
+        factors: The update, of rank R.
+        rank: At most this many directions are kept.
+        second_moment: Sum over tokens of ``A'x (A'x)ᵀ``, [R, R].
+
+    Returns:
+        The same factors if they have no more.
+    """
+    if factors.rank <= rank:
+        return factors
+    q_b, r_b = torch.linalg.qr(factors.b)
+    if second_moment is None:
+        q_a, r_a = torch.linalg.qr(factors.a.T)
+        u, values, vh = torch.linalg.svd(r_b @ r_a.T)
+        root = values[:rank].sqrt()
+        return Factors((root[:, None] * vh[:rank]) @ q_a.T, q_b @ (u[:, :rank] * root))
+    values, vectors = torch.linalg.eigh(second_moment)
+    u = torch.linalg.svd(r_b @ vectors * values.clamp_min(0).sqrt())[0][:, :rank]
+    return Factors(u.T @ r_b @ factors.a, q_b @ u)

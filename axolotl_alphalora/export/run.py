@@ -1,0 +1,180 @@
+"""The whole export: calibrate, build, measure, write."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import mkdtemp
+from typing import Any
+
+from peft.utils import get_peft_model_state_dict
+
+from ..adapter import AlphaLoraLayer
+from ..evaluation import Price, calibrate, measure_price
+from ..progress import Doing
+from ..sensitivity.samples import Sample
+from .attach import attach
+from .build import DEFAULT_METHOD, Method, build
+from .card import card
+from .lora import save_lora
+
+__all__ = ["Exported", "check_output", "export_adapter"]
+
+RECORD = "alphalora_export.json"
+_TOKENIZER = ("tokenizer*", "special_tokens_map.json", "chat_template*", "vocab.*", "merges.txt")
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What was written, and what it costs.
+
+    Attributes:
+        method: How mixtures were replaced.
+        ranks: Module name to rank.
+        routed: Number of modules that were approximated; the others are exact.
+        calibration: Rows and tokens that the routers were calibrated on.
+        price: The measured price.
+        notes: Further facts, as JSON values.
+    """
+
+    method: str
+    ranks: Mapping[str, int]
+    routed: int
+    calibration: Mapping[str, int]
+    price: Price
+    notes: Mapping[str, Any]
+
+    def to_dict(self) -> dict[str, Any]:
+        """The content of `alphalora_export.json`."""
+        return {
+            "method": self.method,
+            "modules": len(self.ranks),
+            "approximated": self.routed,
+            "ranks": dict(self.ranks),
+            "calibration": dict(self.calibration),
+            **self.notes,
+            "price": self.price.to_dict(),
+        }
+
+    def sentences(self) -> list[str]:
+        """What was done and what it means, in words."""
+        low, high = min(self.ranks.values()), max(self.ranks.values())
+        exact = len(self.ranks) - self.routed
+        said = [
+            f"{self.routed} of {len(self.ranks)} layers are approximated, {exact} exact (one "
+            f"expert). Rank: {low if low == high else f'{low} to {high}'}."
+        ]
+        gain = self.price.loss_base - self.price.loss_routed
+        if gain > 0:
+            kept = (self.price.loss_base - self.price.loss_export) / gain
+            said.append(f"The export keeps {100 * kept:.1f} % of what the adapter gains in loss.")
+        if low != high:
+            said.append(
+                "Ranks differ from layer to layer (`rank_pattern`): PEFT and Axolotl read that. "
+                "Add --same-rank for programs that read one rank and one alpha (llama.cpp's "
+                "converter)."
+            )
+        return said
+
+
+def check_output(output: Path) -> None:
+    """Check that an export can be written, before any work is done for it.
+
+    Raises:
+        ValueError: If there is something already.
+    """
+    if output.exists() and (not output.is_dir() or any(output.iterdir())):
+        raise ValueError(f"{output} is not empty: name a new directory with --output.")
+
+
+def export_adapter(
+    model: Any,
+    adapter: Path,
+    output: Path,
+    *,
+    calibration: Sequence[Sample],
+    held_out: Sequence[Sample],
+    method: Method = DEFAULT_METHOD,
+    rank: int | None = None,
+    same_rank: bool = False,
+    max_kl: float | None = None,
+    notes: Mapping[str, Any] | None = None,
+    doing: Doing | None = None,
+) -> Exported:
+    """Write a plain LoRA that stands in for a routed adapter; whole or not at all.
+
+    Args:
+        model: The `PeftModel` with the adapter as `default`; it is left as it was.
+        adapter: The adapter's directory; its tokenizer goes with the export.
+        output: A new or empty directory.
+        calibration: Rows that the routers are calibrated on, single sequences.
+        held_out: Rows with labels that the price is measured on.
+        method: How mixtures are replaced.
+        rank: Compress modules of a higher rank to this one.
+        same_rank: Pad all modules with zeros to the highest rank.
+        max_kl: Write nothing if the KL divergence per token is above this.
+        notes: Further facts for the record, as JSON values.
+        doing: Shows progress.
+
+    Raises:
+        ValueError: If the output is not empty, or the price is above `max_kl`.
+    """
+    check_output(output)
+    step = _step(doing, "Calibrating", calibration)
+    moments = calibrate(model, calibration, progress=step)
+    updates = build(model, moments, method=method, rank=rank, same_rank=same_rank)
+    attach(model, updates)
+    try:
+        price = measure_price(model, held_out, progress=_step(doing, "Measuring", held_out))
+    finally:
+        model.delete_adapter("export")
+    if max_kl is not None and price.kl > max_kl:
+        raise ValueError(
+            f"The export is {price.kl:.4g} nats a token away from the routed adapter, more than "
+            f"--max-kl {max_kl:g} allows, so nothing was written. Try --method least-squares, more "
+            "--samples, or a higher --rank."
+        )
+    tokens = sum(sample.inputs["input_ids"].numel() for sample in calibration)
+    found = Exported(
+        method,
+        {name: update.rank for name, update in updates.items()},
+        len(moments),
+        {"rows": len(calibration), "tokens": tokens},
+        price,
+        {"adapter": str(adapter), "rank": rank, "same_rank": same_rank, **(notes or {})},
+    )
+    layer = next(module for module in model.modules() if isinstance(module, AlphaLoraLayer))
+    saved = get_peft_model_state_dict(model)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    draft = Path(mkdtemp(dir=output.parent, prefix=f".{output.name}."))
+    try:
+        save_lora(
+            draft,
+            updates,
+            model.peft_config["default"],
+            {key: value for key, value in saved.items() if "alphalora_" not in key},
+            dtype=layer.alphalora_A["default"].dtype,
+            fan_in_fan_out=type(layer.get_base_layer()).__name__ == "Conv1D",
+        )
+        for pattern in _TOKENIZER:
+            for file in adapter.glob(pattern):
+                shutil.copy2(file, draft)
+        (draft / RECORD).write_text(json.dumps(found.to_dict(), indent=2) + "\n", encoding="utf-8")
+        (draft / "README.md").write_text(
+            card(found, model.peft_config["default"]), encoding="utf-8"
+        )
+        draft.chmod(0o755)
+        if output.is_dir():
+            output.rmdir()
+        draft.rename(output)
+    except BaseException:
+        shutil.rmtree(draft, ignore_errors=True)
+        raise
+    return found
+
+
+def _step(doing: Doing | None, what: str, samples: Sequence[Sample]) -> Any:
+    return None if doing is None else doing(what)([sample.task for sample in samples])

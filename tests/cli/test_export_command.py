@@ -1,0 +1,72 @@
+"""`alphalora export` refuses what cannot work before it loads anything."""
+
+import json
+
+import pytest
+
+
+@pytest.fixture
+def adapter(tmp_path):
+    folder = tmp_path / "adapter"
+    folder.mkdir()
+    config = {"peft_type": "ALPHALORA", "base_model_name_or_path": str(tmp_path / "gone")}
+    (folder / "adapter_config.json").write_text(json.dumps(config))
+    (folder / "adapter_model.safetensors").write_bytes(b"")
+    return folder
+
+
+@pytest.fixture
+def rows(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    path.write_text('{"text": "a"}\n')
+    return path
+
+
+def test_a_directory_without_an_adapter(run, tmp_path, rows):
+    found = run("export", tmp_path, "--output", tmp_path / "lora", "--data", rows)
+    assert found.exit_code == 1
+    assert "holds no adapter" in found.output and "output_dir" in found.output
+
+
+def test_a_plain_lora(run, adapter, rows, tmp_path):
+    (adapter / "adapter_config.json").write_text('{"peft_type": "LORA"}')
+    found = run("export", adapter, "--output", tmp_path / "lora", "--data", rows)
+    assert found.exit_code == 1 and "type LORA, not ALPHALORA" in found.output
+
+
+def test_an_adapter_without_weights(run, adapter, rows, tmp_path):
+    (adapter / "adapter_model.safetensors").unlink()
+    found = run("export", adapter, "--output", tmp_path / "lora", "--data", rows)
+    assert found.exit_code == 1 and "its weights are not there" in found.output
+
+
+def test_an_output_that_is_not_empty(run, adapter, rows):
+    found = run("export", adapter, "--output", adapter, "--data", rows)
+    assert found.exit_code == 1 and "is not empty" in found.output
+
+
+def test_a_base_that_has_moved(run, adapter, rows, tmp_path):
+    found = run("export", adapter, "--output", tmp_path / "lora", "--data", rows)
+    assert found.exit_code == 1 and "gone" in found.output
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--load-in-4bit", "--load-in-8bit"], "not both"),
+        (["--max-kl", "-1"], "--max-kl"),
+        (["--rank", "0"], "--rank"),
+        (["--method", "magic"], "least-squares"),
+    ],
+)
+def test_options_that_make_no_sense(run, adapter, rows, tmp_path, options, message):
+    found = run("export", adapter, "--output", tmp_path / "lora", "--data", rows, *options)
+    assert found.exit_code == 2 and message in found.output
+
+
+def test_a_yaml_decides_the_base(run, adapter, tmp_path):
+    config = tmp_path / "config.yml"
+    config.write_text("base_model: x\n")
+    options = ["--data", config, "--base-model", "y"]
+    found = run("export", adapter, "--output", tmp_path / "lora", *options)
+    assert found.exit_code == 2 and "the YAML says which base" in found.output

@@ -1,0 +1,116 @@
+"""Rows of a JSON lines file, as tokens and labels."""
+
+import json
+
+import pytest
+from transformers import PreTrainedTokenizerFast
+
+from axolotl_alphalora.evaluation import read_rows
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    """One token for each byte; the template marks turns."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+    tokens = Tokenizer(models.BPE())
+    tokens.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokens.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    tokens.train_from_iterator(
+        [], trainers.BpeTrainer(special_tokens=["</s>", "<|"], initial_alphabet=alphabet)
+    )
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokens, eos_token="</s>", pad_token="</s>")
+    fast.chat_template = (
+        "{% for m in messages %}<|{{ m.role }}:{{ m.content }}</s>{% endfor %}"
+        "{% if add_generation_prompt %}<|assistant:{% endif %}"
+    )
+    return fast
+
+
+def write(path, *rows):
+    path.write_text("\n".join(json.dumps(row) for row in rows) + "\n\n")
+    return path
+
+
+def answer(sample, tokenizer):
+    """What has labels, as text."""
+    labels = sample.inputs["labels"][0]
+    kept = labels[labels != -100]
+    assert kept.equal(sample.inputs["input_ids"][0][labels != -100])
+    return tokenizer.decode(kept)
+
+
+@pytest.mark.parametrize(
+    ("row", "said"),
+    [
+        ({"text": "abc"}, "abc"),
+        ({"prompt": "two and two is ", "completion": "four"}, "four</s>"),
+        ({"instruction": "Say", "input": "x", "output": "yes"}, "yes</s>"),
+        (
+            {
+                "messages": [
+                    {"role": "user", "content": "hi"},
+                    {"role": "assistant", "content": "ho"},
+                    {"role": "user", "content": "hm"},
+                    {"role": "assistant", "content": "ha"},
+                ]
+            },
+            "ha</s>",
+        ),
+        ({"input_ids": [5, 6, 7], "labels": [-100, -100, 7]}, None),
+    ],
+)
+def test_labels_are_on_what_the_model_is_to_say(tmp_path, tokenizer, row, said):
+    (sample,) = read_rows(write(tmp_path / "rows.jsonl", row), tokenizer, 4)
+    assert sample.inputs["input_ids"].shape == sample.inputs["labels"].shape
+    if said is None:
+        assert sample.inputs["labels"].tolist() == [[-100, -100, 7]]
+    else:
+        assert answer(sample, tokenizer) == said
+
+
+def test_rows_are_shared_out_over_tasks_and_the_seed_decides(tmp_path, tokenizer):
+    rows = [{"text": f"a {i}", "task": "many"} for i in range(20)]
+    rows += [{"text": f"b {i}", "task": "few"} for i in range(2)]
+    path = write(tmp_path / "rows.jsonl", *rows)
+    found = read_rows(path, tokenizer, 8, seed=1)
+    assert [sample.task for sample in found] == ["many"] * 6 + ["few"] * 2
+
+    def texts(samples):
+        return [tokenizer.decode(sample.inputs["input_ids"][0]) for sample in samples]
+
+    assert texts(found) == texts(read_rows(path, tokenizer, 8, seed=1))
+    assert texts(found) != texts(read_rows(path, tokenizer, 8, seed=2))
+    assert len(set(texts(found))) == 8
+
+
+def test_long_rows_are_cut_and_those_without_a_label_left_are_not_used(tmp_path, tokenizer):
+    long = {"prompt": "x" * 50, "completion": "y"}
+    path = write(tmp_path / "rows.jsonl", long, {"text": "z" * 50})
+    (sample,) = read_rows(path, tokenizer, 4, sequence_len=10)
+    assert sample.inputs["input_ids"].shape == (1, 10)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ('{"text": "a"}\n{"txt": "b"}\n', "line 2: the row has txt, but one of these is needed"),
+        ('{"text": "a"\n', "line 1 is not JSON"),
+        ("[1]\n", "line 1 is no JSON object"),
+        ("\n", "no row with a token to predict"),
+        ('{"text": ""}\n', "no row with a token to predict"),
+    ],
+)
+def test_bad_rows_are_named(tmp_path, tokenizer, content, message):
+    path = tmp_path / "rows.jsonl"
+    path.write_text(content)
+    with pytest.raises(ValueError, match=message):
+        read_rows(path, tokenizer, 4)
+
+
+def test_messages_need_a_template(tmp_path, tokenizer):
+    bare = PreTrainedTokenizerFast(tokenizer_object=tokenizer.backend_tokenizer)
+    path = write(tmp_path / "rows.jsonl", {"messages": [{"role": "user", "content": "a"}]})
+    with pytest.raises(ValueError, match="line 1: .* no chat template"):
+        read_rows(path, bare, 1)

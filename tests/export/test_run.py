@@ -1,0 +1,200 @@
+"""The whole export on a tiny model: what is on disk is what was measured."""
+
+import json
+import math
+
+import pytest
+import torch
+from peft import AutoPeftModelForCausalLM, PeftModel
+from transformers import LlamaForCausalLM
+
+from axolotl_alphalora.evaluation import load_adapted
+from axolotl_alphalora.export import export_adapter
+from axolotl_alphalora.sensitivity import Sample
+from balancing import adapted
+
+
+def rows(count, seed):
+    generator = torch.Generator().manual_seed(seed)
+    found = []
+    for _ in range(count):
+        ids = torch.randint(1, 97, (1, 20), generator=generator)
+        labels = ids.clone()
+        labels[:, :6] = -100
+        found.append(Sample("data", {"input_ids": ids, "labels": labels}))
+    return found
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    """A base and an adapter whose experts and router matter."""
+    from conftest import tiny_llama_config
+
+    folder = tmp_path_factory.mktemp("saved")
+    torch.manual_seed(0)
+    base = LlamaForCausalLM(tiny_llama_config())
+    base.save_pretrained(folder / "base")
+    model = adapted(LlamaForCausalLM.from_pretrained(folder / "base"))
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "router" in name:
+                parameter *= 4
+            elif "alphalora_B" in name:
+                parameter *= 2
+    model.save_pretrained(folder / "adapter")
+    return folder
+
+
+def routed(saved):
+    return load_adapted(LlamaForCausalLM.from_pretrained(saved / "base"), saved / "adapter")
+
+
+def exported(saved, output, **options):
+    model = routed(saved)
+    found = export_adapter(
+        model,
+        saved / "adapter",
+        output,
+        calibration=rows(20, 1),
+        held_out=rows(8, 2),
+        **options,
+    )
+    return model, found
+
+
+def log_probabilities(model, sample):
+    logits = model(input_ids=sample.inputs["input_ids"]).logits[0, :-1].double()
+    return torch.log_softmax(logits, -1)[sample.inputs["labels"][0, 1:] != -100]
+
+
+@pytest.mark.works("Export", "`alphalora export`: what is written is what was measured")
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"method": "mean-gate"}, {"rank": 5}, {"same_rank": True}, {"rank": 4, "same_rank": True}],
+    ids=str,
+)
+def test_the_price_is_that_of_the_files_by_an_independent_computation(saved, tmp_path, options):
+    """Plain PEFT opens the files on a fresh base; the divergence is summed up in fp64."""
+    model, found = exported(saved, tmp_path / "lora", **options)
+    lora = PeftModel.from_pretrained(
+        LlamaForCausalLM.from_pretrained(saved / "base"), tmp_path / "lora"
+    ).eval()
+    divergence, losses, tokens = 0.0, dict.fromkeys(("routed", "export", "base"), 0.0), 0
+    with torch.no_grad():
+        for sample in rows(8, 2):
+            p, q = log_probabilities(model, sample), log_probabilities(lora, sample)
+            with lora.disable_adapter():
+                base = log_probabilities(lora, sample)
+            answers = sample.inputs["labels"][0, 1:]
+            answers = answers[answers != -100]
+            divergence += float((p.exp() * (p - q)).sum())
+            for key, of in (("routed", p), ("export", q), ("base", base)):
+                losses[key] -= float(of[torch.arange(len(answers)), answers].sum())
+            tokens += len(answers)
+    assert found.price.tokens == tokens
+    assert found.price.kl == pytest.approx(divergence / tokens, rel=1e-3, abs=1e-6)
+    for key, value in losses.items():
+        assert getattr(found.price, f"loss_{key}") == pytest.approx(value / tokens, rel=1e-4)
+    record = json.loads((tmp_path / "lora" / "alphalora_export.json").read_text())
+    assert record["price"]["kl"] == found.price.kl
+    assert record["price"]["perplexity_export"] == pytest.approx(
+        math.exp(losses["export"] / tokens)
+    )
+    ranks = {name: b.weight.shape[1] for name, b in _b_of(lora).items()}
+    assert ranks == dict(found.ranks)
+    if "rank" in options:
+        assert max(ranks.values()) == options["rank"]
+    if options.get("same_rank"):
+        assert len(set(ranks.values())) == 1 and not lora.peft_config["default"].rank_pattern
+
+
+def _b_of(lora):
+    return {
+        name.removeprefix("base_model.model."): module.lora_B["default"]
+        for name, module in lora.named_modules()
+        if hasattr(module, "lora_B")
+    }
+
+
+def test_layers_with_one_expert_are_exact(saved, tmp_path):
+    model, _ = exported(saved, tmp_path / "lora")
+    lora = PeftModel.from_pretrained(
+        LlamaForCausalLM.from_pretrained(saved / "base"), tmp_path / "lora"
+    )
+    name = "model.layers.1.mlp.up_proj"
+    x = torch.randn(7, 64)
+    got, want = (m.get_base_model().get_submodule(name).eval()(x) for m in (lora, model))
+    torch.testing.assert_close(got, want)
+
+
+@pytest.mark.works("Export", "PEFT's `merge_and_unload` of the exported LoRA")
+def test_the_export_merges(saved, tmp_path):
+    exported(saved, tmp_path / "lora")
+    lora = PeftModel.from_pretrained(
+        LlamaForCausalLM.from_pretrained(saved / "base"), tmp_path / "lora"
+    ).eval()
+    ids = rows(1, 3)[0].inputs["input_ids"]
+    with torch.no_grad():
+        before = lora(input_ids=ids).logits
+        merged = lora.merge_and_unload()
+        torch.testing.assert_close(merged(input_ids=ids).logits, before, rtol=0, atol=1e-4)
+
+
+def test_the_fit_is_nearer_than_the_mean_gates(saved, tmp_path):
+    """What the default rests on; on SmolLM2 see benchmarks/export.py."""
+    _, fitted = exported(saved, tmp_path / "fitted")
+    _, mean = exported(saved, tmp_path / "mean", method="mean-gate")
+    assert fitted.price.kl < mean.price.kl
+
+
+def test_a_bad_export_is_not_written(saved, tmp_path):
+    with pytest.raises(ValueError, match="--max-kl 1e-09 allows, so nothing was written"):
+        exported(saved, tmp_path / "lora", max_kl=1e-9)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_full_directory_is_refused(saved, tmp_path):
+    (tmp_path / "mine").write_text("mine")
+    with pytest.raises(ValueError, match="is not empty"):
+        exported(saved, tmp_path)
+
+
+def test_a_failure_while_writing_leaves_nothing(saved, tmp_path, monkeypatch):
+    monkeypatch.setattr("axolotl_alphalora.export.run.card", lambda *args: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        exported(saved, tmp_path / "lora")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_model_is_left_as_it_was(saved, tmp_path):
+    model, _ = exported(saved, tmp_path / "lora")
+    fresh = routed(saved)
+    ids = rows(1, 3)[0].inputs["input_ids"]
+    assert list(model.peft_config) == ["default"]
+    assert torch.equal(model(input_ids=ids).logits, fresh(input_ids=ids).logits)
+
+
+def test_modules_trained_in_full_go_with_it(tiny_llama, tmp_path):
+    tiny_llama.save_pretrained(tmp_path / "base")
+    model = adapted(
+        LlamaForCausalLM.from_pretrained(tmp_path / "base"), modules_to_save=["lm_head"]
+    )
+    head = model.base_model.model.lm_head.modules_to_save["default"]
+    head.weight.data += 0.1
+    model.peft_config["default"].base_model_name_or_path = str(tmp_path / "base")
+    model.save_pretrained(tmp_path / "adapter")
+    model = load_adapted(LlamaForCausalLM.from_pretrained(tmp_path / "base"), tmp_path / "adapter")
+    found = export_adapter(
+        model,
+        tmp_path / "adapter",
+        tmp_path / "lora",
+        calibration=rows(4, 1),
+        held_out=rows(2, 2),
+    )
+    lora = AutoPeftModelForCausalLM.from_pretrained(tmp_path / "lora").eval()
+    assert torch.equal(lora.base_model.model.lm_head.weight, head.weight)
+    with torch.no_grad():
+        samples = rows(2, 2)
+        p = torch.cat([log_probabilities(model, sample) for sample in samples])
+        q = torch.cat([log_probabilities(lora, sample) for sample in samples])
+    assert found.price.kl == pytest.approx(float((p.exp() * (p - q)).sum() / len(p)), rel=1e-3)

@@ -1,0 +1,72 @@
+"""The section on the experts in a run's model card."""
+
+from pathlib import Path
+
+import pytest
+from transformers import Trainer, TrainingArguments
+
+from allocating import model as shapes
+from allocating import plan, with_alphas
+from axolotl_alphalora.adapter import AlphaLoraConfig
+from axolotl_alphalora.plugin.card import add_section, describe_in_cards, section
+from balancing import adapted
+
+
+def config(made) -> AlphaLoraConfig:
+    return AlphaLoraConfig(r=8, num_experts=made.counts, plan=made.to_dict())
+
+
+@pytest.fixture
+def planned():
+    found = shapes(4)
+    evidence = with_alphas(found, [2.0, 3.0, 5.0, 4.0])
+    budget = {"total_experts": 12}
+    return plan("alphalora", found, budget=budget, evidence=evidence)
+
+
+def test_it_says_what_was_planned_and_why(planned):
+    text = section(config(planned))
+    assert "36 experts on 12 linear layers of 4 blocks" in text
+    assert "Planned by `alphalora (" in text and "beta: 2.5" in text
+    assert "Budget: 12 experts, met exactly." in text
+    for block, number in planned.block_numbers.items():
+        assert f"| `{block}` |" in text and f"| {number:g} |" in text
+    assert "AutoPeftModelForCausalLM.from_pretrained" in text
+
+
+def test_without_a_plan_it_lists_the_layers():
+    text = section(AlphaLoraConfig(num_experts={"model.layers.0.q": 3, "model.layers.1.q": 0}))
+    assert "| `model.layers.0.q` | 3 |" in text
+    assert "layers.1" not in text and "Planned" not in text
+
+
+def test_it_is_added_once_and_everything_else_stays(planned, tmp_path):
+    card = tmp_path / "README.md"
+    card.write_text("---\nlibrary_name: peft\n---\n\n# Mine\n")
+    add_section(tmp_path, config(planned))
+    once = card.read_text()
+    assert once.startswith("---\nlibrary_name: peft\n---\n\n# Mine\n\n<!-- axolotl-alphalora -->")
+    card.write_text(once + "\nA note by hand.\n")
+    add_section(tmp_path, config(planned))
+    assert card.read_text().count("## Experts (AlphaLoRA)") == 1
+    assert card.read_text().rstrip().endswith("A note by hand.")
+
+
+def test_without_a_card_there_is_none(planned, tmp_path):
+    add_section(tmp_path, config(planned))
+    assert not (tmp_path / "README.md").exists()
+
+
+def test_the_trainer_s_card_and_the_model_s_end_in_it(tiny_llama, tmp_path):
+    out = tmp_path / "out"
+    trainer = Trainer(
+        model=adapted(tiny_llama),
+        args=TrainingArguments(output_dir=str(out), use_cpu=True, report_to="none"),
+    )
+    describe_in_cards(trainer)
+    trainer.save_model()
+    assert "## Experts (AlphaLoRA)" in (out / "README.md").read_text()
+    trainer.create_model_card(model_name="mine")
+    card = Path(out / "README.md").read_text()
+    assert card.count("## Experts (AlphaLoRA)") == 1
+    assert "# mine" in card and "library_name: peft" in card
