@@ -13,6 +13,7 @@ _COMMANDS = {
         "schema:config_schema",
         "Print the JSON schema of the `alphalora:` block.",
     ),
+    "inspect": ("inspect:inspect", "Show what the experts of a trained adapter have learnt."),
     "lm-eval": ("lm_eval:lm_eval", "Evaluate a trained adapter with the LM Evaluation Harness."),
     "plan": ("plan:plan", "Print how many experts each block gets, and why."),
     "quickstart": (

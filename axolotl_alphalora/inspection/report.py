@@ -10,7 +10,9 @@
 ``adapter.strategy``                       ``name`` and ``options`` that shared out the experts,
                                            or null if the adapter records no plan
 ``adapter.blocks``, ``.modules``           number of adapted blocks and modules
-``adapter.experts``                        number of experts, summed over the modules
+``adapter.total_experts``                  sum over the blocks of the mean number of their
+                                           modules, as in a plan
+``adapter.module_experts``                 sum over the modules
 ``adapter.parameters``                     parameters of all experts and routers
 ``data``                                   null, or ``source``, ``tokens`` and ``rows``: task to
                                            number of rows
@@ -151,7 +153,12 @@ class Inspection:
                     raise ValueError(f"usage of {name} is not of this adapter's router")
 
     @property
-    def number_of_experts(self) -> int:
+    def total_experts(self) -> float:
+        """Sum over the blocks of the mean number of their modules, as a plan counts."""
+        return round(sum(block.experts for block in self.blocks), 6)
+
+    @property
+    def module_experts(self) -> int:
         """Experts, summed over the modules."""
         return sum(len(row.experts) for row in self.modules)
 
@@ -193,7 +200,7 @@ class Inspection:
     @property
     def routing(self) -> RoutingSummary | None:
         """All routers on all of the data; None without data."""
-        return self._routing(self.modules)
+        return self.routing_of(self.modules)
 
     def usage_of(self, module: str) -> RouterUsage | None:
         """What a module's router decided over all of the data; None without data or router."""
@@ -220,6 +227,12 @@ class Inspection:
                 found.append(distance(usages[task], list(usages.values())))
         return fmean(found) if found else None
 
+    def routing_of(self, rows: Sequence[ModuleExperts]) -> RoutingSummary | None:
+        """Summarise the routers of some modules on all of the data; None if none saw a token."""
+        usages = {row.name: usage for row in rows if (usage := self.usage_of(row.name))}
+        by_task = [list(self.task_usages(name).values()) for name in usages]
+        return RoutingSummary.of(list(usages.values()), by_task)
+
     def to_dict(self) -> dict[str, Any]:
         """Return all numbers as JSON values; the module docstring describes each field."""
         config = self.config
@@ -235,7 +248,8 @@ class Inspection:
                 "strategy": self.strategy,
                 "blocks": len(self.blocks),
                 "modules": len(self.modules),
-                "experts": self.number_of_experts,
+                "total_experts": self.total_experts,
+                "module_experts": self.module_experts,
                 "parameters": self.parameters,
             },
             "data": None if self.data is None else asdict(self.data),
@@ -279,7 +293,7 @@ class Inspection:
             max_cosine=max(
                 (row.max_cosine for row in rows if row.max_cosine is not None), default=None
             ),
-            routing=self._routing(rows),
+            routing=self.routing_of(rows),
         )
 
     def _task(self, name: str) -> TaskSummary:
@@ -293,11 +307,6 @@ class Inspection:
             distance=self.task_distance(name, self.modules) or 0.0,
             routing=routing,
         )
-
-    def _routing(self, rows: Sequence[ModuleExperts]) -> RoutingSummary | None:
-        usages = {row.name: usage for row in rows if (usage := self.usage_of(row.name))}
-        by_task = [list(self.task_usages(name).values()) for name in usages]
-        return RoutingSummary.of(list(usages.values()), by_task)
 
 
 def inspect_weights(adapter_dir: str | Path) -> Inspection:

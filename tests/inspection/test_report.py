@@ -48,7 +48,7 @@ def test_a_block_is_the_mean_of_its_experts_and_of_its_modules(bare):
 
 
 def test_the_adapter_as_a_whole(bare):
-    assert bare.number_of_experts == len(KINDS) * (1 + 3 + 4)
+    assert bare.module_experts == len(KINDS) * (1 + 3 + 4)
     assert bare.parameters == sum(row.parameters for row in bare.modules)
     assert bare.strategy == PLAN["strategy"]
     assert bare.redundancy == pytest.approx(fmean(r.redundancy for r in bare.modules if r.routed))
@@ -119,7 +119,8 @@ def test_json_holds_everything(bare, watched):
         "strategy": PLAN["strategy"],
         "blocks": 3,
         "modules": 12,
-        "experts": 32,
+        "total_experts": 8,
+        "module_experts": 32,
         "parameters": bare.parameters,
     }
     assert found["data"] == {
