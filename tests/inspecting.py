@@ -38,7 +38,7 @@ def write_adapter(folder, counts, *, ranks=None, r=4, seed=0, change=None, **con
     for name, count in counts.items():
         if not count:
             continue
-        out_features, in_features = KINDS[".".join(name.split(".")[3:])]
+        out_features, in_features = KINDS.get(".".join(name.split(".")[3:]), (16, 32))
         rank = (ranks or {}).get(name, r)
         shapes = {"A": (count * rank, in_features), "B": (out_features, count * rank)}
         shapes |= {"router": (count, in_features)} if count > 1 else {}

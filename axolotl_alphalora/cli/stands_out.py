@@ -139,7 +139,7 @@ def _routers(inspection: Inspection) -> list[str]:
     )
     if routing.load_max is None:
         return [f"{said} Every token goes to all experts of a module."]
-    said += f" The busiest expert gets {routing.load_max:.2f} times its fair share of the tokens."
+    said += f" The busiest expert of a router gets {routing.load_max:.2f} times its fair share."
     dead, choosing = [], 0
     for row in inspection.modules:
         usage = inspection.usage_of(row.name)

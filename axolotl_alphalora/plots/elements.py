@@ -18,7 +18,9 @@ table { border-collapse: collapse; margin: 1em 0; font-variant-numeric: tabular-
 th, td { padding: 0.15em 0.8em; text-align: right; border-bottom: 1px solid #ddd; }
 th:first-child, td:first-child, td.note { text-align: left; }
 summary { cursor: pointer; font-weight: bold; }
+details { overflow-x: auto; }
 """
+_POLICY = "default-src 'none'; style-src 'unsafe-inline'"
 
 
 def whole_page(
@@ -33,12 +35,14 @@ def whole_page(
 <html lang="en">
 <head>
 <meta charset="utf-8">
+<meta http-equiv="Content-Security-Policy" content="{_POLICY}">
+<meta name="viewport" content="width=device-width">
 <title>{escape(title)}</title>
 <style>{_STYLE}</style>
 </head>
 <body>
 <h1>{escape(title)}</h1>
-{_inline(svg)}
+{_inline(svg, title)}
 {paragraphs}
 {body}
 <script type="application/json" id="numbers">{numbers}</script>
@@ -73,7 +77,8 @@ def decimal(value: float | None) -> str:
     return "-" if value is None else f"{value:.3f}"
 
 
-def _inline(svg: str) -> str:
+def _inline(svg: str, title: str) -> str:
     """Return an SVG element without its file's prologue and metadata, which hold addresses."""
     element = svg[svg.index("<svg") :]
+    element = element.replace("<svg", f'<svg role="img" aria-label="{escape(title)}"', 1)
     return re.sub(r"<metadata>.*?</metadata>", "", element, flags=re.DOTALL)

@@ -168,6 +168,7 @@ def _draw(axes: Any, panel: HeatPanel, width: int, norm: Any) -> Any:
     coloured = PatchCollection(
         cells, cmap=_COLOURS, norm=norm, edgecolors=_EDGES, linewidths=0.3, array=values
     )
+    coloured.set_gid(f"experts-{panel.title}")
     axes.add_collection(coloured)
     if panel.dead:
         places, experts = zip(*sorted(panel.dead), strict=True)
@@ -185,7 +186,9 @@ def _draw(axes: Any, panel: HeatPanel, width: int, norm: Any) -> Any:
 
 def _draw_scale(figure: Any, coloured: Any, grid: Any, limit: float, label: str) -> None:
     """Draw the scale of colours as vectors: a picture of its own would have an address."""
-    bar = figure.colorbar(coloured, ax=grid, shrink=0.6, aspect=30, extend="both", pad=0.02)
+    bar = figure.colorbar(
+        coloured, ax=grid, location="top", shrink=0.5, aspect=45, extend="both", pad=0.02
+    )
     bar.solids.set_rasterized(False)
     bar.solids.set_edgecolor("face")
     ticks = [limit ** (step / 2) for step in (-2, -1, 0, 1, 2)]

@@ -20,7 +20,7 @@ __all__ = ["draw_inspection", "save_inspection"]
 
 _REDUNDANCY_HEIGHT = 1.9
 _TITLE_HEIGHT = 0.45
-_FRAME_HEIGHT = 0.7
+_FRAME_HEIGHT = 1.2
 _TASKS_HEIGHT, _TASK_HEIGHT = 0.7, 0.2
 _LINE = "#0072b2"
 _TASK_COLOURS = "Purples"

@@ -27,6 +27,11 @@ _TERMS = (
         "how undecided a router is (1: all experts alike), and a token's largest gate",
     ),
     ("load cv, load max", "how uneven the shares of the tokens are; the largest / the mean share"),
+    (
+        "share x experts",
+        "an expert's share of the tokens, or of the gates where every token goes to all experts: "
+        "1 is fair",
+    ),
     ("dead", "experts with less than a tenth of the fair share"),
     (
         "specialisation",
@@ -47,6 +52,8 @@ def inspection_page(inspection: Inspection, title: str, svg: str, notes: Sequenc
     modules, experts = inspection.modules, inspection.module_experts
     watched = inspection.usage is not None
     parts = ["<h2>Blocks</h2>", _blocks(inspection)]
+    if inspection.routing is not None:
+        parts += ["<h2>Routers</h2>", _routers(inspection)]
     if inspection.tasks:
         parts += ["<h2>Tasks</h2>", _tasks(inspection)]
     terms = [list(term) for term in _TERMS[: None if watched else 3]]
@@ -60,7 +67,6 @@ def inspection_page(inspection: Inspection, title: str, svg: str, notes: Sequenc
 
 def _blocks(inspection: Inspection) -> str:
     head = ["block", "experts", "rank", "norm", "effective rank", "redundancy", "largest |cosine|"]
-    watched = inspection.routing is not None
     experts = in_words(block.experts for block in inspection.blocks)
 
     def row(block: BlockSummary, number: str) -> list[str]:
@@ -72,11 +78,17 @@ def _blocks(inspection: Inspection) -> str:
             f"{block.mean_effective_rank:.2f}",
             decimal(block.redundancy),
             decimal(block.max_cosine),
-            *(_routing(block.routing) if watched else []),
         ]
 
-    rows = map(row, inspection.blocks, experts)
-    return html_table([*head, *(_ROUTING if watched else ())], rows)
+    return html_table(head, map(row, inspection.blocks, experts))
+
+
+def _routers(inspection: Inspection) -> str:
+    rows = [
+        [block.name, str(block.routing.routers) if block.routing else "-", *_routing(block.routing)]
+        for block in inspection.blocks
+    ]
+    return html_table(["block", "routers", *_ROUTING], rows)
 
 
 def _tasks(inspection: Inspection) -> str:
