@@ -34,6 +34,7 @@ def loaded_by(statement: str) -> set[str]:
         ("import axolotl_alphalora.sensitivity", {"peft", "transformers", "axolotl"}),
         ("import axolotl_alphalora.spectral", {"peft", "transformers", "axolotl"}),
         ("import axolotl_alphalora.adapter", {"axolotl"}),
+        ("import axolotl_alphalora.inspection", {"peft", "transformers", "axolotl"}),
         ("import axolotl_alphalora.planning", {"peft", "transformers", "axolotl"}),
         ("import axolotl_alphalora.plugin.request", {"peft", "transformers", "axolotl"}),
     ],
@@ -99,7 +100,8 @@ def _packages(node: ast.Import | ast.ImportFrom, depth: int) -> set[str]:
         ("spectral", {"blocks", "settings", "storage"}, set()),
         ("sensitivity", {"blocks"}, set()),
         ("allocation", {"blocks", "settings", "storage"}, {"spectral"}),
-        ("adapter", {"blocks"}, set()),
+        ("adapter", {"blocks", "saved_format"}, set()),
+        ("inspection", {"blocks", "saved_format"}, {"adapter"}),
         (
             "planning",
             {"adapter", "allocation", "blocks", "settings", "spectral", "storage"},

@@ -8,14 +8,11 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
 
-from packaging.version import InvalidVersion, Version
 from peft import PeftConfig
 
-from .. import __version__
+from ..saved_format import FORMAT_SINCE, check_version, expert_scaling
 
 BALANCE_OVER = ("micro_batch", "global_batch")
-FORMAT_SINCE = "0.1.0"
-"""The release that introduced the format in which adapters are saved now."""
 
 
 class AlphaLoraPeftType(str, Enum):  # noqa: UP042 (PEFT takes the name from str(), after a dot)
@@ -153,7 +150,7 @@ class AlphaLoraConfig(PeftConfig):
         Args:
             rank: Rank of the expert.
         """
-        return self.lora_alpha / (math.sqrt(rank) if self.use_rslora else rank)
+        return expert_scaling(self.lora_alpha, rank, self.use_rslora)
 
     def _check_numbers(self) -> None:
         for name in ("r", "top_k"):
@@ -190,26 +187,6 @@ class AlphaLoraConfig(PeftConfig):
         self.rank_pattern = dict(self.rank_pattern)
         for module, rank in self.rank_pattern.items():
             _check_count(f"rank_pattern[{module!r}]", rank, minimum=1)
-
-
-def check_version(needed: Any) -> None:
-    """Check that this release reads an adapter.
-
-    Args:
-        needed: The `needs_version` in its `adapter_config.json`.
-
-    Raises:
-        ValueError: If a newer release is needed; says which.
-    """
-    try:
-        newer = Version(needed) > Version(__version__)
-    except (InvalidVersion, TypeError) as error:
-        raise ValueError(f"needs_version must be a version, not {needed!r}.") from error
-    if newer:
-        raise ValueError(
-            f"This adapter needs axolotl-alphalora {needed} or newer, and {__version__} is "
-            f"installed: pip install 'axolotl-alphalora>={needed}'."
-        )
 
 
 def _is_number(value: object) -> bool:

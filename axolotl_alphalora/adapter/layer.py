@@ -18,8 +18,8 @@ from .functional import mix_experts, route
 MERGE_REFUSAL = (
     "An AlphaLoRA adapter cannot be merged into the base weights: its router chooses and weighs "
     "the experts anew for every token, so no single weight matrix gives the same outputs. "
-    "Load the adapter beside the base model (PeftModel.from_pretrained), or make a plain LoRA of it "
-    "(`alphalora export`)."
+    "Load the adapter beside the base model (PeftModel.from_pretrained), or make a plain LoRA of "
+    "it (`alphalora export`)."
 )
 
 

@@ -14,6 +14,7 @@ _COMMANDS = {
         "Print the JSON schema of the `alphalora:` block.",
     ),
     "export": ("export:export", "Write a plain LoRA that stands in for a routed adapter."),
+    "inspect": ("inspect:inspect", "Show what the experts of a trained adapter have learnt."),
     "lm-eval": ("lm_eval:lm_eval", "Evaluate a trained adapter with the LM Evaluation Harness."),
     "plan": ("plan:plan", "Print how many experts each block gets, and why."),
     "quickstart": (

@@ -17,7 +17,7 @@ from .scores import module_shares
 if TYPE_CHECKING:
     from ..spectral import MatrixQuality
 
-__all__ = ["print_matrices", "print_modules"]
+__all__ = ["print_by_block", "print_matrices", "print_modules"]
 
 Columns = dict[str, Mapping[str, str]]
 """Heading to module name to text."""
@@ -30,7 +30,7 @@ def print_matrices(matrices: Sequence[MatrixQuality], console: Console) -> None:
     modules = [row.module for row in matrices]
     columns, notes = _measured(matrices)
     shapes = {row.module: f"{row.shape[0]}x{row.shape[1]}" for row in matrices}
-    _print(console, f"Matrices ({_LEGEND})", modules, {"shape": shapes} | columns, notes)
+    print_by_block(console, f"Matrices ({_LEGEND})", modules, {"shape": shapes} | columns, notes)
 
 
 def print_modules(plan: Plan, findings: Findings | None, console: Console) -> None:
@@ -54,7 +54,9 @@ def print_modules(plan: Plan, findings: Findings | None, console: Console) -> No
     shares = module_shares(plan)
     if shares:
         columns["share"] = {name: f"{share:.2%}" for name, share in shares.items()}
-    _print(console, f"Matrices ({legend})", [row.name for row in plan.modules], columns, notes)
+    print_by_block(
+        console, f"Matrices ({legend})", [row.name for row in plan.modules], columns, notes
+    )
 
 
 def _measured(matrices: Sequence[MatrixQuality]) -> tuple[Columns, list[str]]:
@@ -78,9 +80,22 @@ def _measured(matrices: Sequence[MatrixQuality]) -> tuple[Columns, list[str]]:
     return columns, notes
 
 
-def _print(
-    console: Console, title: str, modules: Sequence[str], columns: Columns, notes: Sequence[str]
+def print_by_block(
+    console: Console,
+    title: str,
+    modules: Sequence[str],
+    columns: Columns,
+    notes: Sequence[str] = (),
 ) -> None:
+    """Print a table of modules under the names of their blocks, and numbered notes below it.
+
+    Args:
+        console: Where to.
+        title: Heading.
+        modules: Their names, in any order.
+        columns: Heading to module name to text.
+        notes: What numbers in a column stand for.
+    """
     table = plain_table()
     blocks = group_by_block(modules)
     fixed = [max(len(head), *map(len, cells.values())) for head, cells in columns.items()]

@@ -10,9 +10,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from ..adapter.config import check_version
 from ..allocation import Budget, Plan
 from ..planning import PlanRequest, layers
+from ..saved_format import check_version
 from .checkpoints import damage
 from .request import plan_request, read_block
 

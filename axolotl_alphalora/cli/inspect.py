@@ -1,0 +1,85 @@
+"""``alphalora inspect``: what the experts of a trained adapter have learnt."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from ..plots import check_plot
+from .options import errors_in_words
+
+if TYPE_CHECKING:
+    from ..inspection import Inspection
+
+__all__ = ["inspect", "show"]
+
+
+@click.command()
+@click.argument("adapter_dir", metavar="ADAPTER_DIR", type=click.Path(path_type=Path))
+@click.option("--per-module", is_flag=True, help="Also print every module.")
+@click.option(
+    "--plot",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="Draw heat maps into a .png, .svg or .pdf file, or a report into an .html file.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print JSON instead of tables.")
+def inspect(adapter_dir: Path, per_module: bool, plot: Path | None, as_json: bool) -> None:
+    """Show what the experts of a trained adapter have learnt.
+
+    Reads the adapter's two files alone: neither the base model nor a GPU is needed. Of every
+    expert's update (scaling x B A) it shows the norm and the effective rank, over how many
+    directions the update is spread; of every module the redundancy, the mean absolute cosine
+    between its experts' updates: 0 where they are unrelated, 1 where they are copies.
+
+    With --json the output is one object: `format`, `version`, `adapter` (base model, rank, top_k,
+    scaling, strategy, blocks, modules, total_experts, module_experts, parameters), `redundancy`,
+    `blocks` (experts, ranks, mean_norm, mean_effective_rank, redundancy, max_cosine) and `modules`
+    (the same, the matrix of cosines, and norm, effective_rank and singular_values of each expert).
+    `data` and `routing` are null and `tasks` is empty without data.
+    """
+    with errors_in_words():
+        if plot is not None:
+            check_plot(plot)
+        from ..inspection import inspect_weights
+
+        show(inspect_weights(adapter_dir), adapter_dir, per_module, plot, as_json)
+
+
+def show(
+    inspection: Inspection, adapter_dir: Path, per_module: bool, plot: Path | None, as_json: bool
+) -> None:
+    """Print and draw an inspection as wished.
+
+    Args:
+        inspection: What was found.
+        adapter_dir: The adapter's directory, for headings.
+        per_module: Whether to print every module.
+        plot: File to draw to, None for none.
+        as_json: Whether to print JSON, and nothing else to stdout.
+
+    Raises:
+        OSError: If the file cannot be written.
+    """
+    from rich.console import Console
+
+    from .inspect_tables import print_inspected_modules, print_inspection
+    from .stands_out import stands_out
+
+    console = Console(stderr=as_json)
+    title = f"Experts of {adapter_dir.resolve().name}"
+    if as_json:
+        click.echo(json.dumps(inspection.to_dict(), indent=2, allow_nan=False))
+    else:
+        print_inspection(inspection, title, console)
+        if per_module:
+            console.print()
+            print_inspected_modules(inspection, console)
+    if plot is not None:
+        from ..plots import save_inspection
+        from .inspect_tables import facts
+
+        save_inspection(inspection, plot, title, [*facts(inspection), *stands_out(inspection)])
+        console.print(f"\nDrawn in {plot}", highlight=False, markup=False, soft_wrap=True)

@@ -1,0 +1,150 @@
+"""The two files of a saved adapter, read without its base model."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+
+from ..saved_format import FORMAT_SINCE, check_version, expert_scaling
+
+__all__ = ["CONFIG", "WEIGHTS", "AdapterConfig", "open_weights", "read_config"]
+
+CONFIG = "adapter_config.json"
+WEIGHTS = "adapter_model.safetensors"
+
+_SAVE_AGAIN = "use another checkpoint, or train and save it again"
+
+
+@dataclass(frozen=True)
+class AdapterConfig:
+    """What an adapter's configuration says of its experts.
+
+    Importing PEFT, whose configuration would hold this too, takes longer than all of the reading.
+
+    Attributes:
+        base_model: Directory or repository id of the base model; None if it was not recorded.
+        rank: Rank of an expert, where `rank_pattern` does not name its module.
+        top_k: Experts of a token, where there are as many.
+        lora_alpha: Scale of the experts' output.
+        use_rslora: Whether they are scaled with the rank's root.
+        num_experts: Module name to number of experts; None where the adapter gives one for all.
+        rank_pattern: Module name to rank.
+        plan: The plan that the numbers come from, or None.
+    """
+
+    base_model: str | None
+    rank: int
+    top_k: int
+    lora_alpha: float
+    use_rslora: bool
+    num_experts: Mapping[str, int] | None
+    rank_pattern: Mapping[str, int]
+    plan: Mapping[str, Any] | None
+
+    def rank_of(self, module: str) -> int:
+        """Rank of each expert of the module of that exact name."""
+        return self.rank_pattern.get(module, self.rank)
+
+    def scaling(self, rank: int) -> float:
+        """Factor on the output of an expert of that rank."""
+        return expert_scaling(self.lora_alpha, rank, self.use_rslora)
+
+
+def read_config(adapter_dir: str | Path) -> AdapterConfig:
+    """Read the configuration of a saved adapter.
+
+    Args:
+        adapter_dir: Its directory.
+
+    Raises:
+        ValueError: If there is no such directory, or no adapter of this method in it that this
+            release reads; says which, and what to do.
+    """
+    folder = Path(adapter_dir)
+    if not folder.is_dir():
+        raise ValueError(f"{folder} is no directory: name the one that holds {CONFIG}")
+    path = folder / CONFIG
+    if not path.is_file():
+        raise ValueError(f"{folder} has no {CONFIG}{_elsewhere(folder)}")
+    try:
+        values: Any = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path} is damaged ({error}): {_SAVE_AGAIN}") from error
+    method = values.get("peft_type") if isinstance(values, dict) else None
+    if method != "ALPHALORA":
+        raise ValueError(f"{folder} is not an AlphaLoRA adapter{_method(method)}")
+    try:
+        check_version(values.get("needs_version", FORMAT_SINCE))
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+    try:
+        counts = values["num_experts"]
+        return AdapterConfig(
+            base_model=values.get("base_model_name_or_path"),
+            rank=int(values["r"]),
+            top_k=int(values["top_k"]),
+            lora_alpha=float(values["lora_alpha"]),
+            use_rslora=bool(values["use_rslora"]),
+            num_experts=dict(counts) if isinstance(counts, dict) else None,
+            rank_pattern=dict(values.get("rank_pattern") or {}),  # older releases had none
+            plan=values.get("plan"),
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(
+            f"{path} is damaged ({type(error).__name__}: {error}): {_SAVE_AGAIN}"
+        ) from error
+
+
+@contextmanager
+def open_weights(adapter_dir: str | Path) -> Iterator[Any]:
+    """Open the weights of a saved adapter; tensors are read when they are asked for.
+
+    Args:
+        adapter_dir: Its directory.
+
+    Yields:
+        The open file, on the CPU.
+
+    Raises:
+        ValueError: If there is no such file, or it is damaged, also where that shows only when a
+            tensor is read.
+    """
+    folder = Path(adapter_dir)
+    path = folder / WEIGHTS
+    if not path.is_file():
+        pickled = folder / "adapter_model.bin"
+        if pickled.is_file():
+            raise ValueError(
+                f"{folder} has {pickled.name} and no {WEIGHTS}. A pickle can run code and is not "
+                "read: load the adapter where you trust it, and save it with "
+                "`save_pretrained(DIR, safe_serialization=True)`"
+            )
+        raise ValueError(f"{folder} has no {WEIGHTS}: {_SAVE_AGAIN}")
+    try:
+        with safe_open(path, framework="pt") as file:
+            yield file
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f"{path} is damaged ({error}): {_SAVE_AGAIN}") from error
+
+
+def _elsewhere(folder: Path) -> str:
+    """Name the adapters below a directory, if there are any."""
+    found = sorted(folder.glob(f"*/{CONFIG}"), key=lambda path: path.stat().st_mtime)
+    if found:
+        return f", but {found[-1].parent} has one: name that directory"
+    return ": name the directory that training saved the adapter in (`output_dir`)"
+
+
+def _method(method: Any) -> str:
+    if method == "LORA":
+        return (
+            ": it is a plain LoRA (peft_type LORA), which has one expert per module and no router, "
+            "so there is nothing to compare"
+        )
+    return f" (its peft_type is {method!r}): name one trained with `adapter: alphalora`"

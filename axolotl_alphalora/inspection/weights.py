@@ -1,0 +1,201 @@
+"""What the experts of a saved adapter have learnt, module by module, from its files alone."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from itertools import combinations
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from ..blocks import group_by_block, kind_of, part_of
+from .files import CONFIG, AdapterConfig, open_weights, read_config
+from .statistics import cosines, effective_rank, singular_values
+
+__all__ = ["Expert", "ModuleExperts", "in_depth_order", "read_experts"]
+
+_PREFIX = "base_model.model."
+_KINDS = ("q", "k", "v", "o", "gate", "up", "down")
+
+
+@dataclass(frozen=True)
+class Expert:
+    """The update ``dW = s * B A`` of one expert.
+
+    Attributes:
+        norm: Frobenius norm; 0 for an expert whose B was never trained.
+        effective_rank: exp of the entropy of the normalised singular values, from 1 to the rank;
+            0 if the update is zero.
+        singular_values: The largest first, at most as many as the rank.
+    """
+
+    norm: float
+    effective_rank: float
+    singular_values: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class ModuleExperts:
+    """The experts of one linear layer.
+
+    Attributes:
+        name: The layer's name in the base model.
+        in_features: Its input features.
+        out_features: Its output features.
+        rank: Rank of each expert.
+        scaling: Factor on the output of an expert, which the statistics include.
+        experts: The experts, one at least.
+        cosine: N rows of the cosines between the experts' updates, None with one that is zero.
+        parameters: Parameters of the experts and the router.
+    """
+
+    name: str
+    in_features: int
+    out_features: int
+    rank: int
+    scaling: float
+    experts: tuple[Expert, ...]
+    cosine: tuple[tuple[float | None, ...], ...]
+    parameters: int
+
+    @property
+    def routed(self) -> bool:
+        """Whether there is a router: a single expert has none."""
+        return len(self.experts) > 1
+
+    @property
+    def mean_norm(self) -> float:
+        """Mean norm of the experts."""
+        return fmean(expert.norm for expert in self.experts)
+
+    @property
+    def relative_norms(self) -> tuple[float | None, ...]:
+        """Each expert's norm in units of their mean; None where all are zero."""
+        mean = self.mean_norm
+        return tuple(expert.norm / mean if mean > 0 else None for expert in self.experts)
+
+    @property
+    def mean_effective_rank(self) -> float:
+        """Mean effective rank of the experts."""
+        return fmean(expert.effective_rank for expert in self.experts)
+
+    @property
+    def pairs(self) -> dict[tuple[int, int], float]:
+        """Absolute cosines of the pairs of experts of which neither is zero."""
+        found = {}
+        for one, other in combinations(range(len(self.experts)), 2):
+            cosine = self.cosine[one][other]
+            if cosine is not None:
+                found[one, other] = abs(cosine)
+        return found
+
+    @property
+    def redundancy(self) -> float | None:
+        """Mean absolute cosine of the pairs; None without a pair."""
+        pairs = self.pairs
+        return fmean(pairs.values()) if pairs else None
+
+    @property
+    def max_cosine(self) -> float | None:
+        """Largest absolute cosine of the pairs; None without a pair."""
+        return max(self.pairs.values(), default=None)
+
+    @property
+    def closest(self) -> tuple[int, int] | None:
+        """The pair with the largest absolute cosine; None without a pair."""
+        pairs = self.pairs
+        return max(pairs, key=lambda pair: pairs[pair]) if pairs else None
+
+
+def read_experts(adapter_dir: str | Path) -> list[ModuleExperts]:
+    """Read the experts of a saved adapter, one module at a time and in fp32, on the CPU.
+
+    Args:
+        adapter_dir: Its directory, with ``adapter_config.json`` and ``adapter_model.safetensors``.
+
+    Returns:
+        The modules that have experts: blocks in natural order, attention before the MLP.
+
+    Raises:
+        ValueError: If it is no AlphaLoRA adapter, a file is missing or damaged, or the weights are
+            not those of the configuration or not finite; names the file or the module.
+    """
+    config = read_config(adapter_dir)
+    with open_weights(adapter_dir) as file:
+        keys = set(file.keys())
+        modules = _modules(keys, config, Path(adapter_dir))
+        return [_read(file, keys, name, prefix, config) for name, prefix in modules.items()]
+
+
+def in_depth_order(modules: Mapping[str, Any]) -> Iterator[str]:
+    """Yield module names, blocks in natural order and the layers of a block as they are used.
+
+    Args:
+        modules: A mapping from the names.
+    """
+    for members in group_by_block(modules).values():
+        yield from sorted(members, key=_place)
+
+
+def _place(name: str) -> tuple[bool, int]:
+    """Sort key within a block; layers of other names keep their order, after the usual ones."""
+    stem = kind_of(name).rpartition(".")[2].removesuffix("_proj")
+    return part_of(name) == "mlp", _KINDS.index(stem) if stem in _KINDS else len(_KINDS)
+
+
+def _modules(keys: set[str], config: AdapterConfig, folder: Path) -> dict[str, str]:
+    """Names of the modules with experts in depth order, and what their keys begin with."""
+    found = {}
+    for key in sorted(keys):
+        prefix, _, part = key.rpartition(".")
+        if part == "alphalora_A":
+            found[prefix.removeprefix(_PREFIX)] = prefix
+    if config.num_experts is not None:
+        counts = {name for name, count in config.num_experts.items() if count}
+        if unknown := sorted(counts ^ found.keys()):
+            where = "weights" if unknown[0] in counts else CONFIG
+            raise ValueError(
+                f"{folder}: the {where} lack {unknown[0]}, so its two files are not of one "
+                "adapter: use another checkpoint, or save it again"
+            )
+    if not found:
+        raise ValueError(f"{folder}: the weights hold no experts: save the adapter again")
+    return {name: found[name] for name in in_depth_order(found)}
+
+
+def _read(
+    file: Any, keys: set[str], name: str, prefix: str, config: AdapterConfig
+) -> ModuleExperts:
+    if f"{prefix}.alphalora_B" not in keys:
+        raise ValueError(f"{name}: alphalora_B is missing: save the adapter again")
+    a = file.get_tensor(f"{prefix}.alphalora_A").float()
+    b = file.get_tensor(f"{prefix}.alphalora_B").float()
+    router = f"{prefix}.alphalora_router"
+    shape = file.get_slice(router).get_shape() if router in keys else None
+    number = shape[0] if shape else 1
+    rank, scaling = config.rank_of(name), config.scaling(config.rank_of(name))
+    wanted = number if config.num_experts is None else config.num_experts[name]
+    if not (number == wanted and a.shape[0] == b.shape[1] == number * rank):
+        raise ValueError(
+            f"{name}: A {list(a.shape)}, B {list(b.shape)} and router {shape} are not those of "
+            f"{wanted} experts of rank {rank}, as {CONFIG} says: use another checkpoint, or save "
+            "the adapter again"
+        )
+    if not (a.isfinite().all() and b.isfinite().all()):
+        raise ValueError(f"{name}: its weights are not finite, so training has diverged")
+    experts = []
+    for values in singular_values(a, b, number, scaling).tolist():
+        experts.append(Expert(math.hypot(*values), effective_rank(values), tuple(values)))
+    rows = cosines(a, b, number).tolist()
+    return ModuleExperts(
+        name=name,
+        in_features=a.shape[1],
+        out_features=b.shape[0],
+        rank=rank,
+        scaling=scaling,
+        experts=tuple(experts),
+        cosine=tuple(tuple(None if math.isnan(x) else x for x in row) for row in rows),
+        parameters=a.numel() + b.numel() + (number * a.shape[1] if shape else 0),
+    )
