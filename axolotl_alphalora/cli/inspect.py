@@ -10,6 +10,7 @@ import click
 
 from ..plots import check_plot
 from .options import errors_in_words
+from .trained import Data, data_options
 
 if TYPE_CHECKING:
     from ..inspection import Inspection
@@ -19,6 +20,14 @@ __all__ = ["inspect", "show"]
 
 @click.command()
 @click.argument("adapter_dir", metavar="ADAPTER_DIR", type=click.Path(path_type=Path))
+@click.option(
+    "--data",
+    "source",
+    metavar="ROWS.jsonl|CONFIG.yml",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="Also run rows of this data, and show what the routers do with them.",
+)
+@data_options
 @click.option("--per-module", is_flag=True, help="Also print every module.")
 @click.option(
     "--plot",
@@ -26,26 +35,75 @@ __all__ = ["inspect", "show"]
     help="Draw heat maps into a .png, .svg or .pdf file, or a report into an .html file.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of tables.")
-def inspect(adapter_dir: Path, per_module: bool, plot: Path | None, as_json: bool) -> None:
+def inspect(
+    adapter_dir: Path,
+    source: Path | None,
+    samples: int,
+    seed: int,
+    base_model: str | None,
+    load_in_4bit: bool,
+    load_in_8bit: bool,
+    per_module: bool,
+    plot: Path | None,
+    as_json: bool,
+) -> None:
     """Show what the experts of a trained adapter have learnt.
 
-    Reads the adapter's two files alone: neither the base model nor a GPU is needed. Of every
-    expert's update (scaling x B A) it shows the norm and the effective rank, over how many
-    directions the update is spread; of every module the redundancy, the mean absolute cosine
-    between its experts' updates: 0 where they are unrelated, 1 where they are copies.
+    Without --data it reads the adapter's two files alone: neither the base model nor a GPU is
+    needed. Of every expert's update (scaling x B A) it shows the norm and the effective rank, over
+    how many directions the update is spread; of every module the redundancy, the mean absolute
+    cosine between its experts' updates: 0 where they are unrelated, 1 where they are copies.
 
     With --json the output is one object: `format`, `version`, `adapter` (base model, rank, top_k,
     scaling, strategy, blocks, modules, total_experts, module_experts, parameters), `redundancy`,
     `blocks` (experts, ranks, mean_norm, mean_effective_rank, redundancy, max_cosine) and `modules`
     (the same, the matrix of cosines, and norm, effective_rank and singular_values of each expert).
     `data` and `routing` are null and `tasks` is empty without data.
+
+    With --data the base model is loaded and rows are run through it: those of a JSON lines file
+    (`messages`, `instruction` and `output`, `prompt` and `completion`, or `text`), or training rows
+    of the run whose YAML is named. A column `task` names the tasks, which are told apart.
     """
+    data = None
+    if source is not None:
+        data = Data(source, samples, seed, base_model, load_in_4bit, load_in_8bit)
+        data.check()
+    elif base_model or load_in_4bit or load_in_8bit:
+        raise click.UsageError("the base model is loaded for --data only: add it.")
     with errors_in_words():
         if plot is not None:
             check_plot(plot)
         from ..inspection import inspect_weights
 
-        show(inspect_weights(adapter_dir), adapter_dir, per_module, plot, as_json)
+        found = inspect_weights(adapter_dir)
+        if data is not None:
+            found = _watched(found, adapter_dir, data)
+        show(found, adapter_dir, per_module, plot, as_json)
+
+
+def _watched(found: Inspection, adapter_dir: Path, data: Data) -> Inspection:
+    """Add what the routers decide on data."""
+    from collections import Counter
+    from dataclasses import replace
+
+    from rich.console import Console
+
+    from ..evaluation import router_usage
+    from ..inspection import InspectedData
+    from ..progress import working
+    from .trained import load_trained
+
+    trained = load_trained(adapter_dir, data)
+    tasks = [sample.task for sample in trained.rows]
+    with working(Console(stderr=True)) as doing:
+        step = doing("Running rows")(tasks)
+        usage = router_usage(trained.model, trained.rows, lambda sample: step(sample.task))
+    tokens = sum(sample.inputs["input_ids"].numel() for sample in trained.rows)
+    return replace(
+        found,
+        usage=usage,
+        data=InspectedData(str(data.source), tokens, dict(Counter(tasks))),
+    )
 
 
 def show(

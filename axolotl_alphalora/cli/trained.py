@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 if TYPE_CHECKING:
+    from ..inspection import AdapterConfig
     from ..sensitivity import Sample
 
 __all__ = ["Data", "Trained", "check_adapter", "data_options", "load_trained"]
@@ -96,28 +96,17 @@ def data_options(command: Callable[..., Any]) -> Callable[..., Any]:
     return command
 
 
-def check_adapter(folder: Path) -> dict[str, Any]:
-    """Read the settings of a saved AlphaLoRA adapter.
+def check_adapter(folder: Path) -> AdapterConfig:
+    """Read the settings of a saved adapter, and see that its weights are there.
 
     Raises:
-        ValueError: If the directory holds none, or not all of its files.
+        ValueError: If the directory does not hold all of an adapter; says what to do.
     """
-    settings = folder / "adapter_config.json"
-    if not settings.is_file():
-        raise ValueError(
-            f"{folder} holds no adapter (no adapter_config.json). Name the run's `output_dir`, or "
-            "one of its checkpoints."
-        )
-    try:
-        config = json.loads(settings.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{settings} is damaged: {error}") from error
-    kind = config.get("peft_type")
-    if kind != "ALPHALORA":
-        raise ValueError(f"{folder} holds an adapter of type {kind}, not ALPHALORA.")
-    if not (folder / "adapter_model.safetensors").is_file():
-        raise ValueError(f"{folder} has no adapter_model.safetensors: its weights are not there.")
-    return config
+    from ..inspection import open_weights, read_config
+
+    config = read_config(folder)
+    with open_weights(folder):
+        return config
 
 
 def load_trained(folder: Path, data: Data) -> Trained:
@@ -141,7 +130,9 @@ def load_trained(folder: Path, data: Data) -> Trained:
         base = host.base(_ADVICE)
         rows, held_out = host.rows(data.samples, data.seed, _ADVICE)
     else:
-        name = data.base_model or config["base_model_name_or_path"]
+        name = data.base_model or config.base_model
+        if name is None:
+            raise ValueError(f"{folder} does not say what its base model is: add --base-model.")
         tokenizer = load_tokenizer(folder, name)
         rows = read_rows(data.source, tokenizer, data.samples, seed=data.seed)
         base = load_base(name, load_in_4bit=data.load_in_4bit, load_in_8bit=data.load_in_8bit)

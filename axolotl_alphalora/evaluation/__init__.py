@@ -4,10 +4,9 @@ from .calibration import Moments, calibrate
 from .model import load_adapted, load_base, load_tokenizer
 from .price import Price, measure_price
 from .rows import read_rows
-from .usage import ALL, router_usage
+from .usage import router_usage
 
 __all__ = [
-    "ALL",
     "Moments",
     "Price",
     "calibrate",

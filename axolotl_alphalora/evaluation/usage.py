@@ -9,12 +9,10 @@ from torch import nn
 
 from ..adapter import find_balancer, find_routers
 from ..adapter.usage import RouterUsage, UsageMeter, combine
+from ..inspection import ALL
 from ..sensitivity.samples import Sample
 
-__all__ = ["ALL", "inputs_for", "router_usage"]
-
-ALL = "all"
-"""The name under which all tasks together are reported."""
+__all__ = ["inputs_for", "router_usage"]
 
 
 def inputs_for(model: nn.Module, sample: Sample) -> dict[str, torch.Tensor]:
@@ -38,8 +36,13 @@ def router_usage(
 
     Returns:
         Task to module name to usage. `ALL` comes first; the tasks follow if there are several.
-        A model without routers gives an empty mapping for each.
+        A model without routers gives an empty mapping.
+
+    Raises:
+        ValueError: If a task has the name that stands for all of them.
     """
+    if any(sample.task == ALL for sample in samples):
+        raise ValueError(f"a task is called {ALL!r}, which stands for all tasks: rename it.")
     model.eval()
     balancer = find_balancer(model)
     routers = find_routers(model)

@@ -1,6 +1,6 @@
 """Looking into a trained adapter: its experts' weights, and what its routers do with data."""
 
-from .files import AdapterConfig, read_config
+from .files import AdapterConfig, open_weights, read_config
 from .report import (
     FORMAT,
     VERSION,
@@ -29,6 +29,7 @@ __all__ = [
     "distance",
     "expert_shares",
     "inspect_weights",
+    "open_weights",
     "read_config",
     "read_experts",
     "specialisation",

@@ -4,14 +4,16 @@ import json
 
 import pytest
 
+from inspecting import write_adapter
+
 
 @pytest.fixture
 def adapter(tmp_path):
     folder = tmp_path / "adapter"
-    folder.mkdir()
-    config = {"peft_type": "ALPHALORA", "base_model_name_or_path": str(tmp_path / "gone")}
-    (folder / "adapter_config.json").write_text(json.dumps(config))
-    (folder / "adapter_model.safetensors").write_bytes(b"")
+    write_adapter(folder, [1, 2])
+    path = folder / "adapter_config.json"
+    config = json.loads(path.read_text()) | {"base_model_name_or_path": str(tmp_path / "gone")}
+    path.write_text(json.dumps(config))
     return folder
 
 
@@ -25,19 +27,19 @@ def rows(tmp_path):
 def test_a_directory_without_an_adapter(run, tmp_path, rows):
     found = run("export", tmp_path, "--output", tmp_path / "lora", "--data", rows)
     assert found.exit_code == 1
-    assert "holds no adapter" in found.output and "output_dir" in found.output
+    assert "no adapter_config.json" in found.output
 
 
 def test_a_plain_lora(run, adapter, rows, tmp_path):
     (adapter / "adapter_config.json").write_text('{"peft_type": "LORA"}')
     found = run("export", adapter, "--output", tmp_path / "lora", "--data", rows)
-    assert found.exit_code == 1 and "type LORA, not ALPHALORA" in found.output
+    assert found.exit_code == 1 and "it is a plain LoRA" in found.output
 
 
 def test_an_adapter_without_weights(run, adapter, rows, tmp_path):
     (adapter / "adapter_model.safetensors").unlink()
     found = run("export", adapter, "--output", tmp_path / "lora", "--data", rows)
-    assert found.exit_code == 1 and "its weights are not there" in found.output
+    assert found.exit_code == 1 and "has no adapter_model.safetensors" in found.output
 
 
 def test_an_output_that_is_not_empty(run, adapter, rows):
