@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import math
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import Enum
@@ -13,6 +15,7 @@ from peft import PeftConfig
 from ..saved_format import FORMAT_SINCE, check_version, expert_scaling
 
 BALANCE_OVER = ("micro_batch", "global_batch")
+INIT_SPLITS = ("copy", "svd")
 
 
 class AlphaLoraPeftType(str, Enum):  # noqa: UP042 (PEFT takes the name from str(), after a dot)
@@ -68,6 +71,13 @@ class AlphaLoraConfig(PeftConfig):
         init_weights (`bool`):
             Start with all `B` at zero, so that the adapted model equals the base. `False` draws
             them at random, which only tests need.
+        init_from (`str`, *optional*):
+            Directory of a plain LoRA, saved by PEFT, that the experts of a new adapter start from,
+            such that the adapted model computes what it did with the LoRA. Read once, when the
+            adapter is added; never saved, and None in the config of the adapted model.
+        init_split (`str`):
+            How: `"copy"` gives every expert a copy of the LoRA, `"svd"` shares its singular
+            directions out over the experts, which takes a `top_k` that uses all of them.
         plan (`dict`, *optional*):
             The allocation plan that the counts come from, as one JSON object. Provenance only.
         needs_version (`str`):
@@ -112,6 +122,10 @@ class AlphaLoraConfig(PeftConfig):
         default="micro_batch", metadata={"help": "Tokens that count: micro_batch, global_batch."}
     )
     init_weights: bool = field(default=True, metadata={"help": "Start with B at zero."})
+    init_from: str | None = field(
+        default=None, metadata={"help": "Directory of a plain LoRA that the experts start from."}
+    )
+    init_split: str = field(default="copy", metadata={"help": "How: copy, svd."})
     plan: dict[str, Any] | None = field(
         default=None, metadata={"help": "The plan that the counts come from."}
     )
@@ -131,6 +145,7 @@ class AlphaLoraConfig(PeftConfig):
         self._check_numbers()
         self._check_counts()
         self._check_ranks()
+        self._check_start()
         if self.layers_pattern and self.layers_to_transform is None:
             raise ValueError("layers_pattern has no effect without layers_to_transform: set both.")
         if isinstance(self.target_modules, str) and self.target_modules != "all-linear":
@@ -151,6 +166,17 @@ class AlphaLoraConfig(PeftConfig):
             rank: Rank of the expert.
         """
         return expert_scaling(self.lora_alpha, rank, self.use_rslora)
+
+    def without_start(self) -> AlphaLoraConfig:
+        """The same settings for an adapter that is there, and starts from nothing."""
+        config = copy.copy(self)
+        config.init_from, config.init_split = None, INIT_SPLITS[0]
+        return config
+
+    def to_dict(self) -> dict[str, Any]:
+        """The settings as they are saved: what an adapter started from is not among them."""
+        saved = super().to_dict()
+        return {k: v for k, v in saved.items() if k not in ("init_from", "init_split")}
 
     def _check_numbers(self) -> None:
         for name in ("r", "top_k"):
@@ -187,6 +213,21 @@ class AlphaLoraConfig(PeftConfig):
         self.rank_pattern = dict(self.rank_pattern)
         for module, rank in self.rank_pattern.items():
             _check_count(f"rank_pattern[{module!r}]", rank, minimum=1)
+
+    def _check_start(self) -> None:
+        if self.init_split not in INIT_SPLITS:
+            raise ValueError(
+                f"init_split must be one of {', '.join(INIT_SPLITS)}, not {self.init_split!r}."
+            )
+        if self.init_from is None:
+            if self.init_split != INIT_SPLITS[0]:
+                raise ValueError("init_split has no effect without init_from: set both.")
+            return
+        if not self.init_from or not isinstance(self.init_from, str | os.PathLike):
+            raise ValueError(f"init_from must be a directory, not {self.init_from!r}.")
+        self.init_from = os.fspath(self.init_from)
+        if not self.init_weights:
+            raise ValueError("init_from starts the other experts at zero: leave init_weights true.")
 
 
 def _is_number(value: object) -> bool:

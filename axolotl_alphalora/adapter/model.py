@@ -20,6 +20,7 @@ from .balance import LoadBalancer
 from .config import AlphaLoraConfig
 from .layer import MERGE_REFUSAL, AlphaLoraLayer
 from .targets import check_counts, check_known, check_ranks, resolve_targets
+from .warm_start import WarmStart
 
 _CHECKPOINT_WRAPPER = "_checkpoint_wrapped_module."
 
@@ -44,6 +45,7 @@ class AlphaLoraModel(BaseTuner):
 
     prefix = "alphalora_"
     tuner_layer_cls = AlphaLoraLayer
+    _started: WarmStart | None = None
     target_module_mapping: dict[str, Any] = TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
 
     def _prepare_adapter_config(
@@ -78,6 +80,9 @@ class AlphaLoraModel(BaseTuner):
         check_ranks(peft_config.rank_pattern, counts)
         # Patterns may match otherwise in another model; the exact names cannot.
         peft_config.target_modules = set(targets)
+        start = WarmStart.of(peft_config)
+        if start is not None:
+            start.check_model(peft_config, model)
 
     @staticmethod
     def _check_target_module_exists(peft_config: AlphaLoraConfig, key: str) -> Any:
@@ -122,10 +127,29 @@ class AlphaLoraModel(BaseTuner):
         self._replace_module(parent, target_name, layer, target)
 
     def inject_adapter(
-        self, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any
+        self,
+        model: nn.Module,
+        adapter_name: str,
+        autocast_adapter_dtype: bool = True,
+        low_cpu_mem_usage: bool = False,
+        state_dict: dict[str, torch.Tensor] | None = None,
     ) -> None:
-        """Replace the targets by AlphaLoRA layers; see [`BaseTuner.inject_adapter`]."""
-        super().inject_adapter(model, adapter_name, *args, **kwargs)
+        """Replace the targets by AlphaLoRA layers; see [`BaseTuner.inject_adapter`].
+
+        A new adapter starts from the LoRA in `init_from`, if there is one.
+        """
+        config: Any = self.peft_config[adapter_name]
+        if state_dict is not None:  # of an adapter that is loaded
+            config = self.peft_config[adapter_name] = config.without_start()
+        super().inject_adapter(
+            model, adapter_name, autocast_adapter_dtype, low_cpu_mem_usage, state_dict
+        )
+        start = WarmStart.of(config)
+        if start is not None:
+            start.apply(model, adapter_name)
+            self._started = start
+            # In the model's own config: with the caller's, other adapters may start from it too.
+            self.peft_config[adapter_name] = config.without_start()
         _share_blocks(model, adapter_name)
         balancer = find_balancer(model)
         if balancer is not None:
@@ -146,6 +170,12 @@ class AlphaLoraModel(BaseTuner):
                 "adapter, with `set_adapter` in between."
             )
         yield
+
+    def _cast_adapter_dtype(self, adapter_name: str, autocast_adapter_dtype: bool = True) -> None:
+        super()._cast_adapter_dtype(adapter_name, autocast_adapter_dtype)
+        start, self._started = self._started, None
+        if start is not None and autocast_adapter_dtype:
+            start.apply(self.model, adapter_name)  # again: the base's dtype had rounded it
 
     def _balancer(self) -> LoadBalancer:
         """The base model's balancer: that of a layer which is there already, or a new one."""

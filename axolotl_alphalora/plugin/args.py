@@ -56,8 +56,10 @@ class AlphaLoraArgs(BaseModel):
             _check_unread_keys(data, cls.model_fields)
             verb = running_verb()
             check_verb(verb)
-            if verb in ("evaluate", "inference") and not data.get("lora_model_dir"):
-                data = _with_trained_adapter(data, verb)
+            if verb in ("evaluate", "inference"):
+                if not data.get("lora_model_dir"):
+                    data = _with_trained_adapter(data, verb)
+                data = _without_start(data)
             given = data.get(ADAPTER)
             if data.get("alphalora_given") is None and isinstance(given, Mapping | None):
                 # Validated configurations hold all defaults and may be validated again.
@@ -110,6 +112,15 @@ def _with_trained_adapter(data: Mapping[str, Any], verb: str) -> Mapping[str, An
     return {**data, "lora_model_dir": str(found)}
 
 
+def _without_start(data: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Drop what the training began with, for verbs that run the adapter which came of it."""
+    block = data.get(ADAPTER)
+    if not data.get("lora_model_dir") or not isinstance(block, Mapping):
+        return data
+    kept = {key: value for key, value in block.items() if not str(key).startswith("init_")}
+    return {**data, ADAPTER: kept}
+
+
 def _check_unread_keys(data: Mapping[str, Any], fields: Mapping[str, Any]) -> None:
     """Refuses misspelt adapter options, which Axolotl would drop without a word."""
     options = AlphaLoraConfigBlock.model_fields
@@ -136,6 +147,11 @@ def _resembles(key: str, name: str) -> bool:
 
 def _check_lora_options(cfg: Mapping[str, Any]) -> None:
     if cfg.get("lora_model_dir"):
+        if cfg[ADAPTER].get("init_from"):
+            raise ValueError(
+                "`alphalora.init_from` starts a new adapter from a plain LoRA, and "
+                "`lora_model_dir` continues one that is there. Remove one of them."
+            )
         return
     missing = [key for key in ("lora_r", "lora_alpha") if not cfg.get(key)]
     if missing:

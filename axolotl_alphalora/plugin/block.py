@@ -99,6 +99,15 @@ class AlphaLoraConfigBlock(BaseModel):
         ge=0,
         description="Every how many logs the trackers get each block's router statistics; 0: none.",
     )
+    init_from: str | None = Field(
+        default=None,
+        min_length=1,
+        description="Directory of a plain LoRA that a new adapter starts from.",
+    )
+    init_split: Literal["copy", "svd"] = Field(
+        default="copy",
+        description="How: every expert gets a copy, or a share of its singular directions.",
+    )
     plan: str | None = Field(
         default=None,
         min_length=1,
@@ -161,6 +170,11 @@ class AlphaLoraConfigBlock(BaseModel):
 
     @model_validator(mode="after")
     def _settle_what_rules(self) -> AlphaLoraConfigBlock:
+        if self.init_split != "copy" and self.init_from is None:
+            raise ValueError(
+                f"`alphalora.init_split: {self.init_split}` says how to start from a LoRA, but "
+                "`alphalora.init_from` names none. Set it, or remove `alphalora.init_split`."
+            )
         given = {name for name in self.model_fields_set if getattr(self, name) is not None}
         if self.plan is not None:
             self._yield_to_plan(given)

@@ -10,6 +10,8 @@ import peft
 from torch import nn
 
 from ..adapter import AlphaLoraConfig
+from ..adapter.saved_lora import read_lora
+from ..adapter.warm_start import WarmStart
 from ..allocation import Plan
 from ..planning import (
     ModelNeeded,
@@ -58,6 +60,7 @@ class Allocation:
         self.plan: dict[str, Any] | None = None
         self.saved: dict[str, Any] = {}
         self._settle(cfg)
+        check_start(cfg, self)
 
     def serves(self, cfg: Any) -> bool:
         """Whether this is the allocation for a configuration too."""
@@ -122,11 +125,51 @@ def _key(cfg: Any) -> tuple[PlanRequest, tuple[str, str] | None, str | None, str
     return request, saved_adapter(cfg), plan, repr(rest)
 
 
+def check_start(cfg: Any, allocation: Allocation) -> None:
+    """Refuse a LoRA that the new adapter cannot start from, as far as that is known by now.
+
+    Raises:
+        ValueError: If `alphalora.init_from` is no plain LoRA, or does not fit the counts.
+    """
+    folder = read_block(cfg).init_from
+    if folder is None:
+        return
+    if allocation.saved:
+        _logger().info("AlphaLoRA: alphalora.init_from is not read: the adapter is there already.")
+        return
+    try:
+        lora = read_lora(folder)
+        if allocation.plan is not None:
+            config = _peft_config(cfg, allocation)
+            if cfg.reward_model or cfg.process_reward_model:  # PEFT adds their heads later
+                kept = config.modules_to_save or []
+                config.modules_to_save = [*kept, "classifier", "score"]
+            plan = Plan.from_dict(allocation.plan)
+            sizes = {m.name: (m.shape[1], m.shape[0]) for m in plan.modules}
+            WarmStart(lora, config.init_split).check(config, sizes)
+    except ValueError as error:
+        raise ValueError(f"alphalora.{error}") from error
+    base = lora.config.get("base_model_name_or_path")
+    if base not in (None, cfg.base_model):
+        _logger().warning(
+            "AlphaLoRA: the LoRA in alphalora.init_from was trained on %s, and base_model is %s.",
+            base,
+            cfg.base_model,
+        )
+
+
 def adapter_config(cfg: Any, allocation: Allocation, model: nn.Module) -> AlphaLoraConfig:
     """The PEFT config for the run; every honoured option of the YAML is in it."""
     from axolotl.loaders.adapter import _get_peft_task_type
 
     allocation.settle_from_model(model, cfg)
+    config = _peft_config(cfg, allocation)
+    config.task_type = _get_peft_task_type(model)
+    return config
+
+
+def _peft_config(cfg: Any, allocation: Allocation) -> AlphaLoraConfig:
+    """The same but for the task, which the loaded model decides."""
     assert allocation.counts is not None
     block = read_block(cfg)
     settings = {
@@ -137,8 +180,9 @@ def adapter_config(cfg: Any, allocation: Allocation, model: nn.Module) -> AlphaL
         "top_k": block.top_k,
     }
     settings |= {key: allocation.saved[key] for key in settings if key in allocation.saved}
+    if block.init_from is not None and not allocation.saved:
+        settings |= {"init_from": block.init_from, "init_split": block.init_split}
     return AlphaLoraConfig(
-        task_type=_get_peft_task_type(model),
         base_model_name_or_path=cfg.base_model,
         revision=cfg.revision_of_model,
         lora_dropout=cfg.lora_dropout or 0.0,

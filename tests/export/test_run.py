@@ -5,9 +5,10 @@ import math
 
 import pytest
 import torch
-from peft import AutoPeftModelForCausalLM, PeftModel
+from peft import AutoPeftModelForCausalLM, LoraConfig, PeftModel, get_peft_model
 from transformers import LlamaForCausalLM
 
+from axolotl_alphalora.adapter import AlphaLoraConfig
 from axolotl_alphalora.evaluation import load_adapted
 from axolotl_alphalora.export import export_adapter
 from axolotl_alphalora.sensitivity import Sample
@@ -198,3 +199,39 @@ def test_modules_trained_in_full_go_with_it(tiny_llama, tmp_path):
         p = torch.cat([log_probabilities(model, sample) for sample in samples])
         q = torch.cat([log_probabilities(lora, sample) for sample in samples])
     assert found.price.kl == pytest.approx(float((p.exp() * (p - q)).sum() / len(p)), rel=1e-3)
+
+
+@pytest.mark.works("Export", "LoRA, to experts (`init_from`), to LoRA: the same update")
+@pytest.mark.parametrize("options", [{}, {"rank": 4}, {"method": "mean-gate"}], ids=str)
+def test_a_lora_comes_back_from_its_copies(tiny_llama, tmp_path, options):
+    tiny_llama.save_pretrained(tmp_path / "base")
+
+    def base():
+        return LlamaForCausalLM.from_pretrained(tmp_path / "base")
+
+    torch.manual_seed(5)
+    settings = LoraConfig(
+        r=4, lora_alpha=6, target_modules="all-linear", init_lora_weights=False, use_rslora=True
+    )
+    get_peft_model(base(), settings).save_pretrained(tmp_path / "start")
+    config = AlphaLoraConfig(
+        r=4, num_experts=3, target_modules="all-linear", init_from=str(tmp_path / "start")
+    )
+    get_peft_model(base(), config).save_pretrained(tmp_path / "adapter")
+    export_adapter(
+        load_adapted(base(), tmp_path / "adapter"),
+        tmp_path / "adapter",
+        tmp_path / "end",
+        calibration=rows(8, 1),
+        held_out=rows(2, 2),
+        **options,
+    )
+    merged = [
+        PeftModel.from_pretrained(base(), tmp_path / name).merge_and_unload().state_dict()
+        for name in ("start", "end")
+    ]
+    before = base().state_dict()
+    for name, weight in merged[0].items():
+        if name.endswith("_proj.weight"):
+            assert (weight - before[name]).abs().max() > 1e-3
+        torch.testing.assert_close(merged[1][name], weight, rtol=0, atol=2e-5, msg=name)

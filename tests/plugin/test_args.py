@@ -35,6 +35,9 @@ def test_the_defaults_are_those_of_the_documented_yaml():
         "aux_loss_coef": 0.001,
         "balance_over": "micro_batch",
         "router_lr_ratio": 1.0,
+        "log_blocks_every": 10,
+        "init_from": None,
+        "init_split": "copy",
         "plan": None,
     }
 
@@ -106,6 +109,8 @@ def test_a_plan_leaves_nothing_else_to_decide_but_the_routing():
         "aux_loss_coef": 0,
         "balance_over": "micro_batch",
         "router_lr_ratio": 1.0,
+        "log_blocks_every": 10,
+        "init_split": "copy",
     }
 
 
