@@ -18,7 +18,7 @@ AREAS = (
     "Memory and speed",
     "Scale-out",
     "Verbs",
-    "Export",
+    "Seeing and exporting",
     "Base models",
     "PEFT",
     "Robustness",

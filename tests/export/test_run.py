@@ -68,7 +68,9 @@ def log_probabilities(model, sample):
     return torch.log_softmax(logits, -1)[sample.inputs["labels"][0, 1:] != -100]
 
 
-@pytest.mark.works("Export", "`alphalora export`: what is written is what was measured")
+@pytest.mark.works(
+    "Seeing and exporting", "`alphalora export`: what is written is what was measured"
+)
 @pytest.mark.parametrize(
     "options",
     [{}, {"method": "mean-gate"}, {"rank": 5}, {"same_rank": True}, {"rank": 4, "same_rank": True}],
@@ -128,7 +130,7 @@ def test_layers_with_one_expert_are_exact(saved, tmp_path):
     torch.testing.assert_close(got, want)
 
 
-@pytest.mark.works("Export", "PEFT's `merge_and_unload` of the exported LoRA")
+@pytest.mark.works("Seeing and exporting", "PEFT's `merge_and_unload` of the exported LoRA")
 def test_the_export_merges(saved, tmp_path):
     exported(saved, tmp_path / "lora")
     lora = PeftModel.from_pretrained(
@@ -201,7 +203,9 @@ def test_modules_trained_in_full_go_with_it(tiny_llama, tmp_path):
     assert found.price.kl == pytest.approx(float((p.exp() * (p - q)).sum() / len(p)), rel=1e-3)
 
 
-@pytest.mark.works("Export", "LoRA, to experts (`init_from`), to LoRA: the same update")
+@pytest.mark.works(
+    "Seeing and exporting", "LoRA, to experts (`init_from`), to LoRA: the same update"
+)
 @pytest.mark.parametrize("options", [{}, {"rank": 4}, {"method": "mean-gate"}], ids=str)
 def test_a_lora_comes_back_from_its_copies(tiny_llama, tmp_path, options):
     tiny_llama.save_pretrained(tmp_path / "base")

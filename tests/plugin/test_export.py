@@ -34,7 +34,7 @@ def base(host):
     return AutoModelForCausalLM.from_pretrained(host.workspace / "tiny")
 
 
-@pytest.mark.works("Export", "`axolotl alphalora export DIR --data CONFIG.yml`")
+@pytest.mark.works("Seeing and exporting", "`axolotl alphalora export DIR --data CONFIG.yml`")
 def test_the_run_s_own_rows_calibrate_and_measure(host, exported):
     record = json.loads((exported.folder / "lora" / "alphalora_export.json").read_text())
     assert exported.log.rstrip().endswith(json.dumps(record, indent=2))
@@ -45,7 +45,7 @@ def test_the_run_s_own_rows_calibrate_and_measure(host, exported):
     assert record["price"]["kl"] < 0.1
 
 
-@pytest.mark.works("Export", "Axolotl's `merge-lora` of the exported LoRA")
+@pytest.mark.works("Seeing and exporting", "Axolotl's `merge-lora` of the exported LoRA")
 @pytest.mark.parametrize("method", ["memory_efficient", "legacy"])
 def test_the_host_merges_the_export(host, exported, tmp_path, method):
     lora = exported.folder / "lora"

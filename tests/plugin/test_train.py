@@ -80,6 +80,31 @@ def test_losses_fall_and_the_balance_is_logged_apart(plain):
     assert not any("alphalora/aux_loss" in row for row in evaluations)
 
 
+@pytest.mark.works(
+    "Seeing and exporting", "router statistics in the log (entropy, load, dead experts, gates)"
+)
+def test_the_log_says_what_the_routers_do(plain):
+    names = {"router_entropy", "top_gate", "load_cv", "load_max", "dead_experts"}
+    for row in plain.history(6):
+        prefix = {"loss": "", "eval_loss": "eval_"}.get(next(k for k in row if "loss" in k))
+        if prefix is None:
+            continue
+        found = {k: v for k, v in row.items() if "alphalora/" in k and "aux_loss" not in k}
+        assert found.keys() == {f"{prefix}alphalora/{name}" for name in names}
+        assert 0 < found[f"{prefix}alphalora/router_entropy"] <= 1
+        assert 1 <= found[f"{prefix}alphalora/load_max"] <= 1.5  # 3 experts, of which 2 each token
+        assert 0.5 <= found[f"{prefix}alphalora/top_gate"] <= 1
+
+
+@pytest.mark.works("Seeing and exporting", "a section on the experts in the run's model card")
+def test_the_model_card_is_the_host_s_and_ours(plain):
+    card = (plain.out / "README.md").read_text()
+    assert "See axolotl config" in card and card.startswith("---\nlibrary_name: peft")
+    assert card.count("## Experts (AlphaLoRA)") == 1
+    assert "42 experts on 14 linear layers of 2 blocks" in card
+    assert "## Experts (AlphaLoRA)" in (plain.out / "checkpoint-6" / "README.md").read_text()
+
+
 def test_the_loss_does_not_contain_the_auxiliary_loss(host, plain, tmp_path):
     block = {"experts_per_block": 3, "aux_loss_coef": 100.0}
     other = host.train(tmp_path, max_steps=1, save_steps=1, alphalora=block)
