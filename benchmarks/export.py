@@ -2,9 +2,9 @@
 
     python -m benchmarks.export ADAPTER_DIR --data train.jsonl --eval-data held_out.jsonl --verify
 
-One table: rank, KL divergence per token from the routed adapter, loss. With ``--verify`` the default
-export is also written, opened by plain PEFT on a fresh base, and its divergence is computed once
-more by a separate sum in fp64. Needs no Axolotl.
+One table: rank, KL divergence per token from the routed adapter, loss. ``--verify`` also writes the
+default export, opens it by plain PEFT on a fresh base, and computes its divergence once more by a
+separate sum in fp64. Needs no Axolotl.
 """
 
 from __future__ import annotations
