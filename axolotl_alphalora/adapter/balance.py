@@ -122,6 +122,11 @@ class LoadBalancer:
         for hook in model.__dict__.pop(HOOKS, ())[1:]:
             hook.remove()
 
+    @property
+    def observing(self) -> bool:
+        """Whether this pass is one of training or evaluation, so that `observe` is to be called."""
+        return self._pass.phase is not None
+
     def observe(
         self,
         module: str,
@@ -134,6 +139,8 @@ class LoadBalancer:
         over_ranks: bool = False,
     ) -> torch.Tensor:
         """Account for one router's decisions and attach its load-balancing loss to the gates.
+
+        Only in a pass that is `observing`.
 
         Args:
             module: Name under which the value is kept until the end of the forward pass.
@@ -151,8 +158,6 @@ class LoadBalancer:
         """
         current = self._pass
         attach = coefficient > 0.0 and current.phase == "train" and gates.requires_grad
-        if not attach and current.phase is None:
-            return gates
         num_experts = gates.shape[-1]
         tokens = probabilities.reshape(-1, num_experts)
         valid = token_mask(current.valid, probabilities.shape[:-1])
@@ -191,7 +196,7 @@ class LoadBalancer:
         self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> None:
         labels = kwargs.get("labels")
-        self._pass = _Pass(valid=padding_mask(model, args, kwargs))
+        self._pass = _Pass()
         if model.training and torch.is_grad_enabled():
             self._pass.phase = "train"
             self._pass.weight = micro_batch_weight(model, labels, kwargs)
@@ -199,6 +204,8 @@ class LoadBalancer:
             self.recorded_scale = None
         elif not model.training and (labels is not None or self._counts_without_labels(kwargs)):
             self._pass.phase = "eval"
+        if self.observing:
+            self._pass.valid = padding_mask(model, args, kwargs)
 
     def _counts_without_labels(self, kwargs: Mapping[str, Any]) -> bool:
         """Preference trainers evaluate without labels; generation has a cache."""

@@ -41,27 +41,47 @@ def route(logits: torch.Tensor, top_k: int) -> tuple[torch.Tensor, torch.Tensor,
     return gates, probabilities, selected
 
 
+def gate(logits: torch.Tensor, top_k: int) -> torch.Tensor:
+    """The gates of `route` alone, in fewer operations: a decode step is made of small ones.
+
+    A renormalised softmax is that of the chosen logits.
+
+    Args:
+        logits: [..., N], any floating dtype.
+        top_k: Experts per token, from 1 to N.
+
+    Returns:
+        [..., N] in fp32.
+    """
+    if top_k == logits.shape[-1]:
+        return F.softmax(logits, dim=-1, dtype=torch.float32)
+    largest, chosen = logits.topk(top_k, dim=-1, sorted=False)
+    if top_k == 1:
+        kept = F.softmax(logits, dim=-1, dtype=torch.float32).gather(-1, chosen)
+    else:
+        kept = F.softmax(largest, dim=-1, dtype=torch.float32)
+    return torch.zeros_like(logits, dtype=torch.float32).scatter_(-1, chosen, kept)
+
+
 def mix_experts(
-    x: torch.Tensor, a: torch.Tensor, b: torch.Tensor, gates: torch.Tensor | None, scaling: float
+    x: torch.Tensor, a: torch.Tensor, b: torch.Tensor, gates: torch.Tensor | None
 ) -> torch.Tensor:
-    """Sum of the experts' outputs, each weighted with its gate: ``s * sum_e g_e B_e A_e x``.
+    """Sum of the experts' outputs, each weighted with its gate: ``sum_e g_e B_e A_e x``.
 
     Args:
         x: [..., in], in the dtype of ``a`` and ``b``.
         a: [N*r, in], the experts' down projections stacked.
         b: [out, N*r], the experts' up projections side by side.
         gates: [..., N] in fp32, or None for a single expert whose gate is exactly 1.
-        scaling: ``lora_alpha / r`` (or its rank-stabilised form).
 
     Returns:
         [..., out], in the dtype of ``x``.
     """
     hidden = F.linear(x, a)  # [..., N*r]
-    if gates is None:
-        return F.linear(hidden * scaling, b)
-    weights = (gates * scaling).to(hidden.dtype).unsqueeze(-1)  # [..., N, 1]
-    hidden = hidden.unflatten(-1, (gates.shape[-1], -1)) * weights  # [..., N, r]
-    return F.linear(hidden.flatten(-2), b)
+    if gates is not None:
+        weights = gates.to(hidden.dtype).unsqueeze(-1)  # [..., N, 1]
+        hidden = (hidden.unflatten(-1, (gates.shape[-1], -1)) * weights).flatten(-2)
+    return F.linear(hidden, b)
 
 
 def load_balancing_loss(

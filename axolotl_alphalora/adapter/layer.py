@@ -13,7 +13,7 @@ from torch import nn
 
 from .balance import LoadBalancer
 from .config import AlphaLoraConfig
-from .functional import mix_experts, route
+from .functional import gate, mix_experts, route
 
 MERGE_REFUSAL = (
     "An AlphaLoRA adapter cannot be merged into the base weights: its router chooses and weighs "
@@ -158,30 +158,27 @@ class AlphaLoraLayer(nn.Module, BaseTunerLayer):
             [..., out], in the base layer's output dtype.
         """
         result = self.base_layer(x, *args, **kwargs)
-        adapters = [name for name in self.active_adapters if name in self.alphalora_A]
-        if self.disable_adapters or not adapters:
+        if self.disable_adapters:
             return result
-        if self.quantization_backend is not None:
-            result = self.quantization_backend.maybe_clone_base_result(result)
-        for name in adapters:
-            result = result + self._delta(name, x).to(result.dtype)
+        for name in self.active_adapters:
+            if name in self.alphalora_A:
+                delta = self._delta(name, x).to(result.dtype)
+                result = torch.add(result, delta, alpha=self.scaling[name])
         return result
 
     def _delta(self, name: str, x: torch.Tensor) -> torch.Tensor:
-        """What one adapter adds to the base layer's output for input x: [..., out]."""
-        x = self._cast_input_dtype(x, self.alphalora_A[name].dtype)
+        """What one adapter adds to the base layer's output, before its scaling: [..., out]."""
+        a = self.alphalora_A[name]
+        x = self._cast_input_dtype(x, a.dtype)
         gates = self._gates(name, x) if self.num_experts[name] > 1 else None
-        return mix_experts(
-            self.alphalora_dropout[name](x),
-            self.alphalora_A[name],
-            self.alphalora_B[name],
-            gates,
-            self.scaling[name],
-        )
+        dropout = self.alphalora_dropout[name]
+        return mix_experts(dropout(x) if dropout.training else x, a, self.alphalora_B[name], gates)
 
     def _gates(self, name: str, x: torch.Tensor) -> torch.Tensor:
         """Gates of one adapter's experts, [..., N] fp32, with the load-balancing loss attached."""
         logits = F.linear(x, self.alphalora_router[name])
+        if not self.balancer.observing:
+            return gate(logits, self.top_k[name])
         gates, probabilities, selected = route(logits, self.top_k[name])
         return self.balancer.observe(
             f"{self.module_name}.{name}",

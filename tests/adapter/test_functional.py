@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import reference
-from axolotl_alphalora.adapter.functional import load_balancing_loss, route
+from axolotl_alphalora.adapter.functional import gate, load_balancing_loss, route
 
 
 @pytest.mark.parametrize("top_k", [2, 3, 5])
@@ -31,10 +31,25 @@ def test_gates_are_fp32_whatever_the_logits_are(dtype):
     assert {gates.dtype, probabilities.dtype, selected.dtype} == {torch.float32}
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("top_k", [1, 2, 3, 5])
+def test_gates_alone_are_those_of_the_whole_routing(top_k, dtype):
+    # No two logits of a token are equal, so that there is one choice.
+    logits = torch.stack([torch.randperm(5) / 3 for _ in range(14)]).reshape(2, 7, 5)
+    logits = logits.to(dtype).requires_grad_()
+    upstream = torch.randn(2, 7, 5)
+    got, (want, *_) = gate(logits, top_k), route(logits, top_k)
+    assert got.dtype == torch.float32
+    torch.testing.assert_close(got, want)
+    grads = [torch.autograd.grad(g, logits, upstream)[0] for g in (got, want)]
+    torch.testing.assert_close(*grads)
+
+
 def test_huge_logits_give_finite_gates():
-    gates, _, _ = route(torch.tensor([[1e4, -1e4, 0.0, 5e3]]), 2)
-    assert torch.isfinite(gates).all()
-    torch.testing.assert_close(gates.sum(-1), torch.ones(1))
+    logits = torch.tensor([[1e4, -1e4, 0.0, 5e3]])
+    for gates in (route(logits, 2)[0], gate(logits, 2)):
+        assert torch.isfinite(gates).all()
+        torch.testing.assert_close(gates.sum(-1), torch.ones(1))
 
 
 def test_perfect_balance_costs_one_for_any_k():

@@ -1,0 +1,170 @@
+"""A decode step with the adapter against one with an unmerged PEFT LoRA of equal parameters.
+
+    python -m benchmarks.decode --model path/to/model [--batch 1 16] [--repeats 5] [--nf4]
+
+One base model in one process, three times: alone, with a LoRA of rank N * r, and with N experts of
+rank r (top-k, so that only the routers come on top), on all linear layers and with random weights.
+Every repeat reads the same prompt with each of them, then feeds one token at a time to the
+key-value cache, a step of each in turn, so that a busy spell of the machine falls on all. A repeat
+counts with its median step and with the median of its steps' ratios; shown are the median and the
+range over repeats. ``--model`` takes a directory, a hub id, or a shape with random weights (tiny,
+135m, 1b). Needs neither Axolotl nor a hub.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import tempfile
+import time
+from statistics import median
+from typing import Any
+
+import torch
+from peft import LoraConfig, PeftConfig, get_peft_model
+from transformers import AutoModelForCausalLM, BitsAndBytesConfig, LlamaConfig, LlamaForCausalLM
+
+from axolotl_alphalora.adapter import AlphaLoraConfig
+
+from .common import machine, spread
+
+SHAPES: dict[str, tuple[int, int, int, int, int]] = {
+    "tiny": (64, 128, 2, 4, 2),
+    "135m": (576, 1536, 30, 9, 3),
+    "1b": (2048, 8192, 16, 32, 8),
+}
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+
+
+def base_model(options: argparse.Namespace) -> Any:
+    """The base model, frozen, on its device; a shape is saved with random weights first."""
+    dtype = DTYPES[options.dtype]
+    bits = BitsAndBytesConfig(
+        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=dtype
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        source = options.model
+        if source in SHAPES:
+            hidden, intermediate, layers, heads, kv_heads = SHAPES[source]
+            config = LlamaConfig(
+                vocab_size=32000,
+                hidden_size=hidden,
+                intermediate_size=intermediate,
+                num_hidden_layers=layers,
+                num_attention_heads=heads,
+                num_key_value_heads=kv_heads,
+            )
+            LlamaForCausalLM(config).to(dtype).save_pretrained(source := folder)
+        model = AutoModelForCausalLM.from_pretrained(
+            source,
+            dtype=dtype,
+            device_map={"": options.device},
+            quantization_config=bits if options.nf4 else None,
+        )
+    return model.requires_grad_(False).eval()
+
+
+def variants(base: Any, options: argparse.Namespace) -> dict[str, Any]:
+    """The base model alone and with each adapter; the three share the base's weights."""
+    experts, rank = options.experts, options.rank
+    common: dict[str, Any] = {"target_modules": "all-linear", "task_type": "CAUSAL_LM"}
+    configs: dict[str, PeftConfig] = {
+        "LoRA": LoraConfig(
+            r=experts * rank, lora_alpha=2 * experts * rank, init_lora_weights=False, **common
+        ),
+        "AlphaLoRA": AlphaLoraConfig(
+            r=rank, lora_alpha=2 * rank, num_experts=experts, top_k=options.top_k,
+            init_weights=False, **common,
+        ),
+    }  # fmt: skip
+    models = {"no adapter": base}
+    for name, config in configs.items():
+        shared = {id(parameter): parameter for parameter in base.parameters()}
+        # Generation calls the model inside the PeftModel.
+        models[name] = get_peft_model(copy.deepcopy(base, shared), config).get_base_model().eval()
+    return models
+
+
+def decode(models: dict[str, Any], ids: torch.Tensor, steps: int) -> dict[str, list[float]]:
+    """Read a prompt with each model, then decode greedily, one step of each in turn; seconds."""
+    mask = torch.ones(ids.shape[0], ids.shape[1] + steps, dtype=torch.long, device=ids.device)
+    times: dict[str, list[float]] = {name: [] for name in models}
+    names = list(models)
+    with torch.no_grad():
+        prompt = {"input_ids": ids, "attention_mask": mask[:, : ids.shape[1]], "use_cache": True}
+        outs = {name: model(**prompt) for name, model in models.items()}
+        for step in range(steps):
+            turn = step % len(names)
+            for name in names[turn:] + names[:turn]:
+                inputs = {
+                    "input_ids": outs[name].logits[:, -1:].argmax(-1),
+                    "attention_mask": mask[:, : ids.shape[1] + step + 1],
+                    "past_key_values": outs[name].past_key_values,
+                }
+                _wait(ids)
+                start = time.perf_counter()
+                outs[name] = models[name](**inputs, use_cache=True)
+                _wait(ids)
+                times[name].append(time.perf_counter() - start)
+    return times
+
+
+def _wait(tensor: torch.Tensor) -> None:
+    if tensor.is_cuda:
+        torch.cuda.synchronize()
+
+
+def report(models: dict[str, Any], batch: int, options: argparse.Namespace) -> None:
+    """Measure one batch size and print its table."""
+    vocabulary = models["LoRA"].config.vocab_size
+    generator = torch.Generator().manual_seed(0)
+    ids = torch.randint(1, vocabulary, (batch, options.prompt), generator=generator)
+    ids = ids.to(options.device)
+    decode(models, ids, 2)
+    repeats = [decode(models, ids, options.steps) for _ in range(options.repeats)]
+    print(f"\nbatch {batch}: {options.repeats} repeats of {options.steps} steps")
+    print(f"  {'':<12}{'ms a step':<28}over LoRA")
+    for name in models:
+        steps = [1e3 * median(times[name]) for times in repeats]
+        ratios = [
+            median(a / b for a, b in zip(times[name], times["LoRA"], strict=True))
+            for times in repeats
+        ]
+        print(f"  {name:<12}{spread(steps):<28}{spread(ratios, 3)}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("--model", default="135m")
+    parser.add_argument("--batch", type=int, nargs="+", default=[1, 16])
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--steps", type=int, default=24)
+    parser.add_argument("--prompt", type=int, default=32, help="tokens read before")
+    parser.add_argument("--experts", type=int, default=5)
+    parser.add_argument("--rank", type=int, default=8)
+    parser.add_argument("--top-k", type=int, default=2)
+    parser.add_argument("--dtype", choices=DTYPES, help="bf16 on a GPU, else fp32")
+    parser.add_argument("--nf4", action="store_true")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    options = parser.parse_args()
+    options.dtype = options.dtype or ("fp32" if options.device == "cpu" else "bf16")
+    print(machine(("torch", "transformers", "peft", "bitsandbytes")))
+    torch.manual_seed(0)
+    models = variants(base_model(options), options)
+    sizes = {
+        name: sum(p.numel() for p in model.parameters() if p.requires_grad)
+        for name, model in models.items()
+    }
+    print(
+        f"{options.model}, {options.dtype}{', nf4' if options.nf4 else ''}; trainable: LoRA "
+        f"{sizes['LoRA']:,}, {options.experts} experts of rank {options.rank} "
+        f"{sizes['AlphaLoRA']:,}"
+    )
+    for batch in options.batch:
+        report(models, batch, options)
+
+
+if __name__ == "__main__":
+    main()
