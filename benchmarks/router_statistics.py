@@ -5,6 +5,7 @@
 
 Steps with and without the counting alternate in one process: forward, backward, SGD. Prints the
 medians, and the median of the ratios of neighbouring steps with the range of their middle half.
+Because that is lost in the noise of a busy machine, the counting of one step is also timed alone.
 """
 
 from __future__ import annotations
@@ -19,7 +20,8 @@ from peft import get_peft_model
 from transformers import AutoModelForCausalLM
 
 from axolotl_alphalora.adapter import AlphaLoraConfig, find_balancer, find_routers
-from axolotl_alphalora.adapter.usage import UsageMeter
+from axolotl_alphalora.adapter.functional import route
+from axolotl_alphalora.adapter.usage import UsageMeter, router_sums
 
 from .common import machine, smollm2, spread
 
@@ -79,11 +81,29 @@ def main() -> None:
     print(f"step without counting, s: {spread(without, 3)}")
     print(f"step with counting, s:    {spread(with_it, 3)}")
     print(f"ratio: {median(ratios):.4f} (middle half {low:.4f} to {high:.4f})")
+    alone = counting_alone(list(routers), wanted, device)
+    share = 100 * median(alone) / median(without)
+    print(f"counting alone, ms: {spread([1e3 * t for t in alone])}, {share:.2f} % of a step")
     share = median(reading) / wanted.logging_steps / median(without)
     print(
         f"reading them at a log: {1e3 * median(reading):.1f} ms, {100 * share:.2f} % of a step "
         f"with logging_steps {wanted.logging_steps}"
     )
+
+
+def counting_alone(routers: list[str], wanted: argparse.Namespace, device: str) -> list[float]:
+    """Seconds that the sums of one step's routers take, without the model around them."""
+    logits = torch.randn(wanted.batch * wanted.length, wanted.experts, device=device)
+    gates, probabilities, selected = route(logits, min(2, wanted.experts))
+    meter, taken = UsageMeter(), []
+    for _ in range(wanted.repeats + 1):
+        start = time.perf_counter()
+        sums = {name: router_sums(gates, probabilities, selected, None) for name in routers}
+        meter.add(sums)
+        if device == "cuda":
+            torch.cuda.synchronize()
+        taken.append(time.perf_counter() - start)
+    return taken[1:]
 
 
 if __name__ == "__main__":

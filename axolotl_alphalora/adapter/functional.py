@@ -59,8 +59,13 @@ def gate(logits: torch.Tensor, top_k: int) -> torch.Tensor:
     if top_k == 1:
         kept = F.softmax(logits, dim=-1, dtype=torch.float32).gather(-1, chosen)
     else:
-        kept = F.softmax(largest, dim=-1, dtype=torch.float32)
+        kept = largest.softmax(-1, torch.float32)
     return torch.zeros_like(logits, dtype=torch.float32).scatter_(-1, chosen, kept)
+
+
+def cast(x: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """Cast, where that changes anything: even a cast to the same dtype costs a decode step time."""
+    return x if x.dtype == dtype else x.to(dtype)
 
 
 def mix_experts(
@@ -79,8 +84,12 @@ def mix_experts(
     """
     hidden = F.linear(x, a)  # [..., N*r]
     if gates is not None:
-        weights = gates.to(hidden.dtype).unsqueeze(-1)  # [..., N, 1]
-        hidden = (hidden.unflatten(-1, (gates.shape[-1], -1)) * weights).flatten(-2)
+        weights = cast(gates, hidden.dtype).unsqueeze(-1)  # [..., N, 1]
+        experts = hidden.view(*gates.shape, -1)  # [..., N, r]
+        if torch.is_grad_enabled():
+            hidden = (experts * weights).flatten(-2)
+        else:
+            experts.mul_(weights)
     return F.linear(hidden, b)
 
 

@@ -13,7 +13,7 @@ from torch import nn
 
 from .balance import LoadBalancer
 from .config import AlphaLoraConfig
-from .functional import gate, mix_experts, route
+from .functional import cast, gate, mix_experts, route
 
 MERGE_REFUSAL = (
     "An AlphaLoRA adapter cannot be merged into the base weights: its router chooses and weighs "
@@ -162,14 +162,15 @@ class AlphaLoraLayer(nn.Module, BaseTunerLayer):
             return result
         for name in self.active_adapters:
             if name in self.alphalora_A:
-                delta = self._delta(name, x).to(result.dtype)
+                delta = cast(self._delta(name, x), result.dtype)
                 result = torch.add(result, delta, alpha=self.scaling[name])
         return result
 
     def _delta(self, name: str, x: torch.Tensor) -> torch.Tensor:
         """What one adapter adds to the base layer's output, before its scaling: [..., out]."""
         a = self.alphalora_A[name]
-        x = self._cast_input_dtype(x, a.dtype)
+        if x.dtype != a.dtype:
+            x = self._cast_input_dtype(x, a.dtype)
         gates = self._gates(name, x) if self.num_experts[name] > 1 else None
         dropout = self.alphalora_dropout[name]
         return mix_experts(dropout(x) if dropout.training else x, a, self.alphalora_B[name], gates)
