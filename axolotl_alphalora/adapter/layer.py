@@ -161,9 +161,10 @@ class AlphaLoraLayer(nn.Module, BaseTunerLayer):
         if self.disable_adapters:
             return result
         for name in self.active_adapters:
-            if name in self.alphalora_A:
+            scaling = self.scaling.get(name)
+            if scaling is not None:
                 delta = cast(self._delta(name, x), result.dtype)
-                result = torch.add(result, delta, alpha=self.scaling[name])
+                result = torch.add(result, delta, alpha=scaling)
         return result
 
     def _delta(self, name: str, x: torch.Tensor) -> torch.Tensor:
