@@ -95,10 +95,11 @@ def counting_alone(routers: list[str], wanted: argparse.Namespace, device: str) 
     """Seconds that the sums of one step's routers take, without the model around them."""
     logits = torch.randn(wanted.batch * wanted.length, wanted.experts, device=device)
     gates, probabilities, selected = route(logits, min(2, wanted.experts))
+    mask = torch.ones(len(logits), device=device, dtype=torch.bool)
     meter, taken = UsageMeter(), []
     for _ in range(wanted.repeats + 1):
         start = time.perf_counter()
-        sums = {name: router_sums(gates, probabilities, selected, None) for name in routers}
+        sums = {name: router_sums(gates, probabilities, selected, mask) for name in routers}
         meter.add(sums)
         if device == "cuda":
             torch.cuda.synchronize()

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 import uvicorn
 from fastapi import FastAPI, HTTPException
+from jinja2 import TemplateError
 from peft import AutoPeftModelForCausalLM, PeftConfig
 from pydantic import BaseModel, Field
 from transformers import AutoTokenizer, BitsAndBytesConfig
@@ -45,7 +46,10 @@ def load(folder: Path, load_in_4bit: bool = False) -> tuple[Any, Any]:
     options: dict[str, Any] = {"device_map": "auto"} if torch.cuda.is_available() else {}
     if load_in_4bit:
         options["quantization_config"] = BitsAndBytesConfig(
-            load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.bfloat16
+            load_in_4bit=True,
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_use_double_quant=True,
+            bnb_4bit_compute_dtype=torch.bfloat16,
         )
     model = AutoPeftModelForCausalLM.from_pretrained(folder, dtype="auto", **options).eval()
     own = (folder / "tokenizer_config.json").is_file()
@@ -57,7 +61,7 @@ def build_app(model: Any, tokenizer: Any, name: str) -> FastAPI:
     """The HTTP application around a loaded model."""
     app, lock = FastAPI(title=name), threading.Lock()
 
-    def answer(request: Sampling, inputs: Any, kind: str) -> tuple[dict[str, Any], str]:
+    def answer(request: Sampling, inputs: Any, kind: str) -> tuple[dict[str, Any], str, str]:
         length = inputs["input_ids"].shape[1]
         options: dict[str, Any] = {"max_new_tokens": request.max_tokens, "do_sample": False}
         if request.temperature > 0:
@@ -65,24 +69,32 @@ def build_app(model: Any, tokenizer: Any, name: str) -> FastAPI:
         with lock:
             row = model.generate(**inputs.to(model.device), **options)[0, length:]
         usage = {"prompt_tokens": length, "completion_tokens": len(row)}
+        usage["total_tokens"] = length + len(row)
         head = {"id": uuid.uuid4().hex, "object": kind, "created": int(time.time()), "model": name}
-        return head | {"usage": usage}, tokenizer.decode(row, skip_special_tokens=True)
+        why = "length" if len(row) == request.max_tokens else "stop"
+        return head | {"usage": usage}, tokenizer.decode(row, skip_special_tokens=True), why
 
     @app.post("/v1/chat/completions")
     def chat(request: Chat) -> dict[str, Any]:
         if tokenizer.chat_template is None:
             raise HTTPException(400, "The tokenizer has no chat template: use /v1/completions.")
-        inputs = tokenizer.apply_chat_template(
-            request.messages, add_generation_prompt=True, return_tensors="pt", return_dict=True
-        )
-        head, text = answer(request, inputs, "chat.completion")
-        return head | {"choices": [{"index": 0, "message": {"role": "assistant", "content": text}}]}
+        try:
+            inputs = tokenizer.apply_chat_template(
+                request.messages, add_generation_prompt=True, return_tensors="pt", return_dict=True
+            )
+        except TemplateError as error:
+            raise HTTPException(
+                400, f"The chat template refuses these messages: {error}"
+            ) from error
+        head, text, why = answer(request, inputs, "chat.completion")
+        message = {"role": "assistant", "content": text}
+        return head | {"choices": [{"index": 0, "message": message, "finish_reason": why}]}
 
     @app.post("/v1/completions")
     def completions(request: Completion) -> dict[str, Any]:
         inputs = tokenizer(request.prompt, return_tensors="pt")
-        head, text = answer(request, inputs, "text_completion")
-        return head | {"choices": [{"index": 0, "text": text}]}
+        head, text, why = answer(request, inputs, "text_completion")
+        return head | {"choices": [{"index": 0, "text": text, "finish_reason": why}]}
 
     return app
 

@@ -62,7 +62,9 @@ def test_it_answers_what_generation_gives(client, loaded):
     assert chat.json()["usage"] == {
         "prompt_tokens": ids.input_ids.shape[1],
         "completion_tokens": len(row),
+        "total_tokens": ids.input_ids.shape[1] + len(row),
     }
+    assert chat.json()["choices"][0]["finish_reason"] == "length"
 
 
 def test_a_temperature_samples(client):

@@ -85,7 +85,7 @@ def mix_experts(
     hidden = F.linear(x, a)  # [..., N*r]
     if gates is not None:
         weights = cast(gates, hidden.dtype).unsqueeze(-1)  # [..., N, 1]
-        experts = hidden.view(*gates.shape, -1)  # [..., N, r]
+        experts = hidden.view(*gates.shape, a.shape[0] // gates.shape[-1])  # [..., N, r]
         if torch.is_grad_enabled():
             hidden = (experts * weights).flatten(-2)
         else:

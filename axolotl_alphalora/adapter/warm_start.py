@@ -194,7 +194,8 @@ def _directions(a: torch.Tensor, b: torch.Tensor) -> tuple[torch.Tensor, torch.T
     b_basis, b_rest = torch.linalg.qr(b.double())
     a_basis, a_rest = torch.linalg.qr(a.double().T)
     left, values, right = torch.linalg.svd(b_rest @ a_rest.T)
-    limit = values[0] * max(a.shape[1], b.shape[0]) * torch.finfo(torch.float32).eps
+    # The factors are fp32 at best; the decomposition is that of a rank x rank matrix in fp64.
+    limit = values[0] * len(values) * torch.finfo(torch.float32).eps
     number = int((values > limit).sum())
     roots = values[:number].sqrt()
     new_a = roots[:, None] * (right[:number] @ a_basis.T)

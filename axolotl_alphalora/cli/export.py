@@ -100,8 +100,17 @@ def export(
 
         check_adapter(adapter)
         check_output(output)
-        trained = load_trained(adapter, data)
-        calibration, held_out, measured_on = _split(trained, adapter, data, eval_data)
+        trained = load_trained(adapter, data, eval_data)
+        calibration, held_out, measured_on = _split(trained, data, eval_data)
+        config = trained.model.peft_config["default"]
+        if config.base_model_name_or_path != trained.base:
+            console.print(
+                f"The adapter was trained on {config.base_model_name_or_path}; measured on, and "
+                f"exported for, {trained.base}.",
+                markup=False,
+                soft_wrap=True,
+            )
+            config.base_model_name_or_path = trained.base
         with working(console) as doing:
             found = export_adapter(
                 trained.model,
@@ -123,16 +132,11 @@ def export(
 
 
 def _split(
-    trained: Trained, adapter: Path, data: Data, eval_data: Path | None
+    trained: Trained, data: Data, eval_data: Path | None
 ) -> tuple[list[Any], list[Any], str]:
     """Rows to calibrate on, rows to measure on, and what the latter are."""
-    from ..evaluation import load_tokenizer, read_rows
-
     if eval_data is not None:
-        base = trained.model.peft_config["default"].base_model_name_or_path
-        tokenizer = load_tokenizer(adapter, data.base_model or base)
-        rows = read_rows(eval_data, tokenizer, data.samples, seed=data.seed)
-        return trained.rows, rows, str(eval_data)
+        return trained.rows, trained.held_out, str(eval_data)
     if trained.held_out:
         return trained.rows, trained.held_out, "the run's validation rows"
     if len(trained.rows) < 2:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from .layout import (
     GAP,
@@ -154,7 +155,7 @@ def _tasks(inspection: Inspection, width: int) -> Table:
     left = width - fixed - GAP * len(heads)
     for task, count in zip(inspection.tasks, tokens, strict=True):
         name = task.name if len(task.name) <= left else f"{task.name[: left - 3]}..."
-        table.add_row(name, count, f"{task.distance:.1%}", *_cells(task.routing))
+        table.add_row(Text(name), count, f"{task.distance:.1%}", *_cells(task.routing))
     return table
 
 

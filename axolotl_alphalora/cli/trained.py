@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -66,12 +66,14 @@ class Trained:
     Attributes:
         model: The `PeftModel`, in evaluation mode.
         rows: Drawn from the data, in the order of their tasks.
-        held_out: Rows that the run set aside for validation; empty for a file.
+        held_out: Other rows: those of `eval_data`, or that the run has for validation.
+        base: The base model's directory or hub id.
     """
 
     model: Any
     rows: list[Sample]
     held_out: list[Sample]
+    base: str
 
 
 def data_options(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -109,12 +111,13 @@ def check_adapter(folder: Path) -> AdapterConfig:
         return config
 
 
-def load_trained(folder: Path, data: Data) -> Trained:
+def load_trained(folder: Path, data: Data, eval_data: Path | None = None) -> Trained:
     """Load an adapter's base as the data says, the adapter, and rows of the data.
 
     Args:
         folder: The adapter's directory.
         data: What to run.
+        eval_data: A JSON lines file of further rows.
 
     Raises:
         ValueError: If the adapter, the base or the data cannot be read, or do not fit.
@@ -122,18 +125,29 @@ def load_trained(folder: Path, data: Data) -> Trained:
     from ..evaluation import load_adapted, load_base, load_tokenizer, read_rows
 
     config = check_adapter(folder)
-    held_out: Sequence[Sample] = []
+    name = data.base_model or config.base_model or ""
+
+    def rows_of(path: Path) -> list[Sample]:
+        if not name:
+            raise ValueError(f"{folder} does not say what its base model is: add --base-model.")
+        tokenizer = load_tokenizer(folder, name)
+        return read_rows(path, tokenizer, data.samples, seed=data.seed)
+
+    held_out = rows_of(eval_data) if eval_data is not None else []
     if data.is_yaml:
         from ..plugin.session import HostModel
 
         host = HostModel(data.source)
         base = host.base(_ADVICE)
-        rows, held_out = host.rows(data.samples, data.seed, _ADVICE)
+        rows, validation = host.rows(data.samples, data.seed, _ADVICE)
+        held_out = held_out or validation
+        name = host.base_model
     else:
-        name = data.base_model or config.base_model
-        if name is None:
-            raise ValueError(f"{folder} does not say what its base model is: add --base-model.")
-        tokenizer = load_tokenizer(folder, name)
-        rows = read_rows(data.source, tokenizer, data.samples, seed=data.seed)
-        base = load_base(name, load_in_4bit=data.load_in_4bit, load_in_8bit=data.load_in_8bit)
-    return Trained(load_adapted(base, folder), rows, list(held_out))
+        rows = rows_of(data.source)
+        base = load_base(
+            name,
+            revision=None if data.base_model else config.revision,
+            load_in_4bit=data.load_in_4bit,
+            load_in_8bit=data.load_in_8bit,
+        )
+    return Trained(load_adapted(base, folder), rows, held_out, name)

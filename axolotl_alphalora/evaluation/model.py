@@ -10,7 +10,13 @@ import torch
 __all__ = ["load_adapted", "load_base", "load_tokenizer"]
 
 
-def load_base(name: str, *, load_in_4bit: bool = False, load_in_8bit: bool = False) -> Any:
+def load_base(
+    name: str,
+    *,
+    revision: str | None = None,
+    load_in_4bit: bool = False,
+    load_in_8bit: bool = False,
+) -> Any:
     """Load a base model.
 
     It computes in fp32 on a CPU, where half precisions are slow, and in its checkpoint's dtype on
@@ -18,6 +24,7 @@ def load_base(name: str, *, load_in_4bit: bool = False, load_in_8bit: bool = Fal
 
     Args:
         name: Directory or hub id.
+        revision: Of a repository.
         load_in_4bit: Whether to quantise it to 4 bits.
         load_in_8bit: Whether to quantise it to 8 bits.
 
@@ -30,7 +37,11 @@ def load_base(name: str, *, load_in_4bit: bool = False, load_in_8bit: bool = Fal
         raise ValueError("4-bit or 8-bit: a model cannot be loaded in both.")
     device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
     dtype: Any = torch.float32 if device is None else "auto"
-    options: dict[str, Any] = {"dtype": dtype, "device_map": {"": str(device or "cpu")}}
+    options: dict[str, Any] = {
+        "dtype": dtype,
+        "device_map": {"": str(device or "cpu")},
+        "revision": revision or "main",
+    }
     if load_in_4bit:
         options["quantization_config"] = BitsAndBytesConfig(
             load_in_4bit=True,
@@ -52,6 +63,8 @@ def load_base(name: str, *, load_in_4bit: bool = False, load_in_8bit: bool = Fal
 def load_adapted(base: Any, adapter: Path) -> Any:
     """Put a saved adapter on its base model, in evaluation mode, without gradients.
 
+    Where training has added tokens, the base's embeddings are brought to the adapter's size.
+
     Raises:
         ValueError: If the adapter does not fit the base.
     """
@@ -59,8 +72,30 @@ def load_adapted(base: Any, adapter: Path) -> Any:
 
     import axolotl_alphalora.adapter  # noqa: F401
 
-    model = PeftModel.from_pretrained(base, str(adapter))
+    rows = _vocabulary(base, adapter)
+    if rows is not None and rows != base.get_input_embeddings().weight.shape[0]:
+        base.resize_token_embeddings(rows)
+    try:
+        model = PeftModel.from_pretrained(base, str(adapter))
+    except RuntimeError as error:
+        raise ValueError(f"{adapter} does not fit the base model: {error}") from error
     return model.eval().requires_grad_(False)
+
+
+def _vocabulary(base: Any, adapter: Path) -> int | None:
+    """Rows of the embeddings or the head that an adapter holds; None if it holds neither."""
+    from ..inspection import open_weights
+
+    layers = (base.get_input_embeddings(), base.get_output_embeddings())
+    names = {
+        f"base_model.model.{name}.weight"
+        for name, module in base.named_modules()
+        if any(module is layer for layer in layers)
+    }
+    with open_weights(adapter) as file:
+        for key in names & set(file.keys()):
+            return file.get_slice(key).get_shape()[0]
+    return None
 
 
 def load_tokenizer(adapter: Path, base: str) -> Any:

@@ -62,7 +62,7 @@ def measure_price(
 
     Args:
         model: The model with both adapters; it is left in evaluation mode with the routed one
-            active.
+            active and frozen.
         samples: Single sequences with labels.
         routed: Name of the routed adapter.
         export: Name of the export.
@@ -76,9 +76,9 @@ def measure_price(
         labels = inputs.pop("labels")[0, 1:]
         places = labels.ne(_IGNORED).nonzero().flatten()
         answers = labels[places]
-        model.set_adapter(routed)
+        model.set_adapter(routed, inference_mode=True)
         of_routed = _log_probabilities(model, inputs, places)
-        model.set_adapter(export)
+        model.set_adapter(export, inference_mode=True)
         of_export = _log_probabilities(model, inputs, places)
         sums["kl"] += float(F.kl_div(of_export, of_routed, log_target=True, reduction="sum"))
         sums["routed"] += float(F.nll_loss(of_routed, answers, reduction="sum"))
@@ -90,7 +90,7 @@ def measure_price(
         tokens += len(answers)
         if progress is not None:
             progress(sample)
-    model.set_adapter(routed)
+    model.set_adapter(routed, inference_mode=True)
     mean = {key: value / tokens for key, value in sums.items()}
     return Price(
         len(samples), tokens, max(mean["kl"], 0.0), mean["routed"], mean["export"], mean["base"]

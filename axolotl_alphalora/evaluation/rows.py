@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from jinja2 import TemplateError
 
 from ..quickstart.prompt import IGNORED, encode
 from ..sensitivity.samples import Sample, share_out
@@ -18,6 +20,7 @@ __all__ = ["read_rows"]
 
 TASK = "task"
 _ALL = "data"
+_BAD_ROW = (ValueError, TypeError, KeyError, IndexError, AttributeError)
 
 Encoded = tuple[list[int], list[int]]
 
@@ -55,7 +58,7 @@ def read_rows(
             number, row = rows[task][index]
             try:
                 ids, labels = _encode(row, tokenizer, sequence_len)
-            except ValueError as error:
+            except (*_BAD_ROW, TemplateError) as error:
                 raise ValueError(f"{path}, line {number}: {error}") from error
             ids, labels = ids[:sequence_len], labels[:sequence_len]
             if any(label != IGNORED for label in labels[1:]):
@@ -69,7 +72,8 @@ def read_rows(
 def _objects(path: Path) -> list[tuple[int, dict[str, Any]]]:
     """The lines of a file that are not empty, as objects, with their numbers from 1."""
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        # Not splitlines, which also splits at separators that JSON strings may hold.
+        lines = path.read_text(encoding="utf-8-sig").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise ValueError(f"cannot read {path}: {error}") from error
     found = []
@@ -96,7 +100,10 @@ def _encode(row: Mapping[str, Any], tokenizer: Any, sequence_len: int) -> Encode
 
 def _tokens(row: Mapping[str, Any], tokenizer: Any, sequence_len: int) -> Encoded:
     ids = list(row["input_ids"])
-    return ids, list(row.get("labels", ids))
+    labels = list(row.get("labels") or ids)
+    if len(ids) != len(labels):
+        raise ValueError(f"{len(ids)} input_ids, but {len(labels)} labels.")
+    return ids, labels
 
 
 def _messages(row: Mapping[str, Any], tokenizer: Any, sequence_len: int) -> Encoded:
@@ -104,22 +111,25 @@ def _messages(row: Mapping[str, Any], tokenizer: Any, sequence_len: int) -> Enco
     if tokenizer.chat_template is None:
         raise ValueError("the row has messages, but the tokenizer has no chat template.")
 
-    def text(part: Sequence[Mapping[str, str]], prompt: bool) -> str:
-        return tokenizer.apply_chat_template(part, tokenize=False, add_generation_prompt=prompt)
+    def tokens(part: Sequence[Mapping[str, str]], prompt: bool) -> list[int]:
+        text = tokenizer.apply_chat_template(part, tokenize=False, add_generation_prompt=prompt)
+        return tokenizer(text, add_special_tokens=False)["input_ids"]
 
-    return _answered(tokenizer, text(messages[:-1], True), text(messages, False), False)
+    ids, before = tokens(messages, False), tokens(messages[:-1], True)
+    # A template may write more into the prompt of an answer than it repeats before the answer.
+    same = takewhile(lambda pair: pair[0] == pair[1], zip(ids, before, strict=False))
+    start = sum(1 for _ in same)
+    return ids, [IGNORED] * start + ids[start:]
 
 
 def _completion(row: Mapping[str, Any], tokenizer: Any, sequence_len: int) -> Encoded:
-    end = tokenizer.eos_token or ""
-    return _answered(tokenizer, row["prompt"], f"{row['prompt']}{row['completion']}{end}", True)
-
-
-def _answered(tokenizer: Any, prompt: str, whole: str, special: bool) -> Encoded:
-    """Tokenise a text; what its prompt covers gets no labels."""
-    before = tokenizer(prompt, add_special_tokens=special)["input_ids"]
-    ids = tokenizer(whole, add_special_tokens=special)["input_ids"]
-    return ids, [IGNORED] * len(before) + ids[len(before) :]
+    prompt = tokenizer(row["prompt"])["input_ids"]
+    if prompt[-1:] == [tokenizer.eos_token_id]:
+        prompt = prompt[:-1]
+    answer = tokenizer(row["completion"], add_special_tokens=False)["input_ids"]
+    if tokenizer.eos_token_id is not None:
+        answer = [*answer, tokenizer.eos_token_id]
+    return [*prompt, *answer], [IGNORED] * len(prompt) + answer
 
 
 def _text(row: Mapping[str, Any], tokenizer: Any, sequence_len: int) -> Encoded:

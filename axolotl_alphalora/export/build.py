@@ -60,7 +60,8 @@ def build(
             seen = moments[layer.module_name]
             mixing = _MIXINGS[method](seen)
             update = mixed(a, b, router, scaling, mixing)
-            second = mixing @ seen.ff @ mixing.T
+            if seen.tokens:
+                second = mixing @ seen.ff @ mixing.T
         updates[layer.module_name] = update if rank is None else compress(update, rank, second)
     if same_rank:
         most = max(update.rank for update in updates.values())

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from tempfile import mkdtemp
 from typing import Any
+from uuid import uuid4
 
 from peft.utils import get_peft_model_state_dict
+from transformers.pytorch_utils import Conv1D
 
 from ..adapter import AlphaLoraLayer
 from ..evaluation import Price, calibrate, measure_price
@@ -24,7 +27,15 @@ from .lora import save_lora
 __all__ = ["Exported", "check_output", "export_adapter"]
 
 RECORD = "alphalora_export.json"
-_TOKENIZER = ("tokenizer*", "special_tokens_map.json", "chat_template*", "vocab.*", "merges.txt")
+_TOKENIZER = (
+    "tokenizer*",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "chat_template*",
+    "vocab.*",
+    "merges.txt",
+    "*.model",
+)
 
 
 @dataclass(frozen=True)
@@ -34,7 +45,9 @@ class Exported:
     Attributes:
         method: How mixtures were replaced.
         ranks: Module name to rank.
-        routed: Number of modules that were approximated; the others are exact.
+        approximated: Number of modules that were approximated; the others are exact.
+        unseen: Modules with a router that no token of the calibration reached.
+        tied: Adapted modules whose weight the base model also uses elsewhere.
         calibration: Rows and tokens that the routers were calibrated on.
         price: The measured price.
         notes: Further facts, as JSON values.
@@ -42,7 +55,9 @@ class Exported:
 
     method: str
     ranks: Mapping[str, int]
-    routed: int
+    approximated: int
+    unseen: Sequence[str]
+    tied: Sequence[str]
     calibration: Mapping[str, int]
     price: Price
     notes: Mapping[str, Any]
@@ -52,7 +67,9 @@ class Exported:
         return {
             "method": self.method,
             "modules": len(self.ranks),
-            "approximated": self.routed,
+            "approximated": self.approximated,
+            "unseen": list(self.unseen),
+            "tied": list(self.tied),
             "ranks": dict(self.ranks),
             "calibration": dict(self.calibration),
             **self.notes,
@@ -62,11 +79,22 @@ class Exported:
     def sentences(self) -> list[str]:
         """What was done and what it means, in words."""
         low, high = min(self.ranks.values()), max(self.ranks.values())
-        exact = len(self.ranks) - self.routed
+        exact = len(self.ranks) - self.approximated
         said = [
-            f"{self.routed} of {len(self.ranks)} layers are approximated, {exact} exact (one "
-            f"expert). Rank: {low if low == high else f'{low} to {high}'}."
+            f"{self.approximated} of {len(self.ranks)} layers are approximated, {exact} exact "
+            f"(one expert). Rank: {low if low == high else f'{low} to {high}'}."
         ]
+        if self.unseen:
+            said.append(
+                f"Warning: no row reached {len(self.unseen)} of them, such as {self.unseen[0]}: "
+                "their experts count alike, and the price does not show it. Give --data that uses "
+                "them."
+            )
+        if self.tied:
+            said.append(
+                f"Warning: {', '.join(self.tied)} shares its weight with the embeddings. Load the "
+                "LoRA beside the base model: merging would change the embeddings too."
+            )
         gain = self.price.loss_base - self.price.loss_routed
         if gain > 0:
             kept = (self.price.loss_base - self.price.loss_export) / gain
@@ -85,9 +113,13 @@ def check_output(output: Path) -> None:
 
     Raises:
         ValueError: If there is something already.
+        OSError: If nothing can be written there.
     """
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise ValueError(f"{output} is not empty: name a new directory with --output.")
+    draft = _draft(output)
+    draft.mkdir(parents=True)
+    draft.rmdir()
 
 
 def export_adapter(
@@ -107,7 +139,8 @@ def export_adapter(
     """Write a plain LoRA that stands in for a routed adapter; whole or not at all.
 
     Args:
-        model: The `PeftModel` with the adapter as `default`; it is left as it was.
+        model: The `PeftModel` with the adapter as `default`; it is left in evaluation mode, with
+            the adapter frozen.
         adapter: The adapter's directory; its tokenizer goes with the export.
         output: A new or empty directory.
         calibration: Rows that the routers are calibrated on, single sequences.
@@ -120,7 +153,7 @@ def export_adapter(
         doing: Shows progress.
 
     Raises:
-        ValueError: If the output is not empty, or the price is above `max_kl`.
+        ValueError: If the output is not empty, or the price is above `max_kl` or not finite.
     """
     check_output(output)
     step = _step(doing, "Calibrating", calibration)
@@ -131,42 +164,46 @@ def export_adapter(
         price = measure_price(model, held_out, progress=_step(doing, "Measuring", held_out))
     finally:
         model.delete_adapter("export")
-    if max_kl is not None and price.kl > max_kl:
-        raise ValueError(
-            f"The export is {price.kl:.4g} nats a token away from the routed adapter, more than "
-            f"--max-kl {max_kl:g} allows, so nothing was written. Try --method least-squares, more "
-            "--samples, or a higher --rank."
-        )
+    _check_price(price, max_kl)
+    layers = [module for module in model.modules() if isinstance(module, AlphaLoraLayer)]
+    experts_rank = {layer.module_name: layer.r["default"] for layer in layers}
+    ranks = {name: update.rank for name, update in updates.items()}
     tokens = sum(sample.inputs["input_ids"].numel() for sample in calibration)
     found = Exported(
         method,
-        {name: update.rank for name, update in updates.items()},
-        len(moments),
+        ranks,
+        sum(module in moments or rank < experts_rank[module] for module, rank in ranks.items()),
+        [module for module, seen in moments.items() if seen.tokens == 0],
+        _tied(model),
         {"rows": len(calibration), "tokens": tokens},
         price,
         {"adapter": str(adapter), "rank": rank, "same_rank": same_rank, **(notes or {})},
     )
-    layer = next(module for module in model.modules() if isinstance(module, AlphaLoraLayer))
     saved = get_peft_model_state_dict(model)
-    output.parent.mkdir(parents=True, exist_ok=True)
-    draft = Path(mkdtemp(dir=output.parent, prefix=f".{output.name}."))
+    draft = _draft(output)
     try:
+        draft.mkdir()
         save_lora(
             draft,
             updates,
             model.peft_config["default"],
-            {key: value for key, value in saved.items() if "alphalora_" not in key},
-            dtype=layer.alphalora_A["default"].dtype,
-            fan_in_fan_out=type(layer.get_base_layer()).__name__ == "Conv1D",
+            {
+                key: value
+                for key, value in saved.items()
+                if "alphalora_" not in key and ".base_layer." not in key
+            },
+            dtype=layers[0].alphalora_A["default"].dtype,
+            fan_in_fan_out=any(isinstance(layer.get_base_layer(), Conv1D) for layer in layers),
         )
         for pattern in _TOKENIZER:
             for file in adapter.glob(pattern):
                 shutil.copy2(file, draft)
-        (draft / RECORD).write_text(json.dumps(found.to_dict(), indent=2) + "\n", encoding="utf-8")
+        (draft / RECORD).write_text(
+            json.dumps(found.to_dict(), indent=2, allow_nan=False) + "\n", encoding="utf-8"
+        )
         (draft / "README.md").write_text(
             card(found, model.peft_config["default"]), encoding="utf-8"
         )
-        draft.chmod(0o755)
         if output.is_dir():
             output.rmdir()
         draft.rename(output)
@@ -174,6 +211,44 @@ def export_adapter(
         shutil.rmtree(draft, ignore_errors=True)
         raise
     return found
+
+
+def _check_price(price: Price, max_kl: float | None) -> None:
+    numbers = (price.kl, price.loss_routed, price.loss_export, price.loss_base)
+    losses = (
+        f"loss per token: base {price.loss_base:.4f}, routed {price.loss_routed:.4f}, export "
+        f"{price.loss_export:.4f}"
+    )
+    if not all(map(math.isfinite, numbers)):
+        raise ValueError(
+            f"The export was measured as NaN or infinity (KL {price.kl}, {losses}), so nothing was "
+            "written. Look for weights that are not finite: `alphalora inspect`."
+        )
+    if max_kl is not None and price.kl > max_kl:
+        raise ValueError(
+            f"The export is {price.kl:.4g} nats a token away from the routed adapter ({losses}), "
+            f"more than --max-kl {max_kl:g} allows, so nothing was written. Try --method "
+            "least-squares, more --samples, or a higher --rank."
+        )
+
+
+def _tied(model: Any) -> list[str]:
+    """Adapted modules whose weight another module of the base model uses too."""
+    uses = Counter(
+        id(parameter)
+        for module in model.get_base_model().modules()
+        for parameter in module._parameters.values()
+        if parameter is not None
+    )
+    return [
+        module.module_name
+        for module in model.modules()
+        if isinstance(module, AlphaLoraLayer) and uses[id(module.get_base_layer().weight)] > 1
+    ]
+
+
+def _draft(output: Path) -> Path:
+    return output.parent / f".{output.name}.{uuid4().hex[:8]}"
 
 
 def _step(doing: Doing | None, what: str, samples: Sequence[Sample]) -> Any:

@@ -29,6 +29,7 @@ class AdapterConfig:
 
     Attributes:
         base_model: Directory or repository id of the base model; None if it was not recorded.
+        revision: Of the base model in its repository; None for the usual one.
         rank: Rank of an expert, where `rank_pattern` does not name its module.
         top_k: Experts of a token, where there are as many.
         lora_alpha: Scale of the experts' output.
@@ -39,6 +40,7 @@ class AdapterConfig:
     """
 
     base_model: str | None
+    revision: str | None
     rank: int
     top_k: int
     lora_alpha: float
@@ -87,6 +89,7 @@ def read_config(adapter_dir: str | Path) -> AdapterConfig:
         counts = values["num_experts"]
         return AdapterConfig(
             base_model=values.get("base_model_name_or_path"),
+            revision=values.get("revision"),
             rank=int(values["r"]),
             top_k=int(values["top_k"]),
             lora_alpha=float(values["lora_alpha"]),

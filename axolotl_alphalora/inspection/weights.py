@@ -183,7 +183,8 @@ def _read(
             f"{wanted} experts of rank {rank}, as {CONFIG} says: use another checkpoint, or save "
             "the adapter again"
         )
-    if not (a.isfinite().all() and b.isfinite().all()):
+    routers = file.get_tensor(router) if router in keys else a.new_zeros(())
+    if not all(bool(part.isfinite().all()) for part in (a, b, routers)):
         raise ValueError(f"{name}: its weights are not finite, so training has diverged")
     experts = []
     for values in singular_values(a, b, number, scaling).tolist():

@@ -28,7 +28,7 @@ def whole_page(
 ) -> str:
     """Return a page with a figure, sentences, further elements and numbers as JSON."""
     # "<" ends the script for an HTML parser, whatever JSON says.
-    numbers = json.dumps(document).replace("<", "\\u003c")
+    numbers = json.dumps(document, allow_nan=False).replace("<", "\\u003c")
     paragraphs = "\n".join(f"<p>{escape(note)}</p>" for note in notes)
     body = "\n".join(parts)
     return f"""<!doctype html>

@@ -53,8 +53,10 @@ def add_section(folder: Path, config: AlphaLoraConfig) -> None:
     if not card.is_file():
         return
     text = card.read_text(encoding="utf-8")
-    before, start, rest = text.partition(_START)
-    after = rest.partition(_END)[2] if start else ""
+    before, _, rest = text.partition(_START)
+    _, end, after = rest.partition(_END)
+    if not end:  # by hand, or none yet
+        before, after = text, ""
     parts = [before.rstrip(), f"{_START}\n{section(config)}\n{_END}", after.strip()]
     write_whole(card, "\n\n".join(part for part in parts if part) + "\n")
 

@@ -27,6 +27,10 @@ class CollapseWatch:
         self._since: dict[str, int] = {}
         self._named: set[str] = set()
 
+    def start(self, step: int) -> None:
+        """Count from a step on, where a run is resumed."""
+        self._step = step
+
     def see(self, usage: Mapping[str, RouterUsage], step: int) -> None:
         """Take in what the routers decided since the last call.
 

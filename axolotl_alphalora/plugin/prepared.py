@@ -39,7 +39,7 @@ def load_tokenizer(cfg: Any) -> Any:
 
 
 def load_splits(cfg: Any, tokenizer: Any) -> tuple[Dataset, Dataset | None]:
-    """Load the run's training rows, and the validation rows that `val_set_size` takes from them.
+    """Load the run's training rows, and its validation rows (`val_set_size`, `test_datasets`).
 
     Inside a run the host has prepared its datasets already, and this maps its cache on disk into
     memory. Before a run it is the preparation itself, which tokenises everything once and leaves
@@ -54,7 +54,7 @@ def load_splits(cfg: Any, tokenizer: Any) -> tuple[Dataset, Dataset | None]:
         tokenizer: The run's tokenizer.
 
     Returns:
-        The training and the validation dataset; None where `val_set_size` is 0.
+        The training and the validation dataset; None where the run has none.
     """
     from axolotl.utils.data.lock import FileLockLoader
     from axolotl.utils.data.sft import _load_and_prepare_datasets
@@ -62,6 +62,10 @@ def load_splits(cfg: Any, tokenizer: Any) -> tuple[Dataset, Dataset | None]:
     loader = FileLockLoader(cfg)
     try:
         train, validation, _ = loader.load(lambda: _load_and_prepare_datasets(tokenizer, cfg))
+        if cfg.test_datasets:
+            _, validation, _ = loader.load(
+                lambda: _load_and_prepare_datasets(tokenizer, cfg, split="test")
+            )
     finally:
         loader.cleanup()
     return train, validation

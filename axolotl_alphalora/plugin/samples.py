@@ -141,7 +141,7 @@ def draw_validation(cfg: Any, count: int, seed: int = 0) -> list[Sample]:
         seed: Of the drawing.
 
     Returns:
-        The samples, of one task; empty where `val_set_size` is 0.
+        The samples, of one task; empty where the run has no validation rows.
     """
     validation = load_splits(cfg, load_tokenizer(cfg))[1]
     if validation is None:

@@ -58,8 +58,14 @@ class HostModel:
         with _host_output():
             return self._load(advice)[1]
 
+    @property
+    def base_model(self) -> str:
+        """The base that was loaded: the configuration's `base_model`."""
+        assert self._loaded is not None
+        return self._loaded[0].base_model
+
     def rows(self, count: int, seed: int, advice: str) -> tuple[list[Sample], list[Sample]]:
-        """Draw training rows, and validation rows where `val_set_size` sets any aside.
+        """Draw training rows, and validation rows where the run has any.
 
         Args:
             count: Rows of each.

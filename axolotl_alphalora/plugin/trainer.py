@@ -16,6 +16,7 @@ from .collapse import CollapseWatch
 
 METRIC = "alphalora/"
 _CONSOLE = (PrinterCallback, ProgressCallback)
+_CONSOLE_OF_TRL = "RichProgressCallback"
 
 
 class AlphaLoraCallback(TrainerCallback):
@@ -64,6 +65,7 @@ class AlphaLoraCallback(TrainerCallback):
     def on_train_begin(self, *args: Any, **kwargs: Any) -> None:
         """From here on, what is evaluated is being trained."""
         self.fresh = False
+        self._collapse.start(self.trainer.state.global_step)
 
     def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
         """The trainer's own loop, with the balance counted in passes without labels too."""
@@ -115,7 +117,8 @@ class AlphaLoraCallback(TrainerCallback):
             for name, value in summarise(usage[router] for router in routers).items()
         }
         for callback in trainer.callback_handler.callbacks:
-            if values and not isinstance(callback, _CONSOLE):
+            console = isinstance(callback, _CONSOLE) or type(callback).__name__ == _CONSOLE_OF_TRL
+            if values and not console:
                 callback.on_log(
                     trainer.args,
                     trainer.state,

@@ -47,8 +47,8 @@ def encode(
     """
     prompt = tokenizer(prompt_text(row), truncation=True, max_length=sequence_len)["input_ids"]
     answer = tokenizer(row["output"], truncation=True, max_length=sequence_len)["input_ids"]
-    if answer[-1] != tokenizer.eos_token_id and len(answer) < sequence_len:
+    if answer[-1:] != [tokenizer.eos_token_id] and len(answer) < sequence_len:
         answer = [*answer, tokenizer.eos_token_id]
-    if answer[0] == tokenizer.bos_token_id:
+    if answer[:1] == [tokenizer.bos_token_id]:
         answer = answer[1:]
     return [*prompt, *answer], [IGNORED] * len(prompt) + list(answer)

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import reference
-from axolotl_alphalora.adapter.functional import gate, load_balancing_loss, route
+from axolotl_alphalora.adapter.functional import gate, load_balancing_loss, mix_experts, route
 
 
 @pytest.mark.parametrize("top_k", [2, 3, 5])
@@ -86,3 +86,12 @@ def test_a_batch_of_padding_alone_is_finite():
     probabilities = torch.full((4, 2), 0.5)
     loss = load_balancing_loss(probabilities, probabilities, torch.zeros(4))
     assert torch.isfinite(loss)
+
+
+@pytest.mark.parametrize("grad", [True, False])
+def test_no_token_gives_no_output(grad):
+    with torch.set_grad_enabled(grad):
+        out = mix_experts(
+            torch.zeros(0, 8), torch.zeros(6, 8), torch.zeros(4, 6), torch.zeros(0, 3)
+        )
+    assert out.shape == (0, 4)

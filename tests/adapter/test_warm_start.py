@@ -10,6 +10,7 @@ from safetensors.torch import load_file, save_file
 
 from adapter.test_peft_contract import assert_same, forward, fresh, layers, outputs, trainable
 from axolotl_alphalora.adapter import AlphaLoraConfig
+from axolotl_alphalora.adapter.warm_start import _directions
 from axolotl_alphalora.blocks import block_name
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
@@ -124,6 +125,17 @@ def test_a_lower_rank_will_do_where_the_update_has_no_higher_one(tmp_path):
     assert_same(outputs(started(tmp_path, r=2)), before, atol=2e-6)
     with pytest.raises(ValueError, match=r"experts of rank 2 in .*r \(lora_r\) to 2 or more"):
         started(tmp_path, r=1)
+
+
+def test_small_directions_of_a_wide_layer_are_kept():
+    """What counts as round-off depends on the rank, not on the width of the layer."""
+    torch.manual_seed(0)
+    u = torch.linalg.qr(torch.randn(14336, 4, dtype=torch.float64))[0]
+    v = torch.linalg.qr(torch.randn(512, 4, dtype=torch.float64))[0]
+    values = torch.tensor([1.0, 0.1, 1.6e-3, 1e-4], dtype=torch.float64)
+    a, b = _directions(v.T.float(), (u * values).float())
+    assert a.shape[0] == 4
+    torch.testing.assert_close(b @ a, ((u * values) @ v.T).float(), rtol=0, atol=1e-7)
 
 
 def test_the_parts_of_a_split_are_singular_directions_taken_in_turn(tmp_path):

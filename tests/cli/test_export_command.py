@@ -4,6 +4,8 @@ import json
 
 import pytest
 
+from axolotl_alphalora.cli.export import _METHODS
+from axolotl_alphalora.export import DEFAULT_METHOD, METHODS
 from inspecting import write_adapter
 
 
@@ -72,3 +74,8 @@ def test_a_yaml_decides_the_base(run, adapter, tmp_path):
     options = ["--data", config, "--base-model", "y"]
     found = run("export", adapter, "--output", tmp_path / "lora", *options)
     assert found.exit_code == 2 and "the YAML says which base" in found.output
+
+
+def test_the_methods_are_those_of_the_export():
+    """They are written out in the command, which need not import torch to print its help."""
+    assert sorted(_METHODS) == sorted(METHODS) and _METHODS[0] == DEFAULT_METHOD

@@ -1,10 +1,13 @@
 """`alphalora inspect`, from an adapter's files alone."""
 
 import json
+import math
 
 import pytest
 
-from inspecting import KINDS, write_adapter
+from axolotl_alphalora.cli.inspect import show
+from axolotl_alphalora.inspection import InspectedData, Inspection, inspect_weights
+from inspecting import KINDS, usages, write_adapter
 
 
 @pytest.fixture(scope="module")
@@ -119,3 +122,23 @@ def test_a_plain_lora_is_told_apart(run, tmp_path):
     (tmp_path / "adapter_config.json").write_text('{"peft_type": "LORA"}')
     result = run("inspect", tmp_path)
     assert result.exit_code == 1 and "is a plain LoRA" in words(result)
+
+
+def test_names_of_tasks_are_printed_as_they_are(adapter, capsys):
+    found = inspect_weights(adapter)
+    tasks = ("[/INST]", "[qa] x")
+    data = InspectedData("rows.jsonl", 200, dict.fromkeys(tasks, 1))
+    usage = usages(found.modules, tasks)
+    show(Inspection(found.config, found.modules, usage, data), adapter, False, None, False)
+    printed = capsys.readouterr().out
+    assert "[/INST]" in printed and "[qa] x" in printed
+
+
+def test_a_router_that_is_not_finite_is_named(tmp_path, run):
+    def break_it(tensors):
+        tensors["base_model.model.model.layers.0.mlp.up_proj.alphalora_router"][0, 0] = math.nan
+
+    write_adapter(tmp_path / "mine", [3], change=break_it)
+    result = run("inspect", tmp_path / "mine")
+    assert result.exit_code == 1
+    assert "model.layers.0.mlp.up_proj: its weights are not finite" in words(result)

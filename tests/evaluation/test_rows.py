@@ -70,6 +70,38 @@ def test_labels_are_on_what_the_model_is_to_say(tmp_path, tokenizer, row, said):
         assert answer(sample, tokenizer) == said
 
 
+def test_a_prompt_that_ends_in_a_blank_keeps_the_whole_answer(tmp_path, tokenizer):
+    """A blank and the word after it may be one token of the whole text."""
+    tokens = tokenizer.backend_tokenizer
+    merged = PreTrainedTokenizerFast(tokenizer_object=tokens, eos_token="</s>")
+    merged.add_tokens([" four"])
+    row = {"prompt": "two and two is ", "completion": "four"}
+    (sample,) = read_rows(write(tmp_path / "rows.jsonl", row), merged, 1)
+    assert answer(sample, merged) == "four</s>"
+
+
+def test_a_template_that_thinks_before_it_answers_keeps_the_whole_answer(tmp_path, tokenizer):
+    """The generation prompt holds more than the template repeats before a finished answer."""
+    thinking = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer.backend_tokenizer, eos_token="</s>"
+    )
+    thinking.chat_template = tokenizer.chat_template.replace(
+        "<|assistant:{% endif %}", "<|assistant:<think>{% endif %}"
+    )
+    messages = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "one two"}]
+    path = write(tmp_path / "rows.jsonl", {"messages": messages})
+    (sample,) = read_rows(path, thinking, 1)
+    assert answer(sample, thinking) == "one two</s>"
+
+
+def test_lines_end_at_line_ends_alone(tmp_path, tokenizer):
+    path = tmp_path / "rows.jsonl"
+    text = "a\u2028b\u0085c"
+    path.write_text("\ufeff" + json.dumps({"text": text}, ensure_ascii=False) + "\r\n")
+    (sample,) = read_rows(path, tokenizer, 1)
+    assert answer(sample, tokenizer) == text
+
+
 def test_rows_are_shared_out_over_tasks_and_the_seed_decides(tmp_path, tokenizer):
     rows = [{"text": f"a {i}", "task": "many"} for i in range(20)]
     rows += [{"text": f"b {i}", "task": "few"} for i in range(2)]
@@ -100,6 +132,9 @@ def test_long_rows_are_cut_and_those_without_a_label_left_are_not_used(tmp_path,
         ("[1]\n", "line 1 is no JSON object"),
         ("\n", "no row with a token to predict"),
         ('{"text": ""}\n', "no row with a token to predict"),
+        ('{"instruction": "x", "output": null}\n', "line 1: "),
+        ('{"messages": null}\n', "line 1: "),
+        ('{"input_ids": [1, 2], "labels": [1]}\n', "line 1: 2 input_ids, but 1 labels"),
     ],
 )
 def test_bad_rows_are_named(tmp_path, tokenizer, content, message):

@@ -1,18 +1,21 @@
 """The whole export on a tiny model: what is on disk is what was measured."""
 
+import copy
 import json
 import math
 
 import pytest
 import torch
 from peft import AutoPeftModelForCausalLM, LoraConfig, PeftModel, get_peft_model
-from transformers import LlamaForCausalLM
+from safetensors.torch import load_file
+from transformers import GPT2Config, GPT2LMHeadModel, LlamaForCausalLM
 
 from axolotl_alphalora.adapter import AlphaLoraConfig
-from axolotl_alphalora.evaluation import load_adapted
+from axolotl_alphalora.evaluation import load_adapted, load_base
 from axolotl_alphalora.export import export_adapter
 from axolotl_alphalora.sensitivity import Sample
 from balancing import adapted
+from conftest import tiny_llama_config
 
 
 def rows(count, seed):
@@ -29,8 +32,6 @@ def rows(count, seed):
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory):
     """A base and an adapter whose experts and router matter."""
-    from conftest import tiny_llama_config
-
     folder = tmp_path_factory.mktemp("saved")
     torch.manual_seed(0)
     base = LlamaForCausalLM(tiny_llama_config())
@@ -156,6 +157,108 @@ def test_a_bad_export_is_not_written(saved, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_an_export_that_is_not_finite_is_not_written(saved, tmp_path):
+    model = routed(saved)
+    layer = model.get_base_model().get_submodule("model.layers.0.mlp.up_proj")
+    layer.alphalora_B["default"].data[0, 0] = float("inf")
+    with pytest.raises(ValueError, match="measured as NaN or infinity"):
+        export_adapter(
+            model,
+            saved / "adapter",
+            tmp_path / "lora",
+            calibration=rows(2, 1),
+            held_out=rows(2, 2),
+            max_kl=0.05,
+        )
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_one_expert_that_was_compressed_is_not_called_exact(saved, tmp_path):
+    _, found = exported(saved, tmp_path / "lora", rank=2)
+    assert found.approximated == len(found.ranks) == 13
+    _, whole = exported(saved, tmp_path / "whole")
+    assert whole.approximated == 12
+
+
+def test_layers_that_no_row_reaches_are_named(saved, tmp_path):
+    model = routed(saved)
+    found = export_adapter(
+        model, saved / "adapter", tmp_path / "lora", calibration=[], held_out=rows(2, 2), rank=3
+    )
+    assert len(found.unseen) == 12
+    assert any("no row reached 12 of them" in line for line in found.sentences())
+
+
+def test_a_tied_head_comes_with_a_warning_and_without_its_base(tmp_path):
+    config = tiny_llama_config(tie_word_embeddings=True)
+    torch.manual_seed(0)
+    LlamaForCausalLM(config).save_pretrained(tmp_path / "base")
+    model = get_peft_model(
+        LlamaForCausalLM.from_pretrained(tmp_path / "base"),
+        AlphaLoraConfig(num_experts=2, target_modules=["q_proj", "lm_head"], init_weights=False),
+    )
+    model.save_pretrained(tmp_path / "adapter")
+    found = export_adapter(
+        model, tmp_path / "adapter", tmp_path / "lora", calibration=rows(2, 1), held_out=rows(2, 2)
+    )
+    assert list(found.tied) == ["lm_head"]
+    assert any("merging would change the embeddings" in line for line in found.sentences())
+    keys = load_file(tmp_path / "lora" / "adapter_model.safetensors")
+    assert all(".lora_" in key for key in keys)
+
+
+VARIANTS = {
+    "top-1": {"top_k": 1},
+    "all experts": {"top_k": 9},
+    "rsLoRA and ranks": {
+        "use_rslora": True,
+        "rank_pattern": {"model.layers.0.self_attn.q_proj": 7},
+    },
+}
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_the_price_is_right_for_every_routing(tiny_llama, tmp_path, variant):
+    model = adapted(tiny_llama, **VARIANTS[variant])
+    check_price(model, lambda: copy.deepcopy(tiny_llama), tmp_path)
+
+
+def test_the_price_is_right_for_conv1d(tmp_path):
+    torch.manual_seed(0)
+    config = GPT2Config(vocab_size=97, n_positions=64, n_embd=32, n_layer=2, n_head=2)
+    base = GPT2LMHeadModel(config)
+    settings = AlphaLoraConfig(num_experts=3, target_modules=["c_attn", "c_fc"], init_weights=False)
+    model = get_peft_model(copy.deepcopy(base), settings)
+    check_price(model, lambda: copy.deepcopy(base), tmp_path)
+
+
+def check_price(model, base, tmp_path):
+    model.save_pretrained(tmp_path / "adapter")
+    model.eval()
+    found = export_adapter(
+        model, tmp_path / "adapter", tmp_path / "lora", calibration=rows(6, 1), held_out=rows(3, 2)
+    )
+    lora = PeftModel.from_pretrained(base(), tmp_path / "lora").eval()
+    with torch.no_grad():
+        p, q = (
+            torch.cat([log_probabilities(one, sample) for sample in rows(3, 2)])
+            for one in (model, lora)
+        )
+    assert found.price.kl == pytest.approx(float((p.exp() * (p - q)).sum() / len(p)), rel=2e-3)
+
+
+def test_added_tokens_are_made_room_for(tiny_llama, tmp_path):
+    tiny_llama.save_pretrained(tmp_path / "base")
+    larger = copy.deepcopy(tiny_llama)
+    larger.resize_token_embeddings(101)
+    model = adapted(larger, modules_to_save=["embed_tokens", "lm_head"])
+    model.save_pretrained(tmp_path / "adapter")
+    again = load_adapted(LlamaForCausalLM.from_pretrained(tmp_path / "base"), tmp_path / "adapter")
+    ids = torch.tensor([[5, 99, 100]])
+    with torch.no_grad():
+        torch.testing.assert_close(again(input_ids=ids).logits, model.eval()(input_ids=ids).logits)
+
+
 def test_a_full_directory_is_refused(saved, tmp_path):
     (tmp_path / "mine").write_text("mine")
     with pytest.raises(ValueError, match="is not empty"):
@@ -175,6 +278,24 @@ def test_the_model_is_left_as_it_was(saved, tmp_path):
     ids = rows(1, 3)[0].inputs["input_ids"]
     assert list(model.peft_config) == ["default"]
     assert torch.equal(model(input_ids=ids).logits, fresh(input_ids=ids).logits)
+
+
+@pytest.mark.works("Seeing and exporting", "`alphalora export` on a 4-bit base (nf4)")
+def test_on_a_4_bit_base(saved, tmp_path):
+    def base():
+        return load_base(str(saved / "base"), load_in_4bit=True)
+
+    model = load_adapted(base(), saved / "adapter")
+    found = export_adapter(
+        model, saved / "adapter", tmp_path / "lora", calibration=rows(8, 1), held_out=rows(4, 2)
+    )
+    lora = PeftModel.from_pretrained(base(), tmp_path / "lora").eval()
+    with torch.no_grad():
+        p, q = (
+            torch.cat([log_probabilities(one, sample) for sample in rows(4, 2)])
+            for one in (model, lora)
+        )
+    assert found.price.kl == pytest.approx(float((p.exp() * (p - q)).sum() / len(p)), rel=1e-3)
 
 
 def test_modules_trained_in_full_go_with_it(tiny_llama, tmp_path):

@@ -52,6 +52,15 @@ def test_it_is_added_once_and_everything_else_stays(planned, tmp_path):
     assert card.read_text().rstrip().endswith("A note by hand.")
 
 
+def test_an_end_that_was_taken_out_by_hand_costs_no_text(planned, tmp_path):
+    card = tmp_path / "README.md"
+    card.write_text("# Mine\n")
+    add_section(tmp_path, config(planned))
+    card.write_text(card.read_text().replace("<!-- /axolotl-alphalora -->", "A note by hand."))
+    add_section(tmp_path, config(planned))
+    assert "A note by hand." in card.read_text()
+
+
 def test_without_a_card_there_is_none(planned, tmp_path):
     add_section(tmp_path, config(planned))
     assert not (tmp_path / "README.md").exists()

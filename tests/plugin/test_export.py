@@ -45,6 +45,19 @@ def test_the_run_s_own_rows_calibrate_and_measure(host, exported):
     assert record["price"]["kl"] < 0.1
 
 
+@pytest.mark.works("Seeing and exporting", "`axolotl alphalora inspect DIR --data CONFIG.yml`")
+def test_the_routers_are_watched_on_the_run_s_own_rows(host, trained):
+    argv = ["alphalora", "inspect", "out", "--data", "config.yml", "--json", "--samples", "8"]
+    run = host.command(trained.folder, *argv)
+    assert run.code == 0, run.log[-4000:]
+    found = json.loads(run.log[run.log.index("\n{\n") :])
+    assert found["data"]["rows"] == {str(host.workspace / "data.jsonl"): 8}
+    assert found["routing"]["routers"] == 14
+    for module in found["modules"]:
+        assert module["usage"]["all"]["tokens"] == found["data"]["tokens"]
+        assert sum(module["usage"]["all"]["token_share"]) == pytest.approx(1)
+
+
 @pytest.mark.works("Seeing and exporting", "Axolotl's `merge-lora` of the exported LoRA")
 @pytest.mark.parametrize("method", ["memory_efficient", "legacy"])
 def test_the_host_merges_the_export(host, exported, tmp_path, method):

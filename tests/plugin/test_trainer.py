@@ -5,7 +5,8 @@ import torch
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from axolotl_alphalora.adapter import find_balancer, find_routers
-from axolotl_alphalora.adapter.usage import UsageMeter, summarise
+from axolotl_alphalora.adapter.usage import RouterUsage, UsageMeter, summarise
+from axolotl_alphalora.plugin.collapse import CollapseWatch
 from axolotl_alphalora.plugin.trainer import AlphaLoraCallback
 from balancing import (
     CatchGradients,
@@ -38,10 +39,7 @@ def trainer_for(cls, model, rows, tmp_path, accumulation, callback=None, **optio
             per_device_train_batch_size=len(rows) // accumulation,
             gradient_accumulation_steps=accumulation,
             use_cpu=True,
-            report_to="none",
-            max_grad_norm=0.0,
-            logging_steps=1,
-            **options,
+            **{"report_to": "none", "max_grad_norm": 0.0, "logging_steps": 1} | options,
         ),
         train_dataset=Rows(rows),
         eval_dataset=Rows(rows[:2]),
@@ -183,6 +181,21 @@ def test_trackers_get_each_block_now_and_then_and_the_console_never(tiny_llama, 
     assert key not in capsys.readouterr().out
 
 
+def test_tensorboard_gets_the_model_s_and_the_blocks_numbers(tiny_llama, tmp_path, monkeypatch):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    monkeypatch.setenv("TENSORBOARD_LOGGING_DIR", str(tmp_path / "board"))
+    settings = {"max_steps": 1, "report_to": "tensorboard"}
+    trainer = trainer_for(Trainer, adapted(tiny_llama), uneven_rows(), tmp_path, 2, **settings)
+    trainer.train()
+    (file,) = (tmp_path / "board").rglob("events.out.tfevents.*")
+    events = EventAccumulator(str(file))
+    events.Reload()
+    names = set(events.Tags()["scalars"])
+    assert {f"train/alphalora/{name}" for name in STATISTICS} <= names
+    assert {f"train/alphalora/model.layers.1/{name}" for name in STATISTICS} <= names
+
+
 def test_a_collapsed_router_is_reported_once_with_what_to_change(tiny_llama, tmp_path, caplog):
     model = adapted(tiny_llama)
     name = "model.layers.1.self_attn.v_proj"
@@ -208,6 +221,17 @@ def test_a_collapsed_router_is_reported_once_with_what_to_change(tiny_llama, tmp
     assert "1 of 12 routers" in said and "for 3 steps" in said
     assert f"{name}, where expert 2 of 3 has 100 %" in said
     assert "`alphalora.aux_loss_coef` (now 0.3; try 3)" in said
+
+
+def test_steps_before_a_resume_do_not_count_as_collapsed(caplog):
+    watch = CollapseWatch(0.001)
+    usage = {"model.layers.0.q.default": RouterUsage(9, 2, (0.5, 0.5), (0.99, 0.01), 0.1, 0.99)}
+    watch.start(1000)
+    with caplog.at_level("WARNING"):
+        watch.see(usage, 1010)
+        assert "gates to one expert" not in caplog.text
+        watch.see(usage, 1050)
+        assert "for 50 steps" in caplog.text
 
 
 def test_routers_that_work_are_not_reported(tiny_llama, tmp_path, caplog):
