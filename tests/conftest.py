@@ -55,6 +55,17 @@ def batch() -> dict[str, torch.Tensor]:
     return {"input_ids": ids, "attention_mask": mask, "labels": labels}
 
 
+def pytest_collection_modifyitems(items):
+    """Files that start the host or several processes come first: the last ones decide the time."""
+    slow = ("quickstart", "scale", "plugin")
+
+    def place(item):
+        folder = item.path.parent.name
+        return slow.index(folder) if folder in slow else len(slow)
+
+    items.sort(key=place)
+
+
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item, call):
     """What the README's support table says was tried must really run."""
