@@ -64,6 +64,68 @@ def spread(values: Sequence[float], digits: int = 2) -> str:
     return f"{median(values):.{digits}f} ({low:.{digits}f} to {high:.{digits}f})"
 
 
+SHAPES: dict[str, tuple[int, int, int, int, int, int]] = {
+    "tiny": (64, 128, 2, 4, 2, 32000),
+    "135m": (576, 1536, 30, 9, 3, 49152),
+    "1b": (2048, 8192, 16, 32, 8, 32000),
+    "7b": (4096, 11008, 32, 32, 32, 32000),
+    "8b": (4096, 14336, 32, 32, 8, 128256),
+}
+"""Hidden, intermediate, blocks, heads, key-value heads and vocabulary of Llamas."""
+
+DTYPES = ("fp32", "bf16")
+
+
+def load_shape(model: str, dtype: str, device: str, nf4: bool = False) -> Any:
+    """Load a base model, frozen: a directory, a hub id, or a shape with random weights.
+
+    Args:
+        model: Which; a key of `SHAPES`, or where to load it from.
+        dtype: One of `DTYPES`.
+        device: Where to.
+        nf4: Whether to quantise it to 4 bits; a shape is then saved and loaded again.
+    """
+    import tempfile
+
+    import torch
+    from transformers import (
+        AutoModelForCausalLM,
+        BitsAndBytesConfig,
+        LlamaConfig,
+        LlamaForCausalLM,
+    )
+
+    kind = {"fp32": torch.float32, "bf16": torch.bfloat16}[dtype]
+    options: dict[str, Any] = {"dtype": kind, "device_map": {"": device}}
+    if nf4:
+        options["quantization_config"] = BitsAndBytesConfig(
+            load_in_4bit=True,
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_use_double_quant=True,
+            bnb_4bit_compute_dtype=kind,
+        )
+    with tempfile.TemporaryDirectory() as folder:
+        source = model
+        if model in SHAPES:
+            hidden, intermediate, blocks, heads, kv_heads, vocabulary = SHAPES[model]
+            config = LlamaConfig(
+                vocab_size=vocabulary,
+                hidden_size=hidden,
+                intermediate_size=intermediate,
+                num_hidden_layers=blocks,
+                num_attention_heads=heads,
+                num_key_value_heads=kv_heads,
+                dtype=kind,
+            )
+            with torch.device(device):
+                made = LlamaForCausalLM(config).to(kind)
+            if not nf4:
+                return made.requires_grad_(False)
+            made.save_pretrained(source := folder)
+            del made
+        return AutoModelForCausalLM.from_pretrained(source, **options).requires_grad_(False)
+
+
 def smollm2() -> str:
     """The directory of SmolLM2-135M-Instruct, converted from its wheel the first time."""
     from rich.console import Console

@@ -8,60 +8,23 @@ Every repeat reads the same prompt with each of them, then feeds one token at a 
 key-value cache, a step of each in turn, so that a busy spell of the machine falls on all. A repeat
 counts with its median step and with the median of its steps' ratios; shown are the median and the
 range over repeats. ``--model`` takes a directory, a hub id, or a shape with random weights (tiny,
-135m, 1b). Needs neither Axolotl nor a hub.
+135m, 1b, 7b, 8b). Needs neither Axolotl nor a hub.
 """
 
 from __future__ import annotations
 
 import argparse
 import copy
-import tempfile
 import time
 from statistics import median
 from typing import Any
 
 import torch
 from peft import LoraConfig, PeftConfig, get_peft_model
-from transformers import AutoModelForCausalLM, BitsAndBytesConfig, LlamaConfig, LlamaForCausalLM
 
 from axolotl_alphalora.adapter import AlphaLoraConfig
 
-from .common import machine, spread
-
-SHAPES: dict[str, tuple[int, int, int, int, int]] = {
-    "tiny": (64, 128, 2, 4, 2),
-    "135m": (576, 1536, 30, 9, 3),
-    "1b": (2048, 8192, 16, 32, 8),
-}
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
-
-
-def base_model(options: argparse.Namespace) -> Any:
-    """The base model, frozen, on its device; a shape is saved with random weights first."""
-    dtype = DTYPES[options.dtype]
-    bits = BitsAndBytesConfig(
-        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=dtype
-    )
-    with tempfile.TemporaryDirectory() as folder:
-        source = options.model
-        if source in SHAPES:
-            hidden, intermediate, layers, heads, kv_heads = SHAPES[source]
-            config = LlamaConfig(
-                vocab_size=32000,
-                hidden_size=hidden,
-                intermediate_size=intermediate,
-                num_hidden_layers=layers,
-                num_attention_heads=heads,
-                num_key_value_heads=kv_heads,
-            )
-            LlamaForCausalLM(config).to(dtype).save_pretrained(source := folder)
-        model = AutoModelForCausalLM.from_pretrained(
-            source,
-            dtype=dtype,
-            device_map={"": options.device},
-            quantization_config=bits if options.nf4 else None,
-        )
-    return model.requires_grad_(False).eval()
+from .common import DTYPES, load_shape, machine, spread
 
 
 def variants(base: Any, options: argparse.Namespace) -> dict[str, Any]:
@@ -152,7 +115,8 @@ def main() -> None:
     options.dtype = options.dtype or ("fp32" if options.device == "cpu" else "bf16")
     print(machine(("torch", "transformers", "peft", "bitsandbytes")))
     torch.manual_seed(0)
-    models = variants(base_model(options), options)
+    base = load_shape(options.model, options.dtype, options.device, options.nf4)
+    models = variants(base.eval(), options)
     sizes = {
         name: sum(p.numel() for p in model.parameters() if p.requires_grad)
         for name, model in models.items()
