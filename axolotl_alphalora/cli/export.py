@@ -86,7 +86,7 @@ def export(
     `alphalora_export.json`.
 
     With a YAML, the rows are those of the run: training rows to calibrate on, validation rows
-    (`val_set_size`) to measure the price on.
+    (`val_set_size`, `test_datasets`) to measure the price on.
     """
     from rich.console import Console
 

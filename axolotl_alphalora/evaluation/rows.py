@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from jinja2 import TemplateError
 
-from ..quickstart.prompt import IGNORED, encode
+from ..prompt import IGNORED, encode
 from ..sensitivity.samples import Sample, share_out
 
 __all__ = ["read_rows"]

@@ -59,16 +59,17 @@ def load_splits(cfg: Any, tokenizer: Any) -> tuple[Dataset, Dataset | None]:
     from axolotl.utils.data.lock import FileLockLoader
     from axolotl.utils.data.sft import _load_and_prepare_datasets
 
+    def splits() -> tuple[Dataset, Dataset | None]:
+        train, validation, _ = _load_and_prepare_datasets(tokenizer, cfg)
+        if cfg.test_datasets:
+            _, validation, _ = _load_and_prepare_datasets(tokenizer, cfg, split="test")
+        return train, validation
+
     loader = FileLockLoader(cfg)
     try:
-        train, validation, _ = loader.load(lambda: _load_and_prepare_datasets(tokenizer, cfg))
-        if cfg.test_datasets:
-            _, validation, _ = loader.load(
-                lambda: _load_and_prepare_datasets(tokenizer, cfg, split="test")
-            )
+        return loader.load(splits)
     finally:
         loader.cleanup()
-    return train, validation
 
 
 def row_key(input_ids: Sequence[int], labels: Sequence[int]) -> bytes:

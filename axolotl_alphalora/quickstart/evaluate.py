@@ -16,8 +16,8 @@ from typing import Any
 
 import click
 
+from axolotl_alphalora.prompt import IGNORED, encode, prompt_text
 from axolotl_alphalora.quickstart.files import write_json
-from axolotl_alphalora.quickstart.prompt import IGNORED, encode, prompt_text
 
 BATCH_ROWS = 8
 ANSWER_TOKENS = 32

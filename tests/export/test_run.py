@@ -3,6 +3,7 @@
 import copy
 import json
 import math
+from functools import partial
 
 import pytest
 import torch
@@ -13,20 +14,9 @@ from transformers import GPT2Config, GPT2LMHeadModel, LlamaForCausalLM
 from axolotl_alphalora.adapter import AlphaLoraConfig
 from axolotl_alphalora.evaluation import load_adapted, load_base
 from axolotl_alphalora.export import export_adapter
-from axolotl_alphalora.sensitivity import Sample
 from balancing import adapted
 from conftest import tiny_llama_config
-
-
-def rows(count, seed):
-    generator = torch.Generator().manual_seed(seed)
-    found = []
-    for _ in range(count):
-        ids = torch.randint(1, 97, (1, 20), generator=generator)
-        labels = ids.clone()
-        labels[:, :6] = -100
-        found.append(Sample("data", {"input_ids": ids, "labels": labels}))
-    return found
+from exporting import check_price, divergence, log_probabilities, rows
 
 
 @pytest.fixture(scope="module")
@@ -62,11 +52,6 @@ def exported(saved, output, **options):
         **options,
     )
     return model, found
-
-
-def log_probabilities(model, sample):
-    logits = model(input_ids=sample.inputs["input_ids"]).logits[0, :-1].double()
-    return torch.log_softmax(logits, -1)[sample.inputs["labels"][0, 1:] != -100]
 
 
 @pytest.mark.works(
@@ -220,7 +205,9 @@ VARIANTS = {
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_the_price_is_right_for_every_routing(tiny_llama, tmp_path, variant):
     model = adapted(tiny_llama, **VARIANTS[variant])
-    check_price(model, lambda: copy.deepcopy(tiny_llama), tmp_path)
+    model.save_pretrained(tmp_path / "adapter")
+    base = partial(copy.deepcopy, tiny_llama)
+    check_price(model.eval(), base, tmp_path / "adapter", tmp_path / "lora")
 
 
 def test_the_price_is_right_for_conv1d(tmp_path):
@@ -229,22 +216,9 @@ def test_the_price_is_right_for_conv1d(tmp_path):
     base = GPT2LMHeadModel(config)
     settings = AlphaLoraConfig(num_experts=3, target_modules=["c_attn", "c_fc"], init_weights=False)
     model = get_peft_model(copy.deepcopy(base), settings)
-    check_price(model, lambda: copy.deepcopy(base), tmp_path)
-
-
-def check_price(model, base, tmp_path):
     model.save_pretrained(tmp_path / "adapter")
-    model.eval()
-    found = export_adapter(
-        model, tmp_path / "adapter", tmp_path / "lora", calibration=rows(6, 1), held_out=rows(3, 2)
-    )
-    lora = PeftModel.from_pretrained(base(), tmp_path / "lora").eval()
-    with torch.no_grad():
-        p, q = (
-            torch.cat([log_probabilities(one, sample) for sample in rows(3, 2)])
-            for one in (model, lora)
-        )
-    assert found.price.kl == pytest.approx(float((p.exp() * (p - q)).sum() / len(p)), rel=2e-3)
+    fresh = partial(copy.deepcopy, base)
+    check_price(model.eval(), fresh, tmp_path / "adapter", tmp_path / "lora")
 
 
 def test_added_tokens_are_made_room_for(tiny_llama, tmp_path):
@@ -286,16 +260,7 @@ def test_on_a_4_bit_base(saved, tmp_path):
         return load_base(str(saved / "base"), load_in_4bit=True)
 
     model = load_adapted(base(), saved / "adapter")
-    found = export_adapter(
-        model, saved / "adapter", tmp_path / "lora", calibration=rows(8, 1), held_out=rows(4, 2)
-    )
-    lora = PeftModel.from_pretrained(base(), tmp_path / "lora").eval()
-    with torch.no_grad():
-        p, q = (
-            torch.cat([log_probabilities(one, sample) for sample in rows(4, 2)])
-            for one in (model, lora)
-        )
-    assert found.price.kl == pytest.approx(float((p.exp() * (p - q)).sum() / len(p)), rel=1e-3)
+    check_price(model, base, saved / "adapter", tmp_path / "lora")
 
 
 def test_modules_trained_in_full_go_with_it(tiny_llama, tmp_path):
@@ -317,11 +282,7 @@ def test_modules_trained_in_full_go_with_it(tiny_llama, tmp_path):
     )
     lora = AutoPeftModelForCausalLM.from_pretrained(tmp_path / "lora").eval()
     assert torch.equal(lora.base_model.model.lm_head.weight, head.weight)
-    with torch.no_grad():
-        samples = rows(2, 2)
-        p = torch.cat([log_probabilities(model, sample) for sample in samples])
-        q = torch.cat([log_probabilities(lora, sample) for sample in samples])
-    assert found.price.kl == pytest.approx(float((p.exp() * (p - q)).sum() / len(p)), rel=1e-3)
+    assert found.price.kl == pytest.approx(divergence(model, lora, rows(2, 2)), rel=1e-3)
 
 
 @pytest.mark.works(

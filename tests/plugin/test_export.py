@@ -45,6 +45,22 @@ def test_the_run_s_own_rows_calibrate_and_measure(host, exported):
     assert record["price"]["kl"] < 0.1
 
 
+def test_test_datasets_are_the_validation_rows_and_no_lock_stays_behind(host, trained, tmp_path):
+    lines = (host.workspace / "data.jsonl").read_text().splitlines()
+    (tmp_path / "test.jsonl").write_text("\n".join(lines[:3]) + "\n")
+    entry = {"path": "test.jsonl", "ds_type": "json", "type": "alpaca", "split": "train"}
+    own = {"val_set_size": 0, "dataset_prepared_path": "prepared", "test_datasets": [entry]}
+    config = str(host.write(tmp_path, **own))
+    argv = ["alphalora", "export", str(trained.out), "--output", "lora", "--data", config]
+    run = host.command(tmp_path, *argv, "--samples", "8")
+    assert run.code == 0, run.log[-4000:]
+    record = json.loads((tmp_path / "lora" / "alphalora_export.json").read_text())
+    assert record["measured_on"] == "the run's validation rows"
+    assert record["price"]["rows"] == 3
+    left = {path.name for path in (tmp_path / "prepared").iterdir()}
+    assert not left & {"datasets_ready.flag", "process_counter.txt"}
+
+
 @pytest.mark.works("Seeing and exporting", "`axolotl alphalora inspect DIR --data CONFIG.yml`")
 def test_the_routers_are_watched_on_the_run_s_own_rows(host, trained):
     argv = ["alphalora", "inspect", "out", "--data", "config.yml", "--json", "--samples", "8"]

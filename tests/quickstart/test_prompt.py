@@ -5,8 +5,8 @@ from axolotl.utils.data.wrappers import get_dataset_wrapper
 from axolotl.utils.dict import DictDefault
 from datasets import Dataset
 
+from axolotl_alphalora.prompt import encode
 from axolotl_alphalora.quickstart.data import make_rows
-from axolotl_alphalora.quickstart.prompt import encode
 
 from .conftest import tiny_tokenizer
 

@@ -1,0 +1,42 @@
+"""Rows to export on, and how far an export is from its adapter by a separate sum in fp64."""
+
+import pytest
+import torch
+from peft import PeftModel
+
+from axolotl_alphalora.export import export_adapter
+from axolotl_alphalora.sensitivity import Sample
+
+
+def rows(count, seed):
+    generator = torch.Generator().manual_seed(seed)
+    found = []
+    for _ in range(count):
+        ids = torch.randint(1, 97, (1, 20), generator=generator)
+        labels = ids.clone()
+        labels[:, :6] = -100
+        found.append(Sample("data", {"input_ids": ids, "labels": labels}))
+    return found
+
+
+def log_probabilities(model, sample):
+    logits = model(input_ids=sample.inputs["input_ids"]).logits[0, :-1].double()
+    return torch.log_softmax(logits, -1)[sample.inputs["labels"][0, 1:] != -100]
+
+
+def divergence(routed, lora, samples):
+    """KL divergence per labelled token."""
+    with torch.no_grad():
+        p, q = (
+            torch.cat([log_probabilities(model, sample) for sample in samples])
+            for model in (routed, lora)
+        )
+    return float((p.exp() * (p - q)).sum() / len(p))
+
+
+def check_price(model, base, adapter, output):
+    """Export, and compare the price with that of the files on a fresh base."""
+    held_out = rows(4, 2)
+    found = export_adapter(model, adapter, output, calibration=rows(8, 1), held_out=held_out)
+    lora = PeftModel.from_pretrained(base(), output).eval()
+    assert found.price.kl == pytest.approx(divergence(model, lora, held_out), rel=1e-3)
