@@ -164,6 +164,7 @@ class LoadBalancer:
         reduce = _sum_over_ranks if over_ranks and current.phase == "train" else None
         loss = load_balancing_loss(tokens, selected.reshape(-1, num_experts), valid, reduce)
         current.losses[module] = loss.detach() * block_share
+        # Sums of a recomputation would never be read: not worth making.
         if current.phase in self.usage and not current.counted:
             shape = tokens.shape
             current.sums[module] = router_sums(
