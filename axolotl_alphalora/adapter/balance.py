@@ -5,35 +5,28 @@ gates with an identity whose backward also emits the share's gradient (`attach_l
 layer is recomputed under gradient checkpointing, and the share with it, so neither
 checkpointing mode can lose it. How much the model's loss counts in the total that is
 differentiated (gradient accumulation, loss scaling, data parallel averaging) is read from a
-second identity on the loss itself, whose backward runs first (`probe_loss`).
-
-Both meet in a `LoadBalancer`, one for each base model, which is found by a plain key from
-inside opaque operators: a value read from a Python attribute in a backward would be frozen
-by torch.compile.
+second identity on the loss itself, whose backward runs first (`probe_loss`). Both meet in a
+`LossScale`, that of the base model's `LoadBalancer`.
 """
 
 from __future__ import annotations
 
-import itertools
-import weakref
+from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 import torch.distributed as dist
 from torch import nn
-from transformers.utils import ModelOutput
 
 from .batch import micro_batch_weight, padding_mask, token_mask
 from .functional import load_balancing_loss
-from .usage import Reduce, UsageMeter, router_sums
+from .loss_scale import LossScale, probe_output
+from .usage import Reduce, UsageMeter
 
 Phase = Literal["train", "eval"]
 HOOKS = "_alphalora_hooks"
-
-_keys = itertools.count()
-_balancers: weakref.WeakValueDictionary[int, LoadBalancer] = weakref.WeakValueDictionary()
 
 
 @dataclass
@@ -59,6 +52,35 @@ class _Meter:
         return None if weight == 0.0 else total / weight
 
 
+class BalanceTerm(NamedTuple):
+    """A router's load-balancing loss as a part of the total that is differentiated.
+
+    Attributes:
+        weight: Share of this micro-batch in the step: 0-d tensor, or 1.
+        coefficient: Factor on the loss; 0 where it is not to be differentiated.
+        key: The `LossScale` to ask for d(total) / d(model's loss).
+        over_ranks: Whether the experts' shares are those over all processes.
+    """
+
+    weight: torch.Tensor | float = 1.0
+    coefficient: float = 0.0
+    key: int = -1
+    over_ranks: bool = False
+
+    def slots(self, sums: torch.Tensor, number: int) -> torch.Tensor:
+        """The selected slots of each of N experts that the loss counts: [N]."""
+        slots = sums[:number]
+        return _sum_over_ranks(slots) if self.over_ranks else slots
+
+
+class _Decision(NamedTuple):
+    """What one router decided in a pass; see `LoadBalancer.record`."""
+
+    sums: torch.Tensor
+    slots: torch.Tensor
+    block_share: float
+
+
 @dataclass
 class _Pass:
     """What the routers need to know of the forward pass they are in."""
@@ -66,8 +88,7 @@ class _Pass:
     phase: Phase | None = None
     valid: torch.Tensor | None = None
     weight: torch.Tensor | float = 1.0
-    losses: dict[str, torch.Tensor] = field(default_factory=dict)
-    sums: dict[str, torch.Tensor] = field(default_factory=dict)
+    decisions: dict[str, _Decision] = field(default_factory=dict)
     counted: bool = False
 
 
@@ -81,27 +102,25 @@ class LoadBalancer:
     before the first one's backward is not supported under gradient checkpointing.
 
     Attributes:
-        default_scale: d(total) / d(loss) where the model does not compute the loss itself, as
-            in reinforcement learning: 1 / accumulation steps, set by the trainer's callback.
+        scale: d(total) / d(loss). Its default holds where the model does not compute the loss
+            itself, as in reinforcement learning: 1 / accumulation steps, set by the trainer's
+            callback.
         evaluating: Whether a trainer's evaluation runs, so that passes without labels count too.
         usage: What the routers decide in each phase, where somebody has put a meter to read it.
     """
 
     def __init__(self, default_scale: float = 1.0) -> None:
-        self.default_scale = default_scale
+        self.scale = LossScale(default_scale)
         self.evaluating = False
         self.usage: dict[Phase, UsageMeter] = {}
-        self.recorded_scale: torch.Tensor | None = None
-        self.key = next(_keys)
         self._pass = _Pass()
         self._training_pass = self._pass
-        self._last: dict[str, torch.Tensor] = {}
+        self._last: dict[str, _Decision] = {}
         self._meters: dict[Phase, _Meter] = {"train": _Meter(), "eval": _Meter()}
-        _balancers[self.key] = self
 
     def __reduce__(self) -> tuple[type[LoadBalancer], tuple[float]]:
         """Copy and pickle as a fresh balancer: the key must stay unique, the rest is transient."""
-        return LoadBalancer, (self.default_scale,)
+        return LoadBalancer, (self.scale.default,)
 
     def install(self, model: nn.Module) -> None:
         """Put the two hooks on the base model, unless they are there.
@@ -109,12 +128,12 @@ class LoadBalancer:
         Their handles are kept with the model, so that they are copied with it. Those of a balancer
         whose layers another tuner has unloaded are taken off.
         """
-        if model.__dict__.get(HOOKS, (None,))[0] == self.key:
+        if model.__dict__.get(HOOKS, (None,))[0] == self.scale.key:
             return
         self.remove(model)
         before = model.register_forward_pre_hook(self._before_forward, with_kwargs=True)
         after = model.register_forward_hook(self._after_forward, with_kwargs=True, always_call=True)
-        setattr(model, HOOKS, (self.key, before, after))
+        setattr(model, HOOKS, (self.scale.key, before, after))
 
     @staticmethod
     def remove(model: nn.Module) -> None:
@@ -124,55 +143,46 @@ class LoadBalancer:
 
     @property
     def observing(self) -> bool:
-        """Whether this pass is one of training or evaluation, so that `observe` is to be called."""
+        """Whether this pass is one of training or evaluation, so that `record` is to be called."""
         return self._pass.phase is not None
 
-    def observe(
-        self,
-        module: str,
-        gates: torch.Tensor,
-        probabilities: torch.Tensor,
-        selected: torch.Tensor,
-        *,
-        block_share: float,
-        coefficient: float,
-        over_ranks: bool = False,
-    ) -> torch.Tensor:
-        """Account for one router's decisions and attach its load-balancing loss to the gates.
+    def valid(self, shape: torch.Size) -> torch.Tensor | None:
+        """Which tokens of a layer's input of that shape (without features) are real: [T], or None.
+
+        None where all are.
+        """
+        return token_mask(self._pass.valid, shape)
+
+    def term(self, coefficient: float, over_ranks: bool = False) -> BalanceTerm:
+        """How a router's load-balancing loss takes part in this pass.
+
+        Args:
+            coefficient: `aux_loss_coef` times 1 / number of routers in the router's block.
+            over_ranks: Whether each expert's share of the tokens is that over all processes of a
+                distributed training run; its mean probability stays that of this process, whose
+                gradient the run averages.
+        """
+        training = self._pass.phase == "train"
+        return BalanceTerm(
+            self._pass.weight, coefficient if training else 0.0, self.scale.key, over_ranks and training
+        )
+
+    def record(
+        self, module: str, sums: torch.Tensor, slots: torch.Tensor, block_share: float
+    ) -> None:
+        """Keep one router's decisions until the end of the forward pass.
 
         Only in a pass that is `observing`.
 
         Args:
-            module: Name under which the value is kept until the end of the forward pass.
-            gates: [..., N] fp32.
-            probabilities: [..., N] fp32.
-            selected: [..., N], 1 for the chosen experts.
+            module: Name of the router.
+            sums: [3N + 3], as `router_sums` returns them.
+            slots: [N], the selected slots that its load-balancing loss counts.
             block_share: 1 / number of routers in this router's block.
-            coefficient: `aux_loss_coef`; 0 attaches nothing.
-            over_ranks: Whether each expert's share of the tokens is that over all processes of a
-                distributed training run; its mean probability stays that of this process, whose
-                gradient the run averages.
-
-        Returns:
-            The gates, with the loss attached where a gradient is being recorded in training.
         """
-        current = self._pass
-        attach = coefficient > 0.0 and current.phase == "train" and gates.requires_grad
-        num_experts = gates.shape[-1]
-        tokens = probabilities.reshape(-1, num_experts)
-        valid = token_mask(current.valid, probabilities.shape[:-1])
-        reduce = _sum_over_ranks if over_ranks and current.phase == "train" else None
-        loss = load_balancing_loss(tokens, selected.reshape(-1, num_experts), valid, reduce)
-        current.losses[module] = loss.detach() * block_share
-        # Sums of a recomputation would never be read: not worth making.
-        if current.phase in self.usage and not current.counted:
-            shape = tokens.shape
-            current.sums[module] = router_sums(
-                gates.reshape(shape), tokens, selected.reshape(shape), valid
-            )
-        if not attach:
-            return gates
-        return attach_loss(gates, loss, current.weight, coefficient * block_share, self.key)
+        # Those of a recomputation would never be read.
+        if not self._pass.counted:
+            self._pass.decisions[module] = _Decision(sums.detach(), slots.detach(), block_share)
 
     def pop(self, phase: Phase, reduce: Reduce | None = None) -> float | None:
         """Mean load-balancing loss (sum over blocks, before the coefficient) since the last call.
@@ -190,8 +200,8 @@ class LoadBalancer:
 
         Reading it waits for the device; worth it where `pop` gave NaN.
         """
-        losses, self._last = self._last, {}
-        return [name for name, loss in losses.items() if not bool(loss.isfinite())]
+        decisions, self._last = self._last, {}
+        return [name for name, made in decisions.items() if not bool(made.sums.isfinite().all())]
 
     def _before_forward(
         self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -202,7 +212,7 @@ class LoadBalancer:
             self._pass.phase = "train"
             self._pass.weight = micro_batch_weight(model, labels, kwargs)
             self._training_pass = self._pass
-            self.recorded_scale = None
+            self.scale.recorded = None
         elif not model.training and (labels is not None or self._counts_without_labels(kwargs)):
             self._pass.phase = "eval"
         if self.observing:
@@ -218,19 +228,16 @@ class LoadBalancer:
         current = self._pass
         # The layers of the last training pass may still be recomputed in its backward.
         self._pass = self._training_pass
-        if current.phase is not None and current.losses:
-            values = list(current.losses.values())
-            total = torch.stack([value.to(values[0].device) for value in values]).sum()
-            self._meters[current.phase].add(total, current.weight)
-            # Recomputation in the backward pass fills the pass's own dictionary again.
-            self._last, current.losses = current.losses, {}
-            if current.sums:
-                self.usage[current.phase].add(current.sums)
-                current.sums = {}
+        if current.phase is not None and current.decisions:
+            self._meters[current.phase].add(_total_loss(current.decisions), current.weight)
+            if current.phase in self.usage:
+                sums = {name: made.sums for name, made in current.decisions.items()}
+                self.usage[current.phase].add(sums)
+            self._last, current.decisions = current.decisions, {}
             current.counted = True
         if current.phase != "train" or kwargs.get("labels") is None:
             return output
-        return _probe_output(output, self.key)
+        return probe_output(output, self.scale.key)
 
 
 def _sum_over_ranks(share: torch.Tensor) -> torch.Tensor:
@@ -240,89 +247,16 @@ def _sum_over_ranks(share: torch.Tensor) -> torch.Tensor:
     return share
 
 
-def attach_loss(
-    gates: torch.Tensor,
-    loss: torch.Tensor,
-    weight: torch.Tensor | float,
-    coefficient: float,
-    key: int,
-) -> torch.Tensor:
-    """Return the gates unchanged; their backward also differentiates the loss.
-
-    Args:
-        gates: [..., N] fp32.
-        loss: 0-d fp32, a function of the same router's logits.
-        weight: Share of this micro-batch in the step: 0-d tensor, or 1.
-        coefficient: Factor on the loss.
-        key: The `LoadBalancer` to ask for d(total) / d(model's loss).
-    """
-    if not isinstance(weight, torch.Tensor):
-        weight = loss.new_tensor(weight)
-    return _AttachLoss.apply(gates, loss, weight.to(loss.device) * coefficient, key)
-
-
-def probe_loss(loss: torch.Tensor, key: int) -> torch.Tensor:
-    """Return a copy of the loss whose backward records d(total) / d(loss) for `key`."""
-    return _ProbeLoss.apply(loss, key)
-
-
-class _AttachLoss(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, gates, loss, weight, key):
-        ctx.save_for_backward(weight)
-        ctx.key = key
-        return gates.view_as(gates)
-
-    @staticmethod
-    def backward(ctx, grad):
-        (weight,) = ctx.saved_tensors
-        return grad, weight * _read_loss_scale(grad, ctx.key), None, None
-
-
-class _ProbeLoss(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, loss, key):
-        ctx.key = key
-        # The HF Trainer multiplies the loss it gets in place.
-        return loss.clone()
-
-    @staticmethod
-    def backward(ctx, grad):
-        return _record_loss_scale(grad, ctx.key), None
-
-
-@torch.library.custom_op("alphalora::record_loss_scale", mutates_args=())
-def _record_loss_scale(grad: torch.Tensor, key: int) -> torch.Tensor:
-    _balancers[key].recorded_scale = grad.detach().float().clone()
-    return grad.clone()
-
-
-@_record_loss_scale.register_fake
-def _(grad: torch.Tensor, key: int) -> torch.Tensor:
-    return torch.empty_like(grad)
-
-
-@torch.library.custom_op("alphalora::read_loss_scale", mutates_args=())
-def _read_loss_scale(grad: torch.Tensor, key: int) -> torch.Tensor:
-    balancer = _balancers[key]
-    if balancer.recorded_scale is None:
-        return grad.new_full((), balancer.default_scale)
-    return balancer.recorded_scale.to(device=grad.device, dtype=grad.dtype, copy=True)
-
-
-@_read_loss_scale.register_fake
-def _(grad: torch.Tensor, key: int) -> torch.Tensor:
-    return grad.new_empty(())
-
-
-def _probe_output(output: Any, key: int) -> Any:
-    """Put the probe on the loss of a model's output: a ModelOutput, or a tuple led by it."""
-    if isinstance(output, ModelOutput):
-        loss = output.get("loss")
-        if loss is not None and loss.requires_grad:
-            output["loss"] = probe_loss(loss, key)
-    elif isinstance(output, tuple):
-        loss = output[0]
-        if isinstance(loss, torch.Tensor) and loss.ndim == 0 and loss.requires_grad:
-            return (probe_loss(loss, key), *output[1:])
-    return output
+def _total_loss(decisions: Mapping[str, _Decision]) -> torch.Tensor:
+    """Load-balancing loss of a pass, the sum over blocks of their routers' mean."""
+    alike: dict[tuple[int, float, torch.device], list[_Decision]] = defaultdict(list)
+    for made in decisions.values():
+        alike[len(made.slots), made.block_share, made.sums.device].append(made)
+    totals = [
+        block_share
+        * load_balancing_loss(
+            torch.stack([made.sums for made in group]), torch.stack([made.slots for made in group])
+        ).sum()
+        for (_, block_share, _), group in alike.items()
+    ]
+    return torch.stack([total.to(totals[0].device) for total in totals]).sum()

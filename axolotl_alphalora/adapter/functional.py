@@ -7,8 +7,6 @@ no loop: ``A`` is [N*r, in], ``B`` is [out, N*r], the router is [N, in].
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 import torch.nn.functional as F
 
@@ -41,7 +39,7 @@ def route(logits: torch.Tensor, top_k: int) -> tuple[torch.Tensor, torch.Tensor,
     return gates, probabilities, selected
 
 
-def gate(logits: torch.Tensor, top_k: int) -> torch.Tensor:
+def gate(logits: torch.Tensor, top_k: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
     """The gates of `route` alone, in fewer operations: a decode step is made of small ones.
 
     A renormalised softmax is that of the chosen logits.
@@ -49,18 +47,19 @@ def gate(logits: torch.Tensor, top_k: int) -> torch.Tensor:
     Args:
         logits: [..., N], any floating dtype.
         top_k: Experts per token, from 1 to N.
+        dtype: Of the result; the softmax itself is computed in fp32.
 
     Returns:
-        [..., N] in fp32.
+        [..., N] in ``dtype``.
     """
     if top_k == logits.shape[-1]:
-        return F.softmax(logits, dim=-1, dtype=torch.float32)
-    largest, chosen = logits.topk(top_k, dim=-1, sorted=False)
+        return cast(logits.softmax(-1, torch.float32), dtype)
+    kept, chosen = logits.topk(top_k, -1, sorted=False)
     if top_k == 1:
-        kept = F.softmax(logits, dim=-1, dtype=torch.float32).gather(-1, chosen)
+        kept = logits.softmax(-1, torch.float32).gather(-1, chosen)
     else:
-        kept = largest.softmax(-1, torch.float32)
-    return torch.zeros_like(logits, dtype=torch.float32).scatter_(-1, chosen, kept)
+        kept = kept.softmax(-1, torch.float32)
+    return torch.zeros_like(logits, dtype=dtype).scatter_(-1, chosen, cast(kept, dtype))
 
 
 def cast(x: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
@@ -82,47 +81,40 @@ def mix_experts(
     Returns:
         [..., out], in the dtype of ``x``.
     """
-    hidden = F.linear(x, a)  # [..., N*r]
-    if gates is not None:
-        weights = cast(gates, hidden.dtype).unsqueeze(-1)  # [..., N, 1]
-        experts = hidden.view(*gates.shape, a.shape[0] // gates.shape[-1])  # [..., N, r]
-        if torch.is_grad_enabled():
-            hidden = (experts * weights).flatten(-2)
-        else:
-            experts.mul_(weights)
-    return F.linear(hidden, b)
+    hidden = F.linear(x, a)
+    return F.linear(hidden if gates is None else weigh(hidden, gates), b)
 
 
-def load_balancing_loss(
-    probabilities: torch.Tensor,
-    selected: torch.Tensor,
-    valid: torch.Tensor | None,
-    reduce: Callable[[torch.Tensor], torch.Tensor] | None = None,
-) -> torch.Tensor:
-    """Load-balancing loss of one router, ``N * sum_e f_e P_e``; 1 at perfect balance.
+def weigh(hidden: torch.Tensor, gates: torch.Tensor) -> torch.Tensor:
+    """``g_e h_e`` for every expert.
+
+    Args:
+        hidden: [..., N*r], the experts' hidden states.
+        gates: [..., N].
+
+    Returns:
+        [..., N*r], in the dtype of ``hidden``.
+    """
+    experts = hidden.unflatten(-1, (gates.shape[-1], -1))  # [..., N, r]
+    return (experts * cast(gates, hidden.dtype).unsqueeze(-1)).flatten(-2)
+
+
+def load_balancing_loss(sums: torch.Tensor, slots: torch.Tensor) -> torch.Tensor:
+    """Load-balancing loss of a router, ``N * sum_e f_e P_e``; 1 at perfect balance.
 
     ``f_e`` is expert e's share of all selected slots (no gradient), ``P_e`` its mean
     probability, both over the valid tokens (Switch Transformer, arXiv 2101.03961, equation 4,
     with k slots per token).
 
     Args:
-        probabilities: [T, N], fp32, the full softmax.
-        selected: [T, N], 1 for the chosen experts, else 0.
-        valid: [T], 1 for real tokens and 0 for padding, or None when all are real.
-        reduce: Sums the selected slots, [N], with those of other processes (global-batch
-            balancing, arXiv 2501.11873); None counts these tokens alone.
+        sums: [..., 3N + 3], as `router_sums` returns them.
+        slots: [..., N], the selected slots of each expert: those in ``sums``, or their sum over
+            processes (global-batch balancing, arXiv 2501.11873).
 
     Returns:
-        A scalar in fp32.
+        [...] in fp32.
     """
-    if valid is None:
-        share = selected.sum(0)
-        mean = probabilities.sum(0) / max(probabilities.shape[0], 1)
-    else:
-        weight = valid.to(probabilities).unsqueeze(-1)
-        share = (selected * weight).sum(0)
-        mean = (probabilities * weight).sum(0) / weight.sum().clamp_min(1.0)
-    if reduce is not None:
-        share = reduce(share)
-    share = share / share.sum().clamp_min(1.0)
-    return probabilities.shape[-1] * (share.detach() * mean).sum()
+    number = slots.shape[-1]
+    share = slots.detach() / slots.detach().sum(-1, keepdim=True).clamp_min(1.0)
+    probabilities = sums[..., 2 * number : 3 * number]
+    return number * (share * probabilities).sum(-1) / sums[..., -1].detach().clamp_min(1.0)

@@ -11,9 +11,21 @@ from peft.tuners.tuners_utils import BaseTunerLayer, _get_in_out_features
 from peft.utils import quantization_extra_repr, resolve_quantization_backend
 from torch import nn
 
-from .balance import LoadBalancer
+from .balance import BalanceTerm, LoadBalancer
 from .config import AlphaLoraConfig
-from .functional import cast, gate, mix_experts, route
+from .functional import cast, gate, load_balancing_loss, mix_experts, route
+from .fused import add_experts, compute_dtype
+from .loss_scale import attach_loss
+from .paths import fused_paths
+from .usage import router_sums
+
+FUSED_DEVICES = ("cpu", "cuda", "meta")
+FRESH_OUTPUT = (
+    "torch.nn.modules.linear.Linear",
+    "bitsandbytes.nn.modules.Linear4bit",
+    "bitsandbytes.nn.modules.Linear8bitLt",
+)
+"""Base layers whose output nobody else keeps, so that it can be added to in place."""
 
 MERGE_REFUSAL = (
     "An AlphaLoRA adapter cannot be merged into the base weights: its router chooses and weighs "
@@ -161,35 +173,102 @@ class AlphaLoraLayer(nn.Module, BaseTunerLayer):
         if self.disable_adapters:
             return result
         for name in self.active_adapters:
-            scaling = self.scaling.get(name)
-            if scaling is not None:
-                delta = cast(self._delta(name, x), result.dtype)
-                result = torch.add(result, delta, alpha=scaling)
+            if name in self.alphalora_A:
+                result = self._add(name, x, result)
         return result
 
-    def _delta(self, name: str, x: torch.Tensor) -> torch.Tensor:
-        """What one adapter adds to the base layer's output, before its scaling: [..., out]."""
+    def _add(self, name: str, x: torch.Tensor, result: torch.Tensor) -> torch.Tensor:
+        """Add what one adapter computes from x to the base layer's output."""
+        dropout = self.alphalora_dropout[name]
+        p = dropout.p if dropout.training and isinstance(dropout, nn.Dropout) else 0.0
+        if p == 0.0 and not torch.is_grad_enabled() and not self.balancer.observing:
+            return self._infer(name, x, result)
+        if fused_paths().function and x.device.type in FUSED_DEVICES:
+            return self._add_fused(name, x, result, p)
+        return self._add_plain(name, x, result)
+
+    def _add_fused(
+        self, name: str, x: torch.Tensor, result: torch.Tensor, p: float
+    ) -> torch.Tensor:
+        a, balancer = self.alphalora_A[name], self.balancer
+        result, sums, slots = add_experts(
+            result,
+            x,
+            a,
+            self.alphalora_B[name],
+            self.alphalora_router[name] if name in self.alphalora_router else None,
+            top_k=self.top_k[name],
+            scaling=self.scaling[name],
+            dropout=p,
+            valid=balancer.valid(x.shape[:-1]),
+            term=self._balance(name),
+            in_place=self._owns(result) and result.dtype == compute_dtype(x, a),
+        )
+        if sums is not None and balancer.observing:
+            balancer.record(self._router_name(name), sums, slots, self.block_share[name])
+        return result
+
+    def _add_plain(self, name: str, x: torch.Tensor, result: torch.Tensor) -> torch.Tensor:
+        """The same with plain operators and autograd."""
         a = self.alphalora_A[name]
+        x = self._cast_input_dtype(x, a.dtype)
+        gates = None
+        if name in self.alphalora_router:
+            logits = F.linear(x, self.alphalora_router[name])
+            gates, probabilities, selected = route(logits, self.top_k[name])
+            if self.balancer.observing:
+                gates = self._observe(name, gates, probabilities, selected)
+        delta = mix_experts(self.alphalora_dropout[name](x), a, self.alphalora_B[name], gates)
+        return torch.add(result, cast(delta, result.dtype), alpha=self.scaling[name])
+
+    def _observe(self, name: str, gates: torch.Tensor, *decided: torch.Tensor) -> torch.Tensor:
+        """Record a router's decisions; its gates with the load-balancing loss attached."""
+        number, term = gates.shape[-1], self._balance(name)
+        valid = self.balancer.valid(gates.shape[:-1])
+        sums = router_sums(*(t.reshape(-1, number) for t in (gates, *decided)), valid)
+        slots = term.slots(sums, number)
+        self.balancer.record(self._router_name(name), sums, slots, self.block_share[name])
+        if term.coefficient == 0.0 or not gates.requires_grad:
+            return gates
+        return attach_loss(gates, load_balancing_loss(sums, slots), *term[:3])
+
+    def _infer(self, name: str, x: torch.Tensor, result: torch.Tensor) -> torch.Tensor:
+        """The same without gradients, dropout and statistics, in as few steps as it takes.
+
+        A decode step consists of small operations: every one, and every call, counts.
+        """
+        a, b = self.alphalora_A[name], self.alphalora_B[name]
         if x.dtype != a.dtype:
             x = self._cast_input_dtype(x, a.dtype)
-        gates = self._gates(name, x) if self.num_experts[name] > 1 else None
-        dropout = self.alphalora_dropout[name]
-        return mix_experts(dropout(x) if dropout.training else x, a, self.alphalora_B[name], gates)
+        hidden = F.linear(x, a)  # [..., N*r]
+        number = self.num_experts[name]
+        if number > 1:
+            logits = F.linear(x, self.alphalora_router[name])
+            gates = gate(logits, self.top_k[name], hidden.dtype).unsqueeze(-1)
+            hidden.view(*logits.shape, self.r[name]).mul_(gates)
+        delta = F.linear(hidden, b)
+        if delta.dtype != result.dtype:
+            delta = delta.to(result.dtype)
+        return torch.add(result, delta, alpha=self.scaling[name])
 
-    def _gates(self, name: str, x: torch.Tensor) -> torch.Tensor:
-        """Gates of one adapter's experts, [..., N] fp32, with the load-balancing loss attached."""
-        logits = F.linear(x, self.alphalora_router[name])
-        if not self.balancer.observing:
-            return gate(logits, self.top_k[name])
-        gates, probabilities, selected = route(logits, self.top_k[name])
-        return self.balancer.observe(
-            f"{self.module_name}.{name}",
-            gates,
-            probabilities,
-            selected,
-            block_share=self.block_share[name],
-            coefficient=self.aux_loss_coef[name],
-            over_ranks=self.balance_over_ranks[name],
+    def _balance(self, name: str) -> BalanceTerm:
+        coefficient = self.aux_loss_coef[name] * self.block_share[name]
+        return self.balancer.term(coefficient, self.balance_over_ranks[name])
+
+    def _router_name(self, name: str) -> str:
+        return f"{self.module_name}.{name}"
+
+    def _owns(self, result: torch.Tensor) -> bool:
+        """Whether the base layer's output is fresh, and nobody else has seen it."""
+        if torch.compiler.is_compiling():  # which decides for itself
+            return False
+        base = self.base_layer
+        kind = type(base)
+        return (
+            f"{kind.__module__}.{kind.__qualname__}" in FRESH_OUTPUT
+            and not (base._forward_hooks or base._backward_hooks or "forward" in base.__dict__)
+            and result.is_contiguous()
+            and not result._is_view()
         )
 
     def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:

@@ -33,17 +33,17 @@ def router_sums(
         valid: [T], 1 for real tokens and 0 for padding, or None when all are real.
 
     Returns:
-        [2N + 3], fp32: slots of each expert, gates of each expert, entropies in nats, largest
-        gates, tokens.
+        [3N + 3], fp32: slots, gates and probabilities of each expert, entropies in nats, largest
+        gates, tokens. Only the probabilities carry a gradient.
     """
-    gates, probabilities = gates.detach(), probabilities.detach()
-    top, entropies = gates.amax(-1), torch.special.entr(probabilities).sum(-1)
-    columns = torch.cat([selected, gates, torch.stack([entropies, top], -1)], -1)  # [T, 2N + 2]
+    fixed, spread = gates.detach(), probabilities.detach()
+    rest = torch.stack([torch.special.entr(spread).sum(-1), fixed.amax(-1)], -1)
+    columns = torch.cat([selected, fixed, probabilities, rest], -1)  # [T, 3N + 2]
     if valid is None:
-        tokens = columns.new_full((1,), columns.shape[0])
-        return torch.cat([columns.sum(0), tokens])
+        return torch.cat([columns.sum(0), columns.new_full((1,), columns.shape[0])])
     weight = valid.to(columns)
-    return torch.cat([weight @ columns, weight.sum().reshape(1)])
+    # No matrix product: autocast would round its counts to 16 bits.
+    return torch.cat([(columns * weight.unsqueeze(-1)).sum(0), weight.sum().reshape(1)])
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ class RouterUsage:
     def of(cls, sums: list[float], top_k: int) -> RouterUsage:
         """Read the sums of at least one token, as `router_sums` returns them."""
         entropy, top, tokens = sums[-3:]
-        number = (len(sums) - 3) // 2
+        number = (len(sums) - 3) // 3
         slots, gates = sums[:number], sums[number : 2 * number]
         return cls(
             tokens=round(tokens),
@@ -141,7 +141,7 @@ class UsageMeter:
         if not routers:
             return {}
         device = next(iter(sums.values())).device if sums else torch.device("cpu")
-        sizes = [2 * number + 3 for number, _ in routers.values()]
+        sizes = [3 * number + 3 for number, _ in routers.values()]
         parts = [
             sums[name].to(device) if name in sums else torch.zeros(size, device=device)
             for name, size in zip(routers, sizes, strict=True)

@@ -60,7 +60,7 @@ class AlphaLoraCallback(TrainerCallback):
         scaler = self.trainer.accelerator.scaler  # of fp16 training
         loss_scale = 1.0 if scaler is None else scaler.get_scale()
         steps = self.trainer.current_gradient_accumulation_steps
-        self.balancer.default_scale = loss_scale / steps
+        self.balancer.scale.default = loss_scale / steps
 
     def on_train_begin(self, *args: Any, **kwargs: Any) -> None:
         """From here on, what is evaluated is being trained."""

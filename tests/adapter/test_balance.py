@@ -139,8 +139,8 @@ def test_a_loss_computed_outside_counts_with_the_default_scale(tiny_llama, batch
     model = adapted(tiny_llama)
     model.train()
     balancer = find_balancer(model)
-    balancer.recorded_scale = torch.tensor(77.0)
-    balancer.default_scale = 0.25
+    balancer.scale.recorded = torch.tensor(77.0)
+    balancer.scale.default = 0.25
     ids, mask, labels = batch["input_ids"], batch["attention_mask"], batch["labels"]
     logits = model(input_ids=ids, attention_mask=mask).logits
     loss = torch.nn.functional.cross_entropy(
@@ -270,5 +270,5 @@ def test_a_copy_of_the_model_has_a_balancer_of_its_own(tiny_llama, batch):
     twin(**batch).loss.backward()
     assert_same(gradients(twin), reference_gradients(tiny_llama, [batch], [1.0]))
     layers = [m for m in twin.modules() if isinstance(m, AlphaLoraLayer)]
-    assert len({layer.balancer.key for layer in layers}) == 1
+    assert len({layer.balancer.scale.key for layer in layers}) == 1
     assert json.dumps(twin.peft_config["default"].to_dict()["num_experts"])

@@ -1,0 +1,183 @@
+"""A routed mixture of LoRA experts as one autograd function.
+
+The arithmetic is that of `functional`: ``y + s * sum_e g_e B_e A_e dropout(x)``. Autograd would keep
+the dropped-out input, its mask and every tensor of the routing; here the backward pass has the layer's
+input as it came (which layers that share it keep once), the hidden states [T, N*r] with the logits,
+and the gates, and draws the dropout again from its seed. Nothing of the output's size is made but the
+output itself.
+"""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+
+from .balance import BalanceTerm
+from .dropout import keep_mask, kept_share
+from .functional import cast, weigh
+from .gating import gate_backward, gate_forward
+from .loss_scale import read_loss_scale
+
+__all__ = ["add_experts", "compute_dtype"]
+
+
+def compute_dtype(x: torch.Tensor, a: torch.Tensor) -> torch.dtype:
+    """What the products run in: autocast's dtype, or that of the adapter's weights."""
+    return torch.get_autocast_dtype(x.device.type) if _autocasts(x) else a.dtype
+
+
+def add_experts(
+    result: torch.Tensor,
+    x: torch.Tensor,
+    a: torch.Tensor,
+    b: torch.Tensor,
+    router: torch.Tensor | None,
+    *,
+    top_k: int,
+    scaling: float,
+    dropout: float = 0.0,
+    valid: torch.Tensor | None = None,
+    term: BalanceTerm = BalanceTerm(),  # noqa: B008 (immutable)
+    in_place: bool = False,
+) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
+    """Add a mixture's output to that of the base layer; its gradient includes the balance loss.
+
+    Args:
+        result: [..., out], of the base layer.
+        x: [..., in], in any floating dtype.
+        a: [N*r, in], the experts' down projections stacked.
+        b: [out, N*r], their up projections side by side.
+        router: [N, in], or None for a single expert whose gate is exactly 1.
+        top_k: Experts per token, from 1 to N.
+        scaling: Factor on the mixture's output.
+        dropout: Probability to drop an element of the experts' input.
+        valid: [T], 1 for real tokens and 0 for padding, or None when all are real.
+        term: How the load-balancing loss counts; by default not at all.
+        in_place: Whether ``result`` may be overwritten. It must then be contiguous, in
+            `compute_dtype`, and nobody else's.
+
+    Returns:
+        The sum in the dtype of ``result``; and with a router its `router_sums` and the slots that
+        its load-balancing loss counts, else None twice.
+    """
+    return _AddExperts.apply(
+        result, x, a, b, router, valid, *term, top_k, scaling, dropout, in_place
+    )
+
+
+class _AddExperts(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx, result, x, a, b, router, valid, weight, coefficient, key, over_ranks, top_k,
+        scaling, dropout, in_place,
+    ):  # fmt: skip
+        dtype = compute_dtype(x, a)
+        keep = sums = slots = gates = probabilities = None
+        with _plain_dtypes(x):
+            tokens = cast(x.reshape(-1, x.shape[-1]), dtype)
+            down, up = cast(a, dtype), cast(b, dtype)
+            inputs = tokens
+            if dropout > 0.0:
+                scaling = scaling / kept_share(dropout)
+                keep = keep_mask(tokens, dropout)
+                inputs = tokens * keep
+            if router is None:
+                hidden = mixed = inputs @ down.t()
+            else:
+                if keep is None:
+                    both = tokens @ torch.cat([down, cast(router, dtype)]).t()
+                    hidden, logits = both.tensor_split([len(down)], -1)
+                else:
+                    hidden, logits = inputs @ down.t(), tokens @ cast(router, dtype).t()
+                mixed, gates, probabilities, sums = gate_forward(hidden, logits, top_k, valid)
+                term = BalanceTerm(weight, coefficient, key, over_ranks)
+                slots = term.slots(sums, len(router))
+            flat = result.reshape(-1, result.shape[-1])
+            if in_place:
+                flat.addmm_(mixed, up.t(), alpha=scaling)
+                ctx.mark_dirty(result)
+            elif result.dtype == dtype:
+                result = torch.addmm(flat, mixed, up.t(), alpha=scaling).view(result.shape)
+            else:
+                delta = (mixed @ up.t()).view(result.shape)
+                result = cast(torch.add(result, delta, alpha=scaling), result.dtype)
+        if router is not None:
+            ctx.mark_non_differentiable(sums, slots)
+        whole = probabilities is gates
+        ctx.save_for_backward(
+            x, a, b, router, keep, valid, hidden, gates, None if whole else probabilities, sums,
+            slots, weight if isinstance(weight, torch.Tensor) else None,
+        )  # fmt: skip
+        ctx.weight = 1.0 if isinstance(weight, torch.Tensor) else weight
+        ctx.settings = dtype, top_k, scaling, coefficient, key
+        return result, sums, slots
+
+    @staticmethod
+    def backward(ctx, grad, *_):
+        x, a, b, router, keep, valid, hidden, gates, probabilities, sums, slots, weight = (
+            ctx.saved_tensors
+        )
+        dtype, top_k, scaling, coefficient, key = ctx.settings
+        if probabilities is None:
+            probabilities = gates
+        _, need_x, need_a, need_b, need_router, *_ = ctx.needs_input_grad
+        with _plain_dtypes(x):
+            dy = cast(grad.reshape(-1, grad.shape[-1]), dtype)
+            down, up = cast(a, dtype), cast(b, dtype)
+            d_mixed = dy @ up
+            width = len(down)
+            if router is None:
+                mixed, down_grad = hidden, d_mixed.mul_(scaling)
+            else:
+                number = len(router)
+                balance = None
+                if coefficient:
+                    factor = coefficient * ctx.weight * number * read_loss_scale(grad, key)
+                    if weight is not None:
+                        factor = factor * weight
+                    norm = slots.sum().clamp_min(1.0) * sums[-1].clamp_min(1.0)
+                    balance = slots * (factor / norm)
+                mixed = weigh(hidden, gates)
+                down_grad = gate_backward(
+                    d_mixed, hidden, gates, probabilities, top_k, scaling, balance, valid
+                )
+            d_b = cast(mixed.t() @ dy, b.dtype).mul_(scaling).t() if need_b else None
+            d_x = d_a = d_router = None
+            need_down = need_a or need_router
+            tokens = cast(x.reshape(-1, x.shape[-1]), dtype) if need_down or need_x else None
+            if keep is None:
+                weights = down if router is None else torch.cat([down, cast(router, dtype)])
+                if need_down:
+                    d_a, d_router = (down_grad.t() @ tokens).tensor_split([width])
+                if need_x:
+                    d_x = down_grad @ weights
+            else:
+                d_hidden, d_logits = down_grad.tensor_split([width], -1)
+                if need_x:
+                    d_x = (d_hidden @ down).mul_(keep)
+                    if router is not None:
+                        d_x.addmm_(d_logits, cast(router, dtype))
+                if need_a:
+                    d_a = d_hidden.t() @ (tokens * keep)
+                if need_router:
+                    d_router = d_logits.t() @ tokens
+            return (
+                grad,
+                None if not need_x else cast(d_x, x.dtype).view(x.shape),
+                None if not need_a else cast(d_a, a.dtype),
+                d_b,
+                None if not need_router else cast(d_router, router.dtype),
+                *(None,) * 9,
+            )
+
+
+def _autocasts(x: torch.Tensor) -> bool:
+    kind = x.device.type
+    return torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
+
+
+def _plain_dtypes(x: torch.Tensor) -> AbstractContextManager[Any]:
+    """Autocast off, where it is on: the dtypes are chosen here."""
+    return torch.autocast(x.device.type, enabled=False) if _autocasts(x) else nullcontext()

@@ -1,0 +1,138 @@
+"""How much the model's loss counts in the total that is differentiated, read in its backward pass.
+
+Scales are found by a plain key from inside opaque operators: a value read from a Python attribute
+in a backward would be frozen by torch.compile.
+"""
+
+from __future__ import annotations
+
+import itertools
+import weakref
+from typing import Any
+
+import torch
+from transformers.utils import ModelOutput
+
+__all__ = ["LossScale", "attach_loss", "probe_loss", "probe_output", "read_loss_scale"]
+
+_keys = itertools.count()
+_scales: weakref.WeakValueDictionary[int, LossScale] = weakref.WeakValueDictionary()
+
+
+class LossScale:
+    """d(total) / d(loss) of one base model.
+
+    Attributes:
+        default: Its value where no loss of the model's own has told.
+        recorded: What the loss's backward told, a 0-d fp32 tensor.
+        key: Under which the operators find it; unique in the process.
+    """
+
+    def __init__(self, default: float = 1.0) -> None:
+        self.default = default
+        self.recorded: torch.Tensor | None = None
+        self.key = next(_keys)
+        _scales[self.key] = self
+
+
+def attach_loss(
+    gates: torch.Tensor,
+    loss: torch.Tensor,
+    weight: torch.Tensor | float,
+    coefficient: float,
+    key: int,
+) -> torch.Tensor:
+    """Return the gates unchanged; their backward also differentiates the loss.
+
+    Args:
+        gates: [..., N] fp32.
+        loss: 0-d fp32, a function of the same router's logits.
+        weight: Share of this micro-batch in the step: 0-d tensor, or 1.
+        coefficient: Factor on the loss.
+        key: The `LossScale` to ask for d(total) / d(model's loss).
+    """
+    if not isinstance(weight, torch.Tensor):
+        weight = loss.new_tensor(weight)
+    return _AttachLoss.apply(gates, loss, weight.to(loss.device) * coefficient, key)
+
+
+def probe_loss(loss: torch.Tensor, key: int) -> torch.Tensor:
+    """Return a copy of the loss whose backward records d(total) / d(loss) for `key`."""
+    return _ProbeLoss.apply(loss, key)
+
+
+class _AttachLoss(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, gates, loss, weight, key):
+        ctx.save_for_backward(weight)
+        ctx.key = key
+        return gates.view_as(gates)
+
+    @staticmethod
+    def backward(ctx, grad):
+        (weight,) = ctx.saved_tensors
+        return grad, weight * read_loss_scale(grad, ctx.key), None, None
+
+
+class _ProbeLoss(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, loss, key):
+        ctx.key = key
+        # The HF Trainer multiplies the loss it gets in place.
+        return loss.clone()
+
+    @staticmethod
+    def backward(ctx, grad):
+        return _record_loss_scale(grad, ctx.key), None
+
+
+@torch.library.custom_op("alphalora::record_loss_scale", mutates_args=())
+def _record_loss_scale(grad: torch.Tensor, key: int) -> torch.Tensor:
+    _scales[key].recorded = grad.detach().float().clone()
+    return grad.clone()
+
+
+@_record_loss_scale.register_fake
+def _(grad: torch.Tensor, key: int) -> torch.Tensor:
+    return torch.empty_like(grad)
+
+
+def read_loss_scale(grad: torch.Tensor, key: int) -> torch.Tensor:
+    """d(total) / d(model's loss) of the backward pass that runs: 0-d, fp32.
+
+    Args:
+        grad: A gradient of it, for its device.
+        key: The `LossScale` that knows.
+    """
+    # The operator keeps torch.compile from freezing the value; a plain call costs less.
+    return (_scale_operator if torch.compiler.is_compiling() else _scale)(grad, key)
+
+
+def _scale(grad: torch.Tensor, key: int) -> torch.Tensor:
+    scale = _scales[key]
+    if scale.recorded is None:
+        return grad.new_full((), scale.default, dtype=torch.float32)
+    return scale.recorded.to(grad.device)
+
+
+@torch.library.custom_op("alphalora::read_loss_scale", mutates_args=())
+def _scale_operator(grad: torch.Tensor, key: int) -> torch.Tensor:
+    return _scale(grad, key).clone()
+
+
+@_scale_operator.register_fake
+def _(grad: torch.Tensor, key: int) -> torch.Tensor:
+    return grad.new_empty((), dtype=torch.float32)
+
+
+def probe_output(output: Any, key: int) -> Any:
+    """Put the probe on the loss of a model's output: a ModelOutput, or a tuple led by it."""
+    if isinstance(output, ModelOutput):
+        loss = output.get("loss")
+        if loss is not None and loss.requires_grad:
+            output["loss"] = probe_loss(loss, key)
+    elif isinstance(output, tuple):
+        loss = output[0]
+        if isinstance(loss, torch.Tensor) and loss.ndim == 0 and loss.requires_grad:
+            return (probe_loss(loss, key), *output[1:])
+    return output
