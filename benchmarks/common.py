@@ -60,20 +60,23 @@ def in_fresh_process(module: str, *arguments: str, **environment: str) -> dict[s
     return json.loads(done.stdout.strip().splitlines()[-1])
 
 
-def saved_by(module: str, arguments: Sequence[str], file: Path) -> dict[str, Any]:
+def saved_by(module: str, *arguments: str) -> dict[str, Any]:
     """Run a benchmark in a fresh process and return what its ``--json`` writes.
 
     Args:
         module: The benchmark.
-        arguments: Its options; what it prints goes to stderr.
-        file: Where it writes.
+        *arguments: Its options; what it prints goes to stderr.
 
     Raises:
         subprocess.CalledProcessError: If it fails.
     """
-    command = [sys.executable, "-m", module, *arguments, "--json", str(file)]
-    subprocess.run(command, stdout=2, check=True)  # sys.stderr may be something without a number
-    return json.loads(file.read_text())
+    import tempfile
+
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "results.json"
+        command = [sys.executable, "-m", module, *arguments, "--json", str(file)]
+        subprocess.run(command, stdout=2, check=True)  # sys.stderr may have no number
+        return json.loads(file.read_text())
 
 
 def save(file: Path | None, results: dict[str, Any]) -> None:

@@ -19,8 +19,6 @@ from torch import Tensor, nn
 
 from axolotl_alphalora.adapter import AlphaLoraConfig
 from axolotl_alphalora.blocks import block_name, group_by_block
-from axolotl_alphalora.planning import PlanRequest, Targets
-from axolotl_alphalora.planning.making import measured_plan
 
 from .common import SHAPES
 from .mixtures import DenseLoop, DispatchLoop, replace_layers
@@ -30,7 +28,6 @@ __all__ = [
     "Absent",
     "Contestant",
     "build",
-    "build_all",
     "plan_counts",
     "uneven_counts",
 ]
@@ -79,6 +76,7 @@ class Contestant:
         self.parameters = sum(p.numel() for p in trained)
         make = optimizer or (lambda found: torch.optim.AdamW(found, lr=1e-4))
         self.optimizer = make(trained) if trained else None
+        self.last_loss: Tensor | None = None
 
     def autocast(self) -> torch.autocast:
         """The precision that the forward runs in."""
@@ -98,7 +96,9 @@ class Contestant:
     def step(self) -> float:
         """Forward, backward, update; seconds."""
         start = time.perf_counter()
-        self.loss().backward()
+        loss = self.loss()
+        loss.backward()
+        self.last_loss = loss.detach()
         if self.optimizer is not None:
             self.optimizer.step()
             self.optimizer.zero_grad()
@@ -132,6 +132,11 @@ def plan_counts(model: str, options: argparse.Namespace) -> dict[str, int]:
     """
     if model in SHAPES:
         raise Absent("random weights have no spectra to plan by: `uneven` stands in")
+    try:
+        from axolotl_alphalora.planning import PlanRequest, Targets
+        from axolotl_alphalora.planning.making import measured_plan
+    except ImportError as error:
+        raise Absent(f"planning cannot be imported ({error})") from error
     request = PlanRequest(
         base_model=model,
         targets=Targets(linear=True),
@@ -173,19 +178,6 @@ def build(
     # Gradients run through the frozen weights too, as in a run that trains any adapter.
     model.enable_input_require_grads()
     return Contestant(model.train(), ids, options.dtype == "bf16", **rest)
-
-
-def build_all(
-    base: Any, ids: Tensor, options: argparse.Namespace
-) -> tuple[dict[str, Contestant], dict[str, str]]:
-    """Build those of ``options.contestants`` that can take part; and why the others cannot."""
-    runs, absent = {}, {}
-    for name in options.contestants:
-        try:
-            runs[name] = build(name, base, ids, options)
-        except Absent as reason:
-            absent[name] = str(reason)
-    return runs, absent
 
 
 def _config(name: str, base: Any, options: argparse.Namespace) -> Any:

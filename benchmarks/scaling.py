@@ -83,27 +83,18 @@ def measure_axis(
     rows = []
     for point in points:
         none = times[f"none {point if axis == 'length' else points[0]}"]
-        rows.append(
-            {"at": point, "none": {"seconds": summary(none)}}
-            | {
-                model: {
-                    "seconds": summary(times[f"{model} {point}"]),
-                    "more_than_none": summary(differences(times[f"{model} {point}"], none)),
-                }
-                for model in MEASURED
+        row: dict[str, Any] = {"at": point, "none": {"seconds": summary(none)}}
+        for model in MEASURED:
+            seconds = times[f"{model} {point}"]
+            row[model] = {
+                "seconds": summary(seconds),
+                "more_than_none": summary(differences(seconds, none)),
             }
-        )
-    slopes = (
-        {
-            model: summary(
-                slope(points, turn) / turn[0]
-                for turn in zip(*(times[f"{model} {point}"] for point in points), strict=True)
-            )
-            for model in MEASURED
-        }
-        if len(points) > 1
-        else {}
-    )
+        rows.append(row)
+    slopes = {}
+    for model in MEASURED if len(points) > 1 else ():
+        turns = zip(*(times[f"{model} {point}"] for point in points), strict=True)
+        slopes[model] = summary(slope(points, turn) / turn[0] for turn in turns)
     return {"points": rows, "slopes": slopes}
 
 
@@ -118,10 +109,8 @@ def report(results: dict[str, Any]) -> None:
                 print(f"{row['at']:<9}{model:<11}{spread(seconds, 3):<26}{spread(more, 3)}")
         unit, amount = AXES[axis]
         for model, shares in found["slopes"].items():
-            percent = [100 * amount * share for share in shares["values"]]
-            print(
-                f"{'slope':<9}{model:<11}{spread(percent, 2)} % of the first step for one more {unit}"
-            )
+            percent = spread([100 * amount * share for share in shares["values"]])
+            print(f"{'slope':<9}{model:<11}{percent} % of the first step for one more {unit}")
 
 
 def main() -> None:

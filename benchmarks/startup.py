@@ -37,9 +37,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from axolotl_alphalora.adapter import AlphaLoraConfig
-from axolotl_alphalora.allocation import Evidence, build_plan
 from axolotl_alphalora.blocks import group_by_block
-from axolotl_alphalora.planning import Targets
 
 from .common import SHAPES, machine, make_shape, save, settings, spread, summary
 from .contestants import uneven_counts
@@ -151,17 +149,28 @@ def copied(file: Path) -> dict[str, torch.Tensor]:
     return {name: tensor.clone() for name, tensor in load_file(file).items()}
 
 
-def plan(shapes: dict[str, tuple[int, int]], options: argparse.Namespace) -> Any:
-    """AlphaLoRA's plan for block scores that rise evenly from 2 to 4."""
+def planner(base: Any, options: argparse.Namespace) -> Callable[[], Any]:
+    """How to make AlphaLoRA's plan for block scores that rise evenly from 2 to 4.
+
+    Raises:
+        ImportError: If what plans need is not installed.
+    """
+    from axolotl_alphalora.allocation import Evidence, build_plan
+    from axolotl_alphalora.planning import Targets
+
+    shapes = Targets(linear=True).resolve(base)
     blocks = list(group_by_block(shapes))
-    alphas = {block: 2 + 2 * place / len(blocks) for place, block in enumerate(blocks)}
-    return build_plan(
+    evidence = Evidence(alphas={b: 2 + 2 * place / len(blocks) for place, b in enumerate(blocks)})
+    make = partial(
+        build_plan,
         base_model=options.model,
         shapes=shapes,
         budget={"experts_per_block": float(options.experts)},
-        evidence=Evidence(alphas=alphas),
+        evidence=evidence,
         rank=options.rank,
     )
+    make()  # finds the strategies, once for a process
+    return make
 
 
 def measure(options: argparse.Namespace) -> dict[str, Any]:
@@ -169,26 +178,33 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
 
     Returns:
         ``machine``, ``settings``, ``modules`` (layers that are wrapped), ``bytes`` (adapter to the
-        size of its weights' file; empty with ``--meta-only``), and ``rows`` as `Times.rows`.
+        size of its weights' file; empty with ``--meta-only``), ``rows`` as `Times.rows`, and
+        ``no_plan``, why there is none.
     """
     about = machine(("torch", "transformers", "peft", "safetensors"))
-    shapes = Targets(linear=True).resolve(bare(options.model))
-    times, sizes = Times(), {}
-    plan(shapes, options)  # finds the strategies, once for a process
+    base = bare(options.model)
+    times, no_plan = Times(), None
+    sizes: dict[str, int] = {}
+    try:
+        plan = planner(base, options)
+    except ImportError as error:
+        no_plan = str(error)
     for repeat in range(options.repeats):
         for name in ADAPTERS if repeat % 2 else ADAPTERS[::-1]:
             wrap(name, options, times)
             if not options.meta_only:
                 with tempfile.TemporaryDirectory(dir=options.folder) as folder:
                     sizes[name] = store(name, Path(folder), options, times)
-        times.time("plan", "AlphaLoRA", partial(plan, shapes, options))
+        if no_plan is None:
+            times.time("plan", "AlphaLoRA", plan)
     return {
         "benchmark": "startup",
         "machine": about,
         "settings": settings(options),
-        "modules": len(shapes),
+        "modules": len(uneven_counts(base, options.experts)),
         "bytes": sizes,
         "rows": sorted(times.rows(), key=lambda row: KINDS.index(row["doing"])),
+        "no_plan": no_plan,
     }
 
 
@@ -201,6 +217,8 @@ def report(results: dict[str, Any]) -> None:
         f"{known['model']}, {results['modules']} layers, {known['experts']} experts of rank "
         f"{known['rank']} on average{files}; {known['repeats']} repeats"
     )
+    if results["no_plan"] is not None:
+        print(f"no plan: {results['no_plan']}")
     print(f"{'':<12}{'':<29}{'s':<28}MB/s")
     for row in results["rows"]:
         speed = row.get("mb_per_second")

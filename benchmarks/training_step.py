@@ -17,10 +17,10 @@ On one base model with shared weights, the same tokens and dtype, in one process
 A step is forward (under autocast, where the dtype is bf16), backward, AdamW. Shown: the median and
 range over repeats, tokens a second, the ratio to ``lora-equal`` by neighbouring steps, what the
 adapter adds to ``none``, what autograd keeps for a token, the operators that forward and backward
-dispatch (kernels, on a GPU), and on a GPU the peak of allocated memory, which includes the weights
-and optimizer states of all. ``--compile-check`` also counts the breaks in torch.compile's graph of
-a forward. ``--model`` takes a directory, a hub id, or a shape with random weights (tiny, 135m, 1b,
-7b, 8b). Needs neither Axolotl nor a hub.
+dispatch (kernels, on a GPU), and on a GPU the peak of allocated memory of a step, less what the
+other contestants hold: as if this one were alone. ``--compile-check`` also counts the breaks in
+torch.compile's graph of a forward. ``--model`` takes a directory, a hub id, or a shape with random
+weights (tiny, 135m, 1b, 7b, 8b). Needs neither Axolotl nor a hub.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ from .common import (
     spread,
     summary,
 )
-from .contestants import CONTESTANTS, Contestant, build_all
+from .contestants import CONTESTANTS, Absent, Contestant, build
 from .measures import (
     count_kernels,
     count_operators,
@@ -89,8 +89,18 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     torch.manual_seed(0)
     base = load_shape(options.model, options.dtype, options.device, options.nf4)
     ids = random_ids(base, options.batch, options.length, options.device)
-    runs, absent = build_all(base, ids, options)
-    counted = {name: count(run, options.compile_check) for name, run in runs.items()}
+    runs: dict[str, Contestant] = {}
+    counted, absent = {}, {}
+    build("none", base, ids, options).step()  # what is allocated once stays from here on
+    alone = allocated(ids)
+    for name in options.contestants:
+        others = allocated(ids) - alone
+        try:
+            runs[name] = build(name, base, ids, options)
+        except Absent as reason:
+            absent[name] = str(reason)
+        else:
+            counted[name] = count(runs[name], others, options.compile_check)
     times = in_turn(runs, options.repeats)
     found: dict[str, dict[str, Any]] = {}
     for name, seconds in times.items():
@@ -110,15 +120,26 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def count(run: Contestant, compile_check: bool) -> dict[str, Any]:
-    """What is the same in every step; the first steps, which warm up, are taken on the way."""
+def allocated(ids: torch.Tensor) -> int:
+    """Bytes that tensors take on the GPU, 0 on a CPU."""
+    return torch.cuda.memory_allocated() if ids.is_cuda else 0
+
+
+def count(run: Contestant, others: int, compile_check: bool) -> dict[str, Any]:
+    """What is the same in every step; the first steps, which warm up, are taken on the way.
+
+    Args:
+        run: Whose step.
+        others: Bytes on the GPU that others hold.
+        compile_check: Whether to count graph breaks.
+    """
     cuda = run.ids.is_cuda
     kept = kept_bytes(run) / run.ids.numel()
     run.step()
     if cuda:
         torch.cuda.reset_peak_memory_stats()
     run.step()
-    peak = torch.cuda.max_memory_allocated() if cuda else None
+    peak = torch.cuda.max_memory_allocated() - others if cuda else None
     return {
         "kept_bytes": kept,
         "peak_bytes": peak,
