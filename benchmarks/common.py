@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import os
 import platform
@@ -207,6 +208,7 @@ def load_shape(model: str, dtype: str, device: str, nf4: bool = False) -> Any:
         source = model
         if model in SHAPES:
             make_shape(model, dtype, device).save_pretrained(source := folder)
+            gc.collect()  # what was saved must not stay beside what is loaded
         return AutoModelForCausalLM.from_pretrained(source, **options).requires_grad_(False)
 
 

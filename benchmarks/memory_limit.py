@@ -93,7 +93,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
 def limit_memory(gib: float) -> None:
     """Let PyTorch's allocator hand out no more than this from now on."""
     torch.cuda.empty_cache()
-    whole = torch.cuda.get_device_properties().total_memory
+    whole = torch.cuda.get_device_properties(torch.cuda.current_device()).total_memory
     torch.cuda.set_per_process_memory_fraction(min(gib * 2**30 / whole, 1.0))
     torch.cuda.reset_peak_memory_stats()
 

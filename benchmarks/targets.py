@@ -6,8 +6,8 @@
 
 Every measurement is a benchmark of its own in a fresh process, one after the other; what it prints
 goes to stderr. On stdout comes a Markdown table of the targets, and under it what was run where.
-With ``--results`` the numbers of each are kept in that directory, and what is there already is not
-measured again: a long table can be made in parts.
+With ``--results`` the numbers of each are kept in that directory, and what is there from the same
+command is not measured again: a long table can be made in parts.
 
 On a CPU steps and decoding are those of SmolLM2-135M-Instruct, where the packages of the quickstart
 are installed, else of its shape with random weights; ``--model`` takes another. Peak memory cannot
@@ -64,9 +64,9 @@ def contestant(results: Results, name: str) -> Results:
     return results["contestants"][name]
 
 
-def over_lora(name: str) -> Callable[[Results], Results]:
+def over_lora(results: Results) -> Results:
     """Step over that of the LoRA of equal parameters."""
-    return lambda results: contestant(results, name)["over_lora_equal"]
+    return contestant(results, "experts")["over_lora_equal"]
 
 
 def planned(results: Results) -> Results:
@@ -125,16 +125,13 @@ def starting(doing: str, raw: bool = False) -> Callable[[Results], Results]:
 
 def step_targets(run: str, where: str, key: str, kind: str) -> list[Target]:
     """The targets that are read from one run of `benchmarks.training_step`."""
+    lora = f"LoRA of equal parameters, {where}"
     return [
-        Target(
-            f"training step over LoRA of equal parameters, {where}", 1.05, run, over_lora("experts")
-        ),
-        Target(
-            "the same with a plan's numbers of experts (uneven ones without)", 1.05, run, planned
-        ),
+        Target(f"training step over {lora}", 1.05, run, over_lora),
+        Target("the same with a plan's numbers (uneven ones without)", 1.05, run, planned),
         Target(f"overhead over a dispatch loop's, {where}", 0.25, run, overhead),
         Target(f"training step over axolotl's mixlora, {where}", 0.6, run, over_mixlora),
-        Target(f"{kind} over LoRA of equal parameters, {where}", 1.05, run, memory(key)),
+        Target(f"{kind} over {lora}", 1.05, run, memory(key)),
     ]
 
 
@@ -222,10 +219,10 @@ def measure(options: argparse.Namespace) -> tuple[dict[str, Results], dict[str, 
         known = json.loads(kept.read_text()) if kept and kept.exists() else {}
         if known.get("command") == command:
             found[name] = known
-        elif options.only and name not in options.only:
-            reasons[name] = "left out by --only"
         elif name in ON_GPU and not torch.cuda.is_available():
             reasons[name] = "needs a CUDA GPU"
+        elif options.only and name not in options.only:
+            reasons[name] = "left out by --only"
         else:
             try:
                 found[name] = {"command": command} | saved_by(*command)

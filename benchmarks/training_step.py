@@ -16,16 +16,18 @@ On one base model with shared weights, the same tokens and dtype, in one process
 
 A step is forward (under autocast, where the dtype is bf16), backward, AdamW. Shown: the median and
 range over repeats, tokens a second, the ratio to ``lora-equal`` by neighbouring steps, what the
-adapter adds to ``none``, what autograd keeps for a token, the operators that forward and backward
-dispatch (kernels, on a GPU), and on a GPU the peak of allocated memory of a step, less what the
-other contestants hold: as if this one were alone. ``--compile-check`` also counts the breaks in
-torch.compile's graph of a forward. ``--model`` takes a directory, a hub id, or a shape with random
-weights (tiny, 135m, 1b, 7b, 8b). Needs neither Axolotl nor a hub.
+adapter adds to ``none``, what autograd keeps for a token (with checkpointing, the inputs of the
+blocks come on top), the operators that forward and backward dispatch (kernels, on a GPU), and on a
+GPU the peak of allocated memory of a step, less what the other contestants hold: as if this one
+were alone. ``--compile-check`` also counts the breaks in torch.compile's graph of a forward.
+``--model`` takes a directory, a hub id, or a shape with random weights (tiny, 135m, 1b, 7b, 8b).
+Needs neither Axolotl nor a hub.
 """
 
 from __future__ import annotations
 
 import argparse
+import gc
 from typing import Any
 
 import torch
@@ -122,6 +124,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
 
 def allocated(ids: torch.Tensor) -> int:
     """Bytes that tensors take on the GPU, 0 on a CPU."""
+    gc.collect()
     return torch.cuda.memory_allocated() if ids.is_cuda else 0
 
 
