@@ -124,8 +124,10 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
 
 def allocated(ids: torch.Tensor) -> int:
     """Bytes that tensors take on the GPU, 0 on a CPU."""
+    if not ids.is_cuda:
+        return 0
     gc.collect()
-    return torch.cuda.memory_allocated() if ids.is_cuda else 0
+    return torch.cuda.memory_allocated()
 
 
 def count(run: Contestant, others: int, compile_check: bool) -> dict[str, Any]:
