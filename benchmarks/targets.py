@@ -21,6 +21,7 @@ import json
 import os
 import subprocess
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -197,14 +198,12 @@ def cpu_model(options: argparse.Namespace) -> str:
         return options.model
     if options.quick:
         return "tiny"
-    try:
+    with suppress(ImportError):
         from axolotl_alphalora.quickstart.files import QuickstartError
-    except ImportError:
-        return "135m"
-    try:
-        return smollm2()
-    except QuickstartError:
-        return "135m"
+
+        with suppress(QuickstartError):
+            return smollm2()
+    return "135m"
 
 
 def measure(options: argparse.Namespace) -> tuple[dict[str, Results], dict[str, str]]:

@@ -4,11 +4,13 @@ import json
 import os
 import subprocess
 import sys
+from argparse import Namespace
 from importlib import import_module
 
 import pytest
 import torch
 
+from axolotl_alphalora.quickstart.files import QuickstartError
 from benchmarks import targets
 from benchmarks.common import saved_by, summary
 from benchmarks.targets import TARGETS, Target, judged, over_mixlora, overhead
@@ -66,6 +68,20 @@ def test_a_fresh_process_leaves_its_numbers(monkeypatch, capfd, tmp_path):
     assert capfd.readouterr() == ("", "a table\n")
     with pytest.raises(subprocess.CalledProcessError):
         saved_by("child", "fails")
+
+
+@pytest.mark.parametrize("error", [None, ImportError, QuickstartError])
+def test_a_cpu_measures_smollm2_where_it_can_be_had(error, monkeypatch):
+    def smollm2():
+        if error is not None:
+            raise error("not here")
+        return "a/directory"
+
+    monkeypatch.setattr(targets, "smollm2", smollm2)
+    found = "135m" if error else "a/directory"
+    assert targets.cpu_model(Namespace(model=None, quick=False)) == found
+    assert targets.cpu_model(Namespace(model=None, quick=True)) == "tiny"
+    assert targets.cpu_model(Namespace(model="my/own", quick=False)) == "my/own"
 
 
 @pytest.fixture
