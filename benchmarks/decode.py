@@ -24,7 +24,18 @@ from peft import LoraConfig, PeftConfig, get_peft_model
 
 from axolotl_alphalora.adapter import AlphaLoraConfig
 
-from .common import DTYPES, load_shape, machine, spread
+from .common import (
+    command_line,
+    load_shape,
+    machine,
+    parsed,
+    random_ids,
+    save,
+    settings,
+    spread,
+    summary,
+)
+from .measures import ratios
 
 
 def variants(base: Any, options: argparse.Namespace) -> dict[str, Any]:
@@ -77,57 +88,80 @@ def _wait(tensor: torch.Tensor) -> None:
         torch.cuda.synchronize()
 
 
-def report(models: dict[str, Any], batch: int, options: argparse.Namespace) -> None:
-    """Measure one batch size and print its table."""
-    vocabulary = models["LoRA"].config.vocab_size
-    generator = torch.Generator().manual_seed(0)
-    ids = torch.randint(1, vocabulary, (batch, options.prompt), generator=generator)
-    ids = ids.to(options.device)
-    decode(models, ids, 2)
-    repeats = [decode(models, ids, options.steps) for _ in range(options.repeats)]
-    print(f"\nbatch {batch}: {options.repeats} repeats of {options.steps} steps")
-    print(f"  {'':<12}{'ms a step':<28}over LoRA")
-    for name in models:
-        steps = [1e3 * median(times[name]) for times in repeats]
-        ratios = [
-            median(a / b for a, b in zip(times[name], times["LoRA"], strict=True))
-            for times in repeats
-        ]
-        print(f"  {name:<12}{spread(steps):<28}{spread(ratios, 3)}")
+def measure(options: argparse.Namespace) -> dict[str, Any]:
+    """Decode with each model in turn.
 
+    Args:
+        options: What the command line gives.
 
-def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
-    parser.add_argument("--model", default="135m")
-    parser.add_argument("--batch", type=int, nargs="+", default=[1, 16])
-    parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--steps", type=int, default=24)
-    parser.add_argument("--prompt", type=int, default=32, help="tokens read before")
-    parser.add_argument("--experts", type=int, default=5)
-    parser.add_argument("--rank", type=int, default=8)
-    parser.add_argument("--top-k", type=int, default=2)
-    parser.add_argument("--dtype", choices=DTYPES, help="bf16 on a GPU, else fp32")
-    parser.add_argument("--nf4", action="store_true")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    options = parser.parse_args()
-    options.dtype = options.dtype or ("fp32" if options.device == "cpu" else "bf16")
-    print(machine(("torch", "transformers", "peft", "bitsandbytes")))
+    Returns:
+        ``machine``, ``settings``, ``parameters`` (model to the number trained), and ``batches``:
+        for each batch size, as text, and each model the summaries (`benchmarks.common.summary`)
+        ``seconds`` of a step, ``tokens_per_second`` and ``over_lora``.
+    """
+    about = machine(("torch", "transformers", "peft", "bitsandbytes"))
     torch.manual_seed(0)
     base = load_shape(options.model, options.dtype, options.device, options.nf4)
     models = variants(base.eval(), options)
-    sizes = {
+    parameters = {
         name: sum(p.numel() for p in model.parameters() if p.requires_grad)
         for name, model in models.items()
     }
+    return {
+        "benchmark": "decode",
+        "machine": about,
+        "settings": settings(options),
+        "parameters": parameters,
+        "batches": {str(batch): measure_batch(models, batch, options) for batch in options.batch},
+    }
+
+
+def measure_batch(
+    models: dict[str, Any], batch: int, options: argparse.Namespace
+) -> dict[str, dict[str, Any]]:
+    """Measure one batch size: model to its summaries."""
+    ids = random_ids(models["LoRA"], batch, options.prompt, options.device)
+    decode(models, ids, 2)
+    repeats = [decode(models, ids, options.steps) for _ in range(options.repeats)]
+    found = {}
+    for name in models:
+        seconds = [median(times[name]) for times in repeats]
+        found[name] = {
+            "seconds": summary(seconds),
+            "tokens_per_second": summary(batch / second for second in seconds),
+            "over_lora": summary(median(ratios(times[name], times["LoRA"])) for times in repeats),
+        }
+    return found
+
+
+def report(results: dict[str, Any]) -> None:
+    """Print the tables."""
+    options, parameters = results["settings"], results["parameters"]
+    print(results["machine"])
     print(
-        f"{options.model}, {options.dtype}{', nf4' if options.nf4 else ''}; trainable: LoRA "
-        f"{sizes['LoRA']:,}, {options.experts} experts of rank {options.rank} "
-        f"{sizes['AlphaLoRA']:,}"
+        f"{options['model']}, {options['dtype']}{', nf4' if options['nf4'] else ''}; trainable: "
+        f"LoRA {parameters['LoRA']:,}, {options['experts']} experts of rank {options['rank']} "
+        f"{parameters['AlphaLoRA']:,}"
     )
-    for batch in options.batch:
-        report(models, batch, options)
+    for batch, found in results["batches"].items():
+        print(f"\nbatch {batch}: {options['repeats']} repeats of {options['steps']} steps")
+        print(f"  {'':<12}{'ms a step':<28}{'tokens/s':<12}over LoRA")
+        for name, row in found.items():
+            steps = [1e3 * second for second in row["seconds"]["values"]]
+            speed = f"{row['tokens_per_second']['median']:.1f}"
+            print(f"  {name:<12}{spread(steps):<28}{speed:<12}{spread(row['over_lora'], 3)}")
+
+
+def main() -> None:
+    """Measure, print, and write what was asked for."""
+    parser = command_line(__doc__)
+    parser.add_argument("--batch", type=int, nargs="+", default=[1, 16])
+    parser.add_argument("--steps", type=int, default=24)
+    parser.add_argument("--prompt", type=int, default=32, help="tokens read before")
+    options = parsed(parser)
+    results = measure(options)
+    report(results)
+    save(options.json, results)
 
 
 if __name__ == "__main__":

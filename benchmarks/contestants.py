@@ -1,0 +1,220 @@
+"""The adapters that a training step is measured with, and the step.
+
+All of them share one base model's weights. Adapters are trained in fp32, PEFT's default; those of
+mixlora in the base's dtype, as axolotl makes them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import time
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from peft import LoraConfig, get_peft_model
+from torch import Tensor, nn
+
+from axolotl_alphalora.adapter import AlphaLoraConfig
+from axolotl_alphalora.blocks import block_name, group_by_block
+
+from .common import SHAPES
+from .mixtures import DenseLoop, DispatchLoop, replace_layers
+
+__all__ = [
+    "CONTESTANTS",
+    "Absent",
+    "Contestant",
+    "build",
+    "plan_counts",
+    "uneven_counts",
+]
+
+CONTESTANTS = (
+    "none",
+    "lora",
+    "lora-equal",
+    "experts",
+    "plan",
+    "uneven",
+    "dense",
+    "dispatch",
+    "experts-ffn",
+    "mixlora",
+)
+FFN = ["gate_proj", "up_proj", "down_proj"]
+"""The layers that mixlora gives experts to."""
+
+
+class Absent(Exception):
+    """A contestant cannot take part here; says why."""
+
+
+class Contestant:
+    """A model, its optimizer, and one training step.
+
+    Args:
+        model: With its adapter, ready to train.
+        ids: The tokens of every step, [batch, length].
+        bf16: Whether to run under autocast, as the Trainer does with ``bf16: true``.
+        extra_loss: What is added to the model's loss.
+        optimizer: Takes the trained parameters.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        ids: Tensor,
+        bf16: bool = False,
+        extra_loss: Callable[[], Tensor] | None = None,
+        optimizer: Callable[[list[nn.Parameter]], torch.optim.Optimizer] | None = None,
+    ) -> None:
+        self.model, self.ids, self.bf16, self.extra_loss = model, ids, bf16, extra_loss
+        trained = [p for p in model.parameters() if p.requires_grad]
+        self.parameters = sum(p.numel() for p in trained)
+        make = optimizer or (lambda found: torch.optim.AdamW(found, lr=1e-4))
+        self.optimizer = make(trained) if trained else None
+        self.last_loss: Tensor | None = None
+
+    def autocast(self) -> torch.autocast:
+        """The precision that the forward runs in."""
+        return torch.autocast(self.ids.device.type, dtype=torch.bfloat16, enabled=self.bf16)
+
+    def loss(self) -> Tensor:
+        """Forward."""
+        with self.autocast():
+            loss = self.model(input_ids=self.ids, labels=self.ids, use_cache=False).loss
+        return loss if self.extra_loss is None else loss + self.extra_loss()
+
+    def gradients(self) -> None:
+        """Forward and backward; the gradients are dropped."""
+        self.loss().backward()
+        self.model.zero_grad()
+
+    def step(self) -> float:
+        """Forward, backward, update; seconds."""
+        start = time.perf_counter()
+        loss = self.loss()
+        loss.backward()
+        self.last_loss = loss.detach()
+        if self.optimizer is not None:
+            self.optimizer.step()
+            self.optimizer.zero_grad()
+        if self.ids.is_cuda:
+            torch.cuda.synchronize()
+        return time.perf_counter() - start
+
+
+def uneven_counts(base: nn.Module, mean: int) -> dict[str, int]:
+    """Experts by module: by block a straight line with this mean, from one expert on."""
+    names = [
+        name
+        for name, module in base.named_modules()
+        if hasattr(module, "in_features") and name != "lm_head"
+    ]
+    blocks = list(group_by_block(names))
+    last = max(len(blocks) - 1, 1)
+    numbers = {b: 1 + round(2 * (mean - 1) * place / last) for place, b in enumerate(blocks)}
+    return {name: numbers[block_name(name)] for name in names}
+
+
+def plan_counts(model: str, options: argparse.Namespace) -> dict[str, int]:
+    """Experts by module: AlphaLoRA's plan for a model's weights, as `alphalora plan` makes it.
+
+    Args:
+        model: Directory or hub id.
+        options: With ``experts``, the mean number of a block, ``rank`` and ``top_k``.
+
+    Raises:
+        Absent: If the weights are random, or no plan can be made of them.
+    """
+    if model in SHAPES:
+        raise Absent("random weights have no spectra to plan by: `uneven` stands in")
+    try:
+        from axolotl_alphalora.planning import PlanRequest, Targets
+        from axolotl_alphalora.planning.making import measured_plan
+    except ImportError as error:
+        raise Absent(f"planning cannot be imported ({error})") from error
+    request = PlanRequest(
+        base_model=model,
+        targets=Targets(linear=True),
+        rank=options.rank,
+        top_k=options.top_k,
+        budget={"experts_per_block": float(options.experts)},
+    )
+    try:
+        return measured_plan(request)[0].counts
+    except ValueError as error:
+        raise Absent(str(error)) from error
+
+
+def build(
+    name: str, base: Any, ids: Tensor, options: argparse.Namespace, **rest: Any
+) -> Contestant:
+    """Build one contestant, sharing the base's weights.
+
+    Args:
+        name: One of `CONTESTANTS`.
+        base: The frozen base model.
+        ids: The tokens of every step.
+        options: As `benchmarks.training_step` reads them.
+        **rest: More arguments of the `Contestant`.
+
+    Raises:
+        Absent: If it cannot take part here.
+    """
+    model = copy.deepcopy(base, {id(p): p for p in base.parameters()})
+    if name == "mixlora":
+        model, rest["extra_loss"] = _mixlora(model, options)
+    elif name != "none":
+        model = get_peft_model(model, _config(name, base, options)).get_base_model()
+    if name in ("dense", "dispatch"):
+        kind = DenseLoop if name == "dense" else DispatchLoop
+        model = replace_layers(model, kind, options.dropout)
+    if options.checkpointing:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    # Gradients run through the frozen weights too, as in a run that trains any adapter.
+    model.enable_input_require_grads()
+    return Contestant(model.train(), ids, options.dtype == "bf16", **rest)
+
+
+def _config(name: str, base: Any, options: argparse.Namespace) -> Any:
+    experts, rank = options.experts, options.rank
+    shared: dict[str, Any] = {"target_modules": "all-linear", "lora_dropout": options.dropout}
+    if name.startswith("lora"):
+        width = rank if name == "lora" else experts * rank
+        return LoraConfig(r=width, lora_alpha=2 * width, **shared)
+    counts: Any = experts
+    if name == "experts-ffn":
+        shared["target_modules"] = FFN
+    elif name == "plan":
+        counts = plan_counts(options.model, options)
+    elif name == "uneven":
+        counts = uneven_counts(base, experts)
+    if isinstance(counts, dict):
+        del shared["target_modules"]
+    return AlphaLoraConfig(
+        num_experts=counts, r=rank, lora_alpha=2 * rank, top_k=options.top_k, **shared
+    )
+
+
+def _mixlora(model: Any, options: argparse.Namespace) -> tuple[Any, Callable[[], Tensor]]:
+    """Axolotl's mixlora on the feed-forward layers, and what its trainer adds to the loss."""
+    try:
+        from axolotl.integrations.mixlora.constants import MIXLORA_DEFAULTS
+        from axolotl.integrations.mixlora.loss import collect_mixlora_aux_loss
+        from axolotl.integrations.mixlora.patching import patch_model_with_mixlora
+    except ImportError as error:
+        raise Absent(f"axolotl cannot be imported ({error})") from error
+    settings = SimpleNamespace(
+        mixlora_num_experts=options.experts,
+        mixlora_top_k=min(options.top_k, options.experts),
+        lora_r=options.rank,
+        lora_alpha=2 * options.rank,
+        lora_dropout=options.dropout,
+    )
+    model = patch_model_with_mixlora(model, settings)
+    coefficient = MIXLORA_DEFAULTS["mixlora_router_aux_loss_coef"]
+    return model, lambda: collect_mixlora_aux_loss(model, coefficient)

@@ -1,0 +1,142 @@
+"""How the cost of a training step grows with experts, rank and sequence length.
+
+    python -m benchmarks.scaling --model path/to/model --repeats 5
+    python -m benchmarks.scaling --model 7b --nf4 --batch 1 --checkpointing --axes length
+
+Along one axis at a time, from ``--experts`` (5) of ``--rank`` (8) and ``--length`` (512) tokens:
+the steps of `benchmarks.training_step` with no adapter, with AlphaLoRA, and with a PEFT LoRA of
+rank experts x r, at every point of the axis, each in turn. Shown: for each point the median and
+range of a step, and of what it takes beyond the step without an adapter that was taken in the same
+turn. Under the points of an axis: the slope of the straight line through the steps with the least
+squares, as a share of the step at the axis' first point, for one more expert, for one more of rank,
+and for 1,000 more tokens; its median and range over repeats. All of an axis is in memory together.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+from typing import Any
+
+import torch
+
+from .common import (
+    command_line,
+    load_shape,
+    machine,
+    parsed,
+    random_ids,
+    save,
+    settings,
+    spread,
+    summary,
+)
+from .contestants import Contestant, build
+from .measures import differences, in_turn, slope
+from .training_step import described, step_options
+
+AXES = {"experts": ("expert", 1), "rank": ("of rank", 1), "length": ("thousand tokens", 1000)}
+"""What a slope is for, and how much of the axis that is."""
+MEASURED = {"AlphaLoRA": "experts", "LoRA": "lora-equal"}
+
+
+def measure(options: argparse.Namespace) -> dict[str, Any]:
+    """Take the steps of every axis.
+
+    Args:
+        options: What the command line gives.
+
+    Returns:
+        ``machine``, ``settings``, and ``axes``: for each axis ``points``, a list with ``at`` and
+        for each model the summaries (`benchmarks.common.summary`) ``seconds`` and
+        ``more_than_none``; and ``slopes``, for each model a summary.
+    """
+    about = machine(("torch", "transformers", "peft", "bitsandbytes"))
+    torch.manual_seed(0)
+    base = load_shape(options.model, options.dtype, options.device, options.nf4)
+    found = {}
+    for axis in options.axes:
+        found[axis] = measure_axis(axis, getattr(options, f"{axis}_points"), base, options)
+        gc.collect()
+    return {
+        "benchmark": "scaling",
+        "machine": about,
+        "settings": settings(options),
+        "axes": found,
+    }
+
+
+def measure_axis(
+    axis: str, points: list[int], base: Any, options: argparse.Namespace
+) -> dict[str, Any]:
+    """Take the steps of one axis, see `measure`."""
+    runs: dict[str, Contestant] = {}
+    for point in points:
+        here = argparse.Namespace(**{**vars(options), axis: point})
+        ids = random_ids(base, here.batch, here.length, here.device)
+        if axis == "length" or not runs:
+            runs[f"none {point}"] = build("none", base, ids, here)
+        for model, contestant in MEASURED.items():
+            runs[f"{model} {point}"] = build(contestant, base, ids, here)
+    in_turn(runs, 2)  # warms up
+    times = in_turn(runs, options.repeats)
+    rows = []
+    for point in points:
+        none = times[f"none {point if axis == 'length' else points[0]}"]
+        row: dict[str, Any] = {"at": point, "none": {"seconds": summary(none)}}
+        for model in MEASURED:
+            seconds = times[f"{model} {point}"]
+            row[model] = {
+                "seconds": summary(seconds),
+                "more_than_none": summary(differences(seconds, none)),
+            }
+        rows.append(row)
+    slopes = {}
+    for model in MEASURED if len(points) > 1 else ():
+        turns = zip(*(times[f"{model} {point}"] for point in points), strict=True)
+        slopes[model] = summary(slope(points, turn) / turn[0] for turn in turns)
+    return {"points": rows, "slopes": slopes}
+
+
+def report(results: dict[str, Any]) -> None:
+    """Print a table for each axis."""
+    for axis, found in results["axes"].items():
+        print(f"\n{axis:<9}{'':<11}{'s a step':<26}over none, s")
+        for row in found["points"]:
+            print(f"{row['at']:<9}{'none':<11}{spread(row['none']['seconds'], 3)}")
+            for model in MEASURED:
+                seconds, more = row[model]["seconds"], row[model]["more_than_none"]
+                print(f"{row['at']:<9}{model:<11}{spread(seconds, 3):<26}{spread(more, 3)}")
+        unit, amount = AXES[axis]
+        for model, shares in found["slopes"].items():
+            percent = spread([100 * amount * share for share in shares["values"]])
+            print(f"{'slope':<9}{model:<11}{percent} % of the first step for one more {unit}")
+
+
+def main() -> None:
+    """Measure, print, and write what was asked for."""
+    parser = command_line(__doc__)
+    step_options(parser)
+    parser.add_argument("--axes", nargs="+", choices=AXES, default=list(AXES))
+    parser.add_argument("--experts-points", type=int, nargs="+", default=[1, 2, 4, 8, 16])
+    parser.add_argument("--rank-points", type=int, nargs="+", default=[4, 8, 16, 32])
+    parser.add_argument(
+        "--length-points",
+        type=int,
+        nargs="+",
+        help="128 to 1024 tokens in doublings, 512 to 8192 on a GPU",
+    )
+    options = parsed(parser)
+    if options.length_points is None:
+        first = 128 if options.device == "cpu" else 512
+        last = 1024 if options.device == "cpu" else 8192
+        options.length_points = [first << n for n in range((last // first).bit_length())]
+    results = measure(options)
+    print(results["machine"])
+    print(described(options, str(options.length)))
+    report(results)
+    save(options.json, results)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,109 @@
+"""The contestants of a training step are what their names say, and share the base's weights."""
+
+from argparse import Namespace
+from collections import Counter
+
+import pytest
+import torch
+
+from axolotl_alphalora.adapter import AlphaLoraLayer
+from benchmarks.common import make_shape, random_ids
+from benchmarks.contestants import FFN, Absent, build, plan_counts, uneven_counts
+
+OPTIONS = {
+    "model": "tiny",
+    "experts": 4,
+    "rank": 3,
+    "top_k": 2,
+    "dropout": 0.0,
+    "checkpointing": False,
+    "dtype": "fp32",
+}
+
+
+def made(name, base, **changes):
+    """A contestant with 8 tokens."""
+    return build(name, base, random_ids(base, 1, 8, "cpu"), Namespace(**OPTIONS | changes))
+
+
+def routers(model):
+    """Parameters of a model's routers."""
+    return sum(p.numel() for name, p in model.named_parameters() if "router" in name)
+
+
+@pytest.fixture
+def base(tiny_llama):
+    return tiny_llama.requires_grad_(False)
+
+
+@pytest.mark.parametrize("name", ["none", "lora", "lora-equal", "experts", "uneven", "dispatch"])
+def test_no_weight_of_the_base_is_copied_and_none_is_trained(name, base):
+    run = made(name, base)
+    mine = {id(parameter) for parameter in run.model.parameters()}
+    assert all(id(parameter) in mine for parameter in base.parameters())
+    assert not any(p.requires_grad for p in base.parameters())
+    assert bool(run.parameters) == (name != "none")
+
+
+def test_experts_and_the_lora_of_equal_parameters_differ_by_the_routers(base):
+    experts = made("experts", base)
+    equal = made("lora-equal", base)
+    assert experts.parameters - routers(experts.model) == equal.parameters
+    assert equal.parameters == 4 * made("lora", base).parameters
+
+
+def test_mixlora_and_experts_on_the_feed_forward_have_equal_experts(base):
+    pytest.importorskip("axolotl")
+    mixlora, mine = made("mixlora", base), made("experts-ffn", base)
+    assert mixlora.parameters - routers(mixlora.model) == mine.parameters - routers(mine.model)
+    layers = {m.module_name for m in mine.model.modules() if isinstance(m, AlphaLoraLayer)}
+    assert Counter(name.rpartition(".")[2] for name in layers) == dict.fromkeys(FFN, 2)
+    trained = [name for name, p in mixlora.model.named_parameters() if p.requires_grad]
+    assert all(".mlp.router." in name or ".mlp.experts." in name for name in trained)
+    # Its trainer adds the load-balancing loss of all layers, 0.01 by default, of at least 1 each.
+    loss = mixlora.loss()
+    with torch.no_grad():
+        plain = mixlora.model(input_ids=mixlora.ids, labels=mixlora.ids).loss
+    assert loss.item() > plain.item() + 0.005
+    mixlora.step()
+    assert torch.isfinite(mixlora.last_loss)
+
+
+def test_a_plan_has_the_mean_that_was_asked_for_and_is_what_is_trained(tiny_llama, tmp_path):
+    with torch.no_grad():  # better trained from block to block: tails of decreasing exponents
+        for place, block in enumerate(tiny_llama.model.layers):
+            for weight in (p for p in block.parameters() if p.dim() == 2):
+                u, s, v = torch.linalg.svd(weight, full_matrices=False)
+                s = torch.arange(1, len(s) + 1.0) ** -(0.3 + 0.5 * place)
+                weight.copy_(u * s @ v)
+    tiny_llama.save_pretrained(tmp_path)
+    base = tiny_llama.requires_grad_(False)
+    run = made("plan", base, model=str(tmp_path))
+    layers = [m for m in run.model.modules() if isinstance(m, AlphaLoraLayer)]
+    numbers = {m.module_name: m.num_experts["default"] for m in layers}
+    counts = plan_counts(str(tmp_path), Namespace(**OPTIONS))
+    assert numbers == {name: count for name, count in counts.items() if count}
+    blocks = [counts[f"model.layers.{place}.mlp.up_proj"] for place in (0, 1)]
+    assert sum(blocks) == 2 * OPTIONS["experts"]
+    assert blocks[0] != blocks[1]
+
+
+def test_random_weights_of_a_shape_have_no_plan(base):
+    with pytest.raises(Absent, match="uneven"):
+        made("plan", base)
+
+
+def test_what_cannot_be_planned_is_absent_with_the_reason(base, tmp_path):
+    with pytest.raises(Absent, match=str(tmp_path)):
+        made("plan", base, model=str(tmp_path))
+
+
+def test_uneven_numbers_have_the_mean_and_grow():
+    counts = uneven_counts(make_shape("7b", "bf16", "meta"), 5)
+    assert len(counts) == 7 * 32
+    kinds = Counter()
+    for name, number in counts.items():
+        kinds[name.rpartition(".")[2]] += number
+    assert set(kinds.values()) == {160}
+    numbers = [counts[f"model.layers.{place}.self_attn.q_proj"] for place in range(32)]
+    assert numbers == sorted(numbers) and numbers[0] == 1 and numbers[-1] == 9

@@ -1,0 +1,158 @@
+"""What benchmarks count and compute is what they say, on functions whose numbers are known."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.checkpoint import checkpoint
+
+from benchmarks.common import spread, summary
+from benchmarks.contestants import Contestant
+from benchmarks.measures import (
+    count_operators,
+    differences,
+    graph_breaks,
+    in_turn,
+    kept_bytes,
+    ratios,
+    slope,
+)
+
+
+def names_of(work):
+    """The operators that a function runs."""
+    seen = []
+
+    class Names(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            seen.append(func.overloadpacket.__name__)
+            return func(*args, **(kwargs or {}))
+
+    with Names():
+        work()
+    return seen
+
+
+def test_operators_of_forward_and_backward_are_counted_one_by_one():
+    w, x = torch.randn(3, 4, requires_grad=True), torch.randn(4, 5)
+
+    def forward():
+        return (w @ x).sum()
+
+    assert names_of(forward) == ["mm", "sum"]
+    assert count_operators(forward) == 2
+    # The sum's gradient: ones, expanded; the product's: x transposed, times it; w.grad, detached.
+    backward = ["ones_like", "expand", "t", "mm", "detach"]
+    assert names_of(lambda: forward().backward()) == ["mm", "sum", *backward]
+    w.grad = None
+    assert count_operators(lambda: forward().backward()) == 7
+
+
+def test_operators_of_a_recomputed_forward_are_counted_again():
+    x = torch.randn(4, requires_grad=True)
+
+    def block(x):
+        return x.sin().exp()
+
+    def recomputed():
+        checkpoint(block, x, use_reentrant=False).sum().backward()
+
+    assert names_of(lambda: block(x).sum().backward()).count("sin") == 1
+    assert names_of(recomputed).count("sin") == 2
+    assert count_operators(recomputed) == len(names_of(recomputed))
+
+
+@pytest.mark.parametrize("places", [[1, 2, 4, 8, 16], [4, 8], [128, 256, 1024]])
+def test_the_slope_of_a_line_is_found_and_that_of_others_is_numpy_s(places):
+    numpy = pytest.importorskip("numpy")
+    assert slope(places, [7 - 0.25 * place for place in places]) == pytest.approx(-0.25)
+    values = [place**1.5 + (-1) ** place for place in places]
+    assert slope(places, values) == pytest.approx(numpy.polyfit(places, values, 1)[0])
+
+
+def test_ratios_and_differences_are_of_the_same_turn():
+    mine, theirs = [6.0, 1.0, 9.0], [2.0, 4.0, 3.0]
+    assert ratios(mine, theirs) == [3.0, 0.25, 3.0]
+    assert differences(mine, theirs) == [4.0, -3.0, 6.0]
+    with pytest.raises(ValueError):
+        ratios(mine, theirs[:2])
+
+
+def test_a_summary_keeps_every_value_and_its_words_are_those_of_the_values():
+    values = [3.0, 1.0, 2.0, 10.0]
+    known = summary(value for value in values)
+    assert known == {"median": 2.5, "low": 1.0, "high": 10.0, "values": values}
+    assert spread(known, 1) == spread(values, 1) == "2.5 (1.0 to 10.0)"
+
+
+def test_every_step_is_taken_once_a_turn_and_each_comes_first_in_some():
+    order = []
+
+    def stepping(name):
+        def step():
+            order.append(name)
+            return float(len(order))
+
+        return SimpleNamespace(step=step)
+
+    times = in_turn({name: stepping(name) for name in "abc"}, 3)
+    assert order == list("abcbcacab")
+    assert times == {"a": [1.0, 6.0, 8.0], "b": [2.0, 4.0, 9.0], "c": [3.0, 5.0, 7.0]}
+
+
+class Model(nn.Module):
+    """Takes what a language model takes; one matrix, whose product is squared."""
+
+    def __init__(self, breaks: bool = False) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.full((6, 3), 0.5))
+        self.breaks = breaks
+
+    def forward(self, input_ids, labels, use_cache):
+        hidden = torch.nn.functional.one_hot(input_ids, 6).float() @ self.weight
+        self.dtype = hidden.dtype
+        if self.breaks:
+            torch._dynamo.graph_break()
+        return SimpleNamespace(loss=hidden.square().sum())
+
+
+IDS = torch.tensor([[1, 2, 3, 4]])
+
+
+def test_kept_bytes_are_those_of_the_activations_without_the_weights():
+    # One row of 6 for each token, for the product's gradient; its 3 numbers, for the square's.
+    assert kept_bytes(Contestant(Model(), IDS)) == 4 * (6 + 3) * 4
+
+
+def test_a_step_trains_and_adds_the_extra_loss():
+    model = Model()
+    run = Contestant(model, IDS, extra_loss=lambda: 100 * model.weight.sum())
+    assert run.parameters == 18
+    assert run.step() > 0
+    assert run.last_loss.item() == pytest.approx(12 * 0.25 + 100 * 18 * 0.5)
+    assert (model.weight < 0.5).all()
+    assert model.weight.grad is None
+
+
+@pytest.mark.parametrize("bf16", [False, True])
+def test_only_bf16_runs_under_autocast_and_the_adapter_stays_as_it_is(bf16):
+    run = Contestant(Model(), IDS, bf16)
+    run.step()
+    assert run.model.dtype == (torch.bfloat16 if bf16 else torch.float32)
+    assert run.model.weight.dtype == torch.float32
+
+
+@pytest.mark.parametrize("breaks", [False, True])
+def test_graph_breaks_are_counted_and_dynamo_is_left_as_it_was(breaks):
+    counters = torch._dynamo.utils.counters
+    counters["marker"]["seen"] = 3
+    before = {key: dict(value) for key, value in counters.items()}
+    limit = torch._dynamo.config.recompile_limit
+    try:
+        assert graph_breaks(Contestant(Model(breaks), IDS)) == int(breaks)
+        assert {key: dict(value) for key, value in counters.items()} == before
+        assert torch._dynamo.config.recompile_limit == limit
+    finally:
+        del counters["marker"]
