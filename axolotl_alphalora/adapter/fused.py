@@ -1,24 +1,27 @@
 """A routed mixture of LoRA experts as one autograd function.
 
 The arithmetic is that of `functional`: ``y + s * sum_e g_e B_e A_e dropout(x)``. Autograd would keep
-the dropped-out input, its mask and every tensor of the routing; here the backward pass has the layer's
-input as it came (which layers that share it keep once), the hidden states [T, N*r] with the logits,
-and the gates, and draws the dropout again from its seed. Nothing of the output's size is made but the
-output itself.
+the dropped-out input and every tensor of the routing; what is kept here is the layer's input as it
+came (once for all layers that share it), a byte for each element that dropout looked at, the hidden
+states [T, N*r], and the gates or logits [T, N]. The output is added to in place where it may be.
 """
 
 from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
+from types import ModuleType
 from typing import Any
 
 import torch
+from torch.autograd.function import once_differentiable
 
+from . import gating
 from .balance import BalanceTerm
 from .dropout import keep_mask, kept_share
-from .functional import cast, weigh
-from .gating import gate_backward, gate_forward
+from .functional import cast
+from .gating import Balance
 from .loss_scale import read_loss_scale
+from .paths import fused_paths
 
 __all__ = ["add_experts", "compute_dtype"]
 
@@ -74,7 +77,9 @@ class _AddExperts(torch.autograd.Function):
         scaling, dropout, in_place,
     ):  # fmt: skip
         dtype = compute_dtype(x, a)
-        keep = sums = slots = gates = probabilities = None
+        kernels = _kernels(x)
+        keep = sums = slots = None
+        kept: tuple[torch.Tensor, ...] = ()
         with _plain_dtypes(x):
             tokens = cast(x.reshape(-1, x.shape[-1]), dtype)
             down, up = cast(a, dtype), cast(b, dtype)
@@ -91,7 +96,7 @@ class _AddExperts(torch.autograd.Function):
                     hidden, logits = both.tensor_split([len(down)], -1)
                 else:
                     hidden, logits = inputs @ down.t(), tokens @ cast(router, dtype).t()
-                mixed, gates, probabilities, sums = gate_forward(hidden, logits, top_k, valid)
+                mixed, kept, sums = kernels.gate_forward(hidden, logits, top_k, valid)
                 term = BalanceTerm(weight, coefficient, key, over_ranks)
                 slots = term.slots(sums, len(router))
             flat = result.reshape(-1, result.shape[-1])
@@ -105,23 +110,19 @@ class _AddExperts(torch.autograd.Function):
                 result = cast(torch.add(result, delta, alpha=scaling), result.dtype)
         if router is not None:
             ctx.mark_non_differentiable(sums, slots)
-        whole = probabilities is gates
         ctx.save_for_backward(
-            x, a, b, router, keep, valid, hidden, gates, None if whole else probabilities, sums,
-            slots, weight if isinstance(weight, torch.Tensor) else None,
+            x, a, b, router, keep, valid, hidden, sums, slots,
+            weight if isinstance(weight, torch.Tensor) else None, *kept,
         )  # fmt: skip
         ctx.weight = 1.0 if isinstance(weight, torch.Tensor) else weight
-        ctx.settings = dtype, top_k, scaling, coefficient, key
+        ctx.settings = kernels, dtype, top_k, scaling, coefficient, key
         return result, sums, slots
 
     @staticmethod
+    @once_differentiable
     def backward(ctx, grad, *_):
-        x, a, b, router, keep, valid, hidden, gates, probabilities, sums, slots, weight = (
-            ctx.saved_tensors
-        )
-        dtype, top_k, scaling, coefficient, key = ctx.settings
-        if probabilities is None:
-            probabilities = gates
+        x, a, b, router, keep, valid, hidden, sums, slots, weight, *kept = ctx.saved_tensors
+        kernels, dtype, top_k, scaling, coefficient, key = ctx.settings
         _, need_x, need_a, need_b, need_router, *_ = ctx.needs_input_grad
         with _plain_dtypes(x):
             dy = cast(grad.reshape(-1, grad.shape[-1]), dtype)
@@ -131,17 +132,14 @@ class _AddExperts(torch.autograd.Function):
             if router is None:
                 mixed, down_grad = hidden, d_mixed.mul_(scaling)
             else:
-                number = len(router)
                 balance = None
                 if coefficient:
-                    factor = coefficient * ctx.weight * number * read_loss_scale(grad, key)
+                    factor = read_loss_scale(grad, key) * (coefficient * ctx.weight * len(router))
                     if weight is not None:
                         factor = factor * weight
-                    norm = slots.sum().clamp_min(1.0) * sums[-1].clamp_min(1.0)
-                    balance = slots * (factor / norm)
-                mixed = weigh(hidden, gates)
-                down_grad = gate_backward(
-                    d_mixed, hidden, gates, probabilities, top_k, scaling, balance, valid
+                    balance = Balance(slots, sums, factor)
+                mixed, down_grad = kernels.gate_backward(
+                    d_mixed, hidden, tuple(kept), top_k, scaling, valid, balance
                 )
             d_b = cast(mixed.t() @ dy, b.dtype).mul_(scaling).t() if need_b else None
             d_x = d_a = d_router = None
@@ -171,6 +169,15 @@ class _AddExperts(torch.autograd.Function):
                 None if not need_router else cast(d_router, router.dtype),
                 *(None,) * 9,
             )
+
+
+def _kernels(x: torch.Tensor) -> ModuleType:
+    """The module whose gating is in force: plain operators, or Triton's kernels."""
+    if x.is_cuda and fused_paths().triton and not torch.compiler.is_compiling():
+        from . import triton_gating
+
+        return triton_gating
+    return gating
 
 
 def _autocasts(x: torch.Tensor) -> bool:

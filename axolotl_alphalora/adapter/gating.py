@@ -1,4 +1,4 @@
-"""Gating of stacked experts, forward and backward, with their derivatives written out.
+"""Gating of stacked experts, forward and backward, with its derivative written out.
 
 What `functional.route` and a product with the hidden states do, without autograd: a handful of
 tensors of [T, N] instead of a graph of some twenty operators. `triton_gating` does the same in one
@@ -14,7 +14,7 @@ import torch
 from .functional import cast, route, weigh
 from .usage import router_sums
 
-__all__ = ["Gated", "gate_backward", "gate_forward"]
+__all__ = ["Balance", "Gated", "gate_backward", "gate_forward"]
 
 
 class Gated(NamedTuple):
@@ -22,22 +22,36 @@ class Gated(NamedTuple):
 
     Attributes:
         mixed: [T, N*r], the hidden states times their experts' gates.
-        gates: [T, N] fp32.
-        probabilities: [T, N] fp32; the very same tensor as `gates` where all experts are used.
+        kept: What the backward pass needs beside the hidden states.
         sums: [3N + 3] fp32, see `router_sums`.
     """
 
     mixed: torch.Tensor
-    gates: torch.Tensor
-    probabilities: torch.Tensor
+    kept: tuple[torch.Tensor, ...]
     sums: torch.Tensor
 
 
+class Balance(NamedTuple):
+    """A load-balancing loss that takes part in the gradient.
+
+    Attributes:
+        slots: [N] fp32, the selected slots that it counts.
+        sums: [3N + 3] fp32, `Gated.sums`.
+        factor: 0-d fp32, N times what the loss counts in the total that is differentiated.
+    """
+
+    slots: torch.Tensor
+    sums: torch.Tensor
+    factor: torch.Tensor
+
+    def d_probabilities(self) -> torch.Tensor:
+        """Gradient of the probabilities of a real token: [N]. See `load_balancing_loss`."""
+        norm = self.slots.sum().clamp_min(1.0) * self.sums[-1].clamp_min(1.0)
+        return self.slots * (self.factor / norm)
+
+
 def gate_forward(
-    hidden: torch.Tensor,
-    logits: torch.Tensor,
-    top_k: int,
-    valid: torch.Tensor | None,
+    hidden: torch.Tensor, logits: torch.Tensor, top_k: int, valid: torch.Tensor | None
 ) -> Gated:
     """Weigh the experts' hidden states with their gates, and count what the router decided.
 
@@ -49,20 +63,19 @@ def gate_forward(
     """
     gates, probabilities, selected = route(logits, top_k)
     sums = router_sums(gates, probabilities, selected, valid)
-    mixed = weigh(hidden, gates)
-    return Gated(mixed, gates, probabilities, sums)
+    kept = (gates,) if gates is probabilities else (gates, probabilities)
+    return Gated(weigh(hidden, gates), kept, sums)
 
 
 def gate_backward(
     d_mixed: torch.Tensor,
     hidden: torch.Tensor,
-    gates: torch.Tensor,
-    probabilities: torch.Tensor,
+    kept: tuple[torch.Tensor, ...],
     top_k: int,
     scale: float,
-    balance: torch.Tensor | None,
     valid: torch.Tensor | None,
-) -> torch.Tensor:
+    balance: Balance | None,
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Gradients of the hidden states and the logits.
 
     A renormalised top-k softmax is a softmax over the chosen logits, so that its derivative has
@@ -71,33 +84,37 @@ def gate_backward(
     Args:
         d_mixed: [T, N*r], gradient of ``scale * mixed``.
         hidden: [T, N*r].
-        gates: [T, N] fp32.
-        probabilities: [T, N] fp32.
+        kept: `Gated.kept`.
         top_k: Experts per token.
         scale: Factor on what the mixed hidden states become.
-        balance: [N] fp32, gradient of the probabilities of each real token, or None.
         valid: [T], as in `gate_forward`.
+        balance: The load-balancing loss, or None.
 
     Returns:
-        [T, N*r + N] in the dtype of ``hidden``: its gradient, and that of the logits.
+        [T, N*r], `Gated.mixed` once more; and [T, N*r + N] in the same dtype, the gradients of the
+        hidden states and of the logits.
     """
+    gates, probabilities = kept[0], kept[-1]
     number = gates.shape[-1]
-    products = (d_mixed * hidden).unflatten(-1, (number, -1))
-    d_gates = products.sum(-1, dtype=torch.float32).mul_(scale)
+    d_gates = (d_mixed * hidden).unflatten(-1, (number, -1)).sum(-1, dtype=torch.float32)
+    d_gates.mul_(scale)
     d_probabilities = None
     if balance is not None:
-        d_probabilities = balance if valid is None else valid.to(balance).unsqueeze(-1) * balance
-    if top_k == 1 and number > 1:
-        d_gates = d_gates * (gates > 0)
+        d_probabilities = balance.d_probabilities().expand_as(gates)
+        if valid is not None:
+            d_probabilities = d_probabilities * valid.unsqueeze(-1)
     if top_k in (1, number):  # the gates are the probabilities of the chosen, as they are
+        if top_k < number:
+            d_gates *= gates > 0
         if d_probabilities is not None:
-            d_gates = d_gates + d_probabilities
+            d_gates += d_probabilities
         d_logits = _softmax_backward(d_gates, probabilities)
     else:
         d_logits = _softmax_backward(d_gates, gates)
         if d_probabilities is not None:
-            d_logits += _softmax_backward(d_probabilities.expand_as(gates), probabilities)
-    return torch.cat([weigh(d_mixed, gates * scale), cast(d_logits, hidden.dtype)], -1)
+            d_logits += _softmax_backward(d_probabilities, probabilities)
+    grad = torch.cat([weigh(d_mixed, gates * scale), cast(d_logits, hidden.dtype)], -1)
+    return weigh(hidden, gates), grad
 
 
 def _softmax_backward(grad: torch.Tensor, probabilities: torch.Tensor) -> torch.Tensor:

@@ -17,13 +17,18 @@ class FusedPaths:
     Attributes:
         function: One autograd function for a layer's experts (``ALPHALORA_FUSED``, default 1); off:
             plain operators and autograd.
+        triton: On a CUDA GPU, its gating as one Triton kernel each way (``ALPHALORA_TRITON``,
+            default 0: no GPU has measured it yet); off: plain operators.
     """
 
     function: bool = True
+    triton: bool = False
 
 
 def _from_environment() -> FusedPaths:
-    return FusedPaths(function=_switch("ALPHALORA_FUSED", True))
+    return FusedPaths(
+        function=_switch("ALPHALORA_FUSED", True), triton=_switch("ALPHALORA_TRITON", False)
+    )
 
 
 def _switch(name: str, default: bool) -> bool:

@@ -1,0 +1,259 @@
+"""The fused path against plain operators and autograd: values, gradients, what is kept."""
+
+import copy
+import itertools
+
+import pytest
+import torch
+from torch import nn
+from transformers.pytorch_utils import Conv1D
+
+import axolotl_alphalora.adapter.fused as fused
+from axolotl_alphalora.adapter import AlphaLoraConfig, AlphaLoraLayer
+from axolotl_alphalora.adapter.balance import LoadBalancer
+from axolotl_alphalora.adapter.dropout import keep_mask, kept_share
+from axolotl_alphalora.adapter.paths import FusedPaths, fused_paths, using
+from balancing import CHECKPOINTING, adapted, gradients, switch_checkpointing
+
+IN, OUT = 13, 11
+
+
+def make(number=5, top_k=2, rank=3, dropout=0.0, coefficient=0.7, base=None, padding=True, rows=9):
+    """A layer in a training pass, and its input [2, rows, IN]."""
+    torch.manual_seed(0)
+    config = AlphaLoraConfig(
+        num_experts=number,
+        top_k=top_k,
+        r=rank,
+        init_weights=False,
+        lora_dropout=dropout,
+        aux_loss_coef=coefficient,
+    )
+    base = (nn.Linear(IN, OUT, bias=False) if base is None else base).requires_grad_(False)
+    layer = AlphaLoraLayer(base, "default", config, number, rank, "m", LoadBalancer()).train()
+    training = layer.balancer._pass
+    training.phase, training.weight = "train", torch.tensor(0.6)
+    training.valid = torch.rand(2, rows) > 0.3 if padding else None
+    return layer, torch.randn(2, rows, IN)
+
+
+def run(layer, x, function, upstream=None):
+    """Output, and the gradients of the input and all trained parameters."""
+    x = x.detach().clone().requires_grad_()
+    wanted = [x, *(p for p in layer.parameters() if p.requires_grad)]
+    with using(function=function):
+        out = layer(x)
+    if upstream is None:
+        upstream = torch.linspace(-1, 1, out.numel()).view(out.shape)
+    grads = torch.autograd.grad(out, wanted, upstream.to(out), allow_unused=True)
+    return [out.detach(), *grads]
+
+
+def assert_equal(got, want, tolerance=1e-5):
+    for one, other in zip(got, want, strict=True):
+        if other is None:
+            assert one is None
+            continue
+        assert one.dtype == other.dtype and one.shape == other.shape
+        scale = max([1.0, *other.abs().flatten().tolist()])
+        torch.testing.assert_close(one / scale, other / scale, rtol=0, atol=tolerance)
+
+
+COUNTS = [(1, 1), (2, 1), (2, 2), (3, 2), (5, 1), (5, 2), (5, 5), (9, 4), (17, 2)]
+
+
+@pytest.mark.parametrize(("number", "top_k"), COUNTS)
+@pytest.mark.parametrize("rank", [1, 8])
+@pytest.mark.parametrize("rows", [0, 1, 65])
+def test_it_computes_what_plain_operators_do(number, top_k, rank, rows):
+    for padding, coefficient in itertools.product((True, False), (0.0, 0.7)):
+        layer, x = make(
+            number, top_k, rank, coefficient=coefficient, padding=padding, rows=rows
+        )
+        assert_equal(run(layer, x, True), run(layer, x, False))
+
+
+@pytest.mark.parametrize("autocast", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_in_the_precisions_of_training(dtype, autocast):
+    """Experts are fp32, as PEFT keeps them; the base is not, or autocast decides."""
+    layer, x = make(base=nn.Linear(IN, OUT, bias=False).to(dtype))
+    for name, parameter in layer.named_parameters():
+        if "alphalora" in name:
+            parameter.data = parameter.data.float()
+    # A router that decides clearly, so that rounding changes no choice.
+    layer.alphalora_router["default"].data.mul_(20)
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        got, want = run(layer, x.to(dtype), True), run(layer, x.to(dtype), False)
+    assert_equal(got, want, 1e-5 if dtype == torch.float32 and not autocast else 3e-2)
+    assert all(g.dtype == torch.float32 for g in got[2:])
+
+
+def test_statistics_are_counted_in_fp32_under_autocast():
+    layer, x = make(number=3, rows=300, padding=True)
+    for function in (True, False):
+        with torch.autocast("cpu", torch.bfloat16):
+            run(layer, x, function)
+        sums = layer.balancer._pass.decisions["m.default"].sums
+        tokens = int(layer.balancer._pass.valid.sum())
+        assert tokens > 256  # which bf16 could not count
+        assert sums[-1] == tokens and sums[:3].sum() == 2 * tokens
+
+
+@pytest.mark.parametrize("number", [1, 5])
+def test_dropout_is_a_mask_of_the_experts_input_and_the_router_never_sees_it(number, monkeypatch):
+    layer, x = make(number, dropout=0.4, coefficient=0.0)
+    drawn = []
+    monkeypatch.setattr(fused, "keep_mask", lambda *a: drawn.append(keep_mask(*a)) or drawn[-1])
+    got = run(layer, x, True)
+    mask = (drawn[0].float() / kept_share(0.4)).view(x.shape)
+    assert len(drawn) == 1 and 0.4 < drawn[0].float().mean() < 0.8
+
+    class Fixed(nn.Module):
+        def forward(self, x):
+            return x * mask
+
+    layer.alphalora_dropout["default"] = Fixed()
+    assert_equal(got, run(layer, x, False))
+
+
+def test_the_mask_is_as_random_as_it_says():
+    torch.manual_seed(0)
+    x = torch.empty(1000, 333)
+    for p in (0.05, 0.5, 0.999):
+        mask = keep_mask(x, p).float()
+        sigma = (p * (1 - p) / x.numel()) ** 0.5
+        assert abs(mask.mean() - kept_share(p)) < 5 * sigma
+        # Neighbours, which share a random word, are independent.
+        for lag in (1, 2, 3):
+            both = (mask.view(-1)[lag:] * mask.view(-1)[:-lag]).mean()
+            assert abs(both - (1 - p) ** 2) < 8 * sigma
+    assert kept_share(0.05) == pytest.approx(0.95, abs=2**-17)
+    assert not torch.equal(keep_mask(x, 0.5), keep_mask(x, 0.5))
+    assert 0 < kept_share(1 - 1e-9)
+
+
+@pytest.mark.parametrize("mode", CHECKPOINTING)
+def test_recomputation_drops_the_same_elements(tiny_llama, batch, mode):
+    found = []
+    for checkpointed in ("none", mode):
+        model = adapted(tiny_llama, lora_dropout=0.3)
+        switch_checkpointing(model, checkpointed)
+        model.train()
+        torch.manual_seed(5)
+        loss = model(**batch).loss
+        loss.backward()
+        found.append((loss.detach(), gradients(model)))
+    (loss, plain), (again, recomputed) = found
+    torch.testing.assert_close(again, loss, rtol=0, atol=0)
+    for name, grad in plain.items():
+        torch.testing.assert_close(recomputed[name], grad, rtol=1e-5, atol=1e-7)
+
+
+BASES = {
+    "bias": lambda: nn.Linear(IN, OUT),
+    "conv1d": lambda: Conv1D(OUT, IN),
+    "subclass": lambda: type("Mine", (nn.Linear,), {})(IN, OUT, bias=False),
+}
+
+
+@pytest.mark.parametrize("kind", BASES)
+def test_with_base_layers_whose_output_is_not_its_own(kind):
+    layer, x = make(base=BASES[kind]())
+    assert_equal(run(layer, x, True), run(layer, x, False))
+
+
+def test_a_hook_on_the_base_layer_sees_the_base_s_output():
+    layer, x = make()
+    seen = []
+    layer.base_layer.register_forward_hook(lambda module, args, out: seen.append(out))
+    got = run(layer, x, True)
+    torch.testing.assert_close(seen[0], x @ layer.base_layer.weight.T)
+    assert not torch.equal(seen[0], got[0])
+
+
+@pytest.mark.parametrize("frozen", ["alphalora_A", "alphalora_B", "alphalora_router"])
+def test_a_part_that_is_frozen_gets_no_gradient_and_changes_nothing_for_the_others(frozen):
+    layer, x = make(dropout=0.0)
+    getattr(layer, frozen)["default"].requires_grad_(False)
+    assert_equal(run(layer, x, True), run(layer, x, False))
+
+
+def test_an_input_without_a_gradient():
+    layer, x = make()
+    results = []
+    for function in (True, False):
+        layer.zero_grad()
+        with using(function=function):
+            layer(x).square().sum().backward()
+        results.append([p.grad.clone() for p in layer.parameters() if p.requires_grad])
+    assert_equal(*results)
+
+
+def test_two_active_adapters_add_up():
+    layer, x = make()
+    layer.update_layer("other", AlphaLoraConfig(r=2, top_k=1, init_weights=False), 3, 2)
+    layer.set_adapter(["default", "other"])
+    assert_equal(run(layer, x, True), run(layer, x, False))
+
+
+def test_what_is_kept_is_the_input_once_a_byte_for_dropout_and_what_the_experts_are_wide():
+    rows, width, number, rank = 64, 96, 5, 8
+    x = torch.randn(2, rows, width, requires_grad=True)
+    config = AlphaLoraConfig(num_experts=number, r=rank, lora_dropout=0.1)
+    layers = [
+        AlphaLoraLayer(
+            nn.Linear(width, 4 * width, bias=False), "default", config, number, rank, n,
+            LoadBalancer(),
+        ).train()
+        for n in "qkv"
+    ]  # fmt: skip
+    weights = {p.untyped_storage().data_ptr() for la in layers for p in la.parameters()}
+    found = {}
+
+    def pack(tensor):
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in weights:
+            found[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
+        outputs = [layer(x) for layer in layers]
+    a_layer = width + 4 * number * rank + 2 * 4 * number  # mask, hidden states, two of [T, N]
+    expected = 2 * rows * (4 * width + 3 * a_layer)
+    assert sum(found.values()) <= expected + 3 * 4 * (3 * number + 3 + 1)
+    del outputs
+
+
+def test_a_second_derivative_is_refused():
+    layer, x = make()
+    x.requires_grad_()
+    (grad,) = torch.autograd.grad(layer(x).square().sum(), x, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        grad.sum().backward()
+
+
+def test_the_switches_are_read_from_the_environment_and_restored(monkeypatch):
+    from axolotl_alphalora.adapter import paths
+
+    assert fused_paths() == FusedPaths(function=True, triton=False)
+    with using(function=False):
+        assert not fused_paths().function
+    assert fused_paths().function
+    monkeypatch.setenv("ALPHALORA_FUSED", "0")
+    monkeypatch.setenv("ALPHALORA_TRITON", "1")
+    assert paths._from_environment() == FusedPaths(function=False, triton=True)
+    monkeypatch.setenv("ALPHALORA_FUSED", "maybe")
+    with pytest.raises(ValueError, match="ALPHALORA_FUSED must be 0 or 1, not 'maybe'"):
+        paths._from_environment()
+
+
+def test_the_switch_reaches_the_layer(monkeypatch):
+    layer, x = make()
+    monkeypatch.setattr(
+        "axolotl_alphalora.adapter.layer.add_experts", lambda *a, **k: pytest.fail("fused")
+    )
+    with using(function=False):
+        copy.deepcopy(layer)(x)
+    with pytest.raises(pytest.fail.Exception):
+        layer(x)

@@ -1,0 +1,51 @@
+"""Triton's gating without a GPU: interpreted, and compiled for GPUs that are not here."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+triton = pytest.importorskip("triton")
+
+BF16 = {
+    **dict.fromkeys(("hidden_ptr", "logits_ptr", "mixed_ptr", "d_mixed_ptr", "grad_ptr"), "*bf16"),
+    **dict.fromkeys(("sums_ptr", "slots_ptr", "factor_ptr"), "*fp32"),
+    **dict.fromkeys(("hidden_stride", "logits_stride", "T"), "i32"),
+    "valid_ptr": "*u8",
+    "scale": "fp32",
+}
+
+
+def test_the_kernels_compute_what_plain_operators_do():
+    """In the interpreter: values, gradients and statistics, over shapes that fill no tile."""
+    done = subprocess.run(
+        [sys.executable, str(Path(__file__).with_name("triton_interpreted.py"))],
+        env={**os.environ, "TRITON_INTERPRET": "1"},
+        stdout=subprocess.PIPE,
+        text=True,
+        check=True,
+    )
+    assert done.stdout.strip() == "144 cases agree"
+
+
+@pytest.mark.parametrize("capability", [80, 90])
+@pytest.mark.parametrize(("number", "top_k", "rank"), [(2, 1, 8), (5, 2, 8), (9, 9, 12)])
+@pytest.mark.parametrize("name", ["_forward", "_backward"])
+def test_the_kernels_compile(name, number, top_k, rank, capability, tmp_path, monkeypatch):
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    from axolotl_alphalora.adapter import triton_gating
+
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    kernel = getattr(triton_gating, name)
+    _, fixed = triton_gating._tiles(8192, number * rank, number)
+    fixed |= {"K": top_k, "MASKED": True, "BALANCED": True}
+    fixed = {key: value for key, value in fixed.items() if key in kernel.arg_names}
+    signature = {key: BF16.get(key, "constexpr") for key in kernel.arg_names}
+    places = {(kernel.arg_names.index(key),): value for key, value in fixed.items()}
+    source = ASTSource(kernel, signature, constexprs=places)
+    compiled = triton.compile(source, target=GPUTarget("cuda", capability, 32))
+    assert compiled.asm["cubin"]
