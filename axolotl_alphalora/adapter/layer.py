@@ -179,18 +179,14 @@ class AlphaLoraLayer(nn.Module, BaseTunerLayer):
 
     def _add(self, name: str, x: torch.Tensor, result: torch.Tensor) -> torch.Tensor:
         """Add what one adapter computes from x to the base layer's output."""
-        dropout = self.alphalora_dropout[name]
-        p = dropout.p if dropout.training and isinstance(dropout, nn.Dropout) else 0.0
-        if p == 0.0 and not torch.is_grad_enabled() and not self.balancer.observing:
+        if not (self.training or self.balancer.observing or torch.is_grad_enabled()):
             return self._infer(name, x, result)
         if fused_paths().function and x.device.type in FUSED_DEVICES:
-            return self._add_fused(name, x, result, p)
+            return self._add_fused(name, x, result)
         return self._add_plain(name, x, result)
 
-    def _add_fused(
-        self, name: str, x: torch.Tensor, result: torch.Tensor, p: float
-    ) -> torch.Tensor:
-        a, balancer = self.alphalora_A[name], self.balancer
+    def _add_fused(self, name: str, x: torch.Tensor, result: torch.Tensor) -> torch.Tensor:
+        a, balancer, dropout = self.alphalora_A[name], self.balancer, self.alphalora_dropout[name]
         result, sums, slots = add_experts(
             result,
             x,
@@ -199,7 +195,7 @@ class AlphaLoraLayer(nn.Module, BaseTunerLayer):
             self.alphalora_router[name] if name in self.alphalora_router else None,
             top_k=self.top_k[name],
             scaling=self.scaling[name],
-            dropout=p,
+            dropout=getattr(dropout, "p", 0.0) if dropout.training else 0.0,
             valid=balancer.valid(x.shape[:-1]),
             term=self._balance(name),
             in_place=self._owns(result) and result.dtype == compute_dtype(x, a),
