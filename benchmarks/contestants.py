@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 import copy
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from types import SimpleNamespace
 from typing import Any
 
@@ -18,6 +18,7 @@ from peft import LoraConfig, get_peft_model
 from torch import Tensor, nn
 
 from axolotl_alphalora.adapter import AlphaLoraConfig
+from axolotl_alphalora.adapter.paths import using
 from axolotl_alphalora.blocks import block_name, group_by_block
 
 from .common import SHAPES
@@ -37,6 +38,8 @@ CONTESTANTS = (
     "lora",
     "lora-equal",
     "experts",
+    "experts-plain",
+    "experts-triton",
     "plan",
     "uneven",
     "dense",
@@ -46,6 +49,8 @@ CONTESTANTS = (
 )
 FFN = ["gate_proj", "up_proj", "down_proj"]
 """The layers that mixlora gives experts to."""
+SWITCHES = {"experts-plain": {"function": False}, "experts-triton": {"triton": True}}
+"""The fused paths that differ from the default ones."""
 
 
 class Absent(Exception):
@@ -61,6 +66,7 @@ class Contestant:
         bf16: Whether to run under autocast, as the Trainer does with ``bf16: true``.
         extra_loss: What is added to the model's loss.
         optimizer: Takes the trained parameters.
+        switches: Fused paths that are taken or not, see `axolotl_alphalora.adapter.paths`.
     """
 
     def __init__(
@@ -70,7 +76,9 @@ class Contestant:
         bf16: bool = False,
         extra_loss: Callable[[], Tensor] | None = None,
         optimizer: Callable[[list[nn.Parameter]], torch.optim.Optimizer] | None = None,
+        switches: Mapping[str, bool] | None = None,
     ) -> None:
+        self.switches = switches or {}
         self.model, self.ids, self.bf16, self.extra_loss = model, ids, bf16, extra_loss
         trained = [p for p in model.parameters() if p.requires_grad]
         self.parameters = sum(p.numel() for p in trained)
@@ -84,20 +92,22 @@ class Contestant:
 
     def loss(self) -> Tensor:
         """Forward."""
-        with self.autocast():
+        with using(**self.switches), self.autocast():
             loss = self.model(input_ids=self.ids, labels=self.ids, use_cache=False).loss
         return loss if self.extra_loss is None else loss + self.extra_loss()
 
     def gradients(self) -> None:
         """Forward and backward; the gradients are dropped."""
-        self.loss().backward()
+        with using(**self.switches):  # checkpointing runs the forward again
+            self.loss().backward()
         self.model.zero_grad()
 
     def step(self) -> float:
         """Forward, backward, update; seconds."""
         start = time.perf_counter()
-        loss = self.loss()
-        loss.backward()
+        with using(**self.switches):
+            loss = self.loss()
+            loss.backward()
         self.last_loss = loss.detach()
         if self.optimizer is not None:
             self.optimizer.step()
@@ -165,6 +175,8 @@ def build(
     Raises:
         Absent: If it cannot take part here.
     """
+    if name == "experts-triton" and not ids.is_cuda:
+        raise Absent("its kernels need a CUDA GPU")
     model = copy.deepcopy(base, {id(p): p for p in base.parameters()})
     if name == "mixlora":
         model, rest["extra_loss"] = _mixlora(model, options)
@@ -177,7 +189,8 @@ def build(
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     # Gradients run through the frozen weights too, as in a run that trains any adapter.
     model.enable_input_require_grads()
-    return Contestant(model.train(), ids, options.dtype == "bf16", **rest)
+    bf16 = options.dtype == "bf16"
+    return Contestant(model.train(), ids, bf16, switches=SWITCHES.get(name), **rest)
 
 
 def _config(name: str, base: Any, options: argparse.Namespace) -> Any:

@@ -32,7 +32,8 @@ from .common import save, saved_by, smollm2, spread, summary
 from .measures import ratios
 
 Results = dict[str, Any]
-STEP = ("none", "lora-equal", "experts", "plan", "uneven", "dispatch", "experts-ffn", "mixlora")
+FIRST = ("none", "lora-equal", "experts", "experts-plain", "experts-triton")
+STEP = (*FIRST, "plan", "uneven", "dispatch", "experts-ffn", "mixlora")
 
 
 class Missing(Exception):
@@ -146,6 +147,7 @@ def decode_targets(run: str, where: str) -> list[Target]:
 
 TARGETS = [
     *step_targets("step-cpu", "CPU", "kept_bytes", "kept activations (for peak memory)"),
+    Target("training step over LoRA's, CPU, dropout 0", 1.05, "step-cpu-0", over_lora),
     *decode_targets("decode-cpu", "CPU"),
     *step_targets("step-nf4", "GPU, 7B in nf4", "peak_bytes", "peak memory"),
     *step_targets("step-bf16", "GPU, 7B in bf16", "peak_bytes", "peak memory"),
@@ -170,7 +172,7 @@ def commands(options: argparse.Namespace, model: str) -> dict[str, list[str]]:
     repeats = ["--repeats", str(options.repeats)]
     cpu, gpu = ["--device", "cpu"], ["--device", "cuda"]
     large = ["--model", "tiny" if options.quick else "7b"]
-    steps = ["benchmarks.training_step", *repeats, "--contestants", *STEP]
+    steps = ["benchmarks.training_step", *repeats, "--contestants"]
     sizes = [["--batch", "2", "--length", "512"], ["--batch", "4", "--length", "2048"]]
     decode = ["benchmarks.decode", *repeats]
     limit = ["benchmarks.memory_limit"]
@@ -178,10 +180,12 @@ def commands(options: argparse.Namespace, model: str) -> dict[str, list[str]]:
         sizes = [["--batch", "1", "--length", "16"]] * 2
         decode += ["--steps", "2", "--prompt", "4"]
         limit += ["--length", "16", "--steps", "2"]
-    on_gpu = [*steps, *gpu, *large, *sizes[1], "--checkpointing"]
+    on_cpu = [*cpu, "--model", model, *sizes[0]]
+    on_gpu = [*steps, *STEP, *gpu, *large, *sizes[1], "--checkpointing"]
     limited = {n: ["--model", "tiny" if options.quick else n] for n in ("7b", "8b")}
     return {
-        "step-cpu": [*steps, *cpu, "--model", model, *sizes[0]],
+        "step-cpu": [*steps, *STEP, *on_cpu],
+        "step-cpu-0": [*steps, *FIRST, *on_cpu, "--dropout", "0"],
         "decode-cpu": [*decode, *cpu, "--model", model],
         "step-nf4": [*on_gpu, "--nf4"],
         "step-bf16": on_gpu,

@@ -164,7 +164,10 @@ class LoadBalancer:
         """
         training = self._pass.phase == "train"
         return BalanceTerm(
-            self._pass.weight, coefficient if training else 0.0, self.scale.key, over_ranks and training
+            self._pass.weight,
+            coefficient if training else 0.0,
+            self.scale.key,
+            over_ranks and training,
         )
 
     def record(

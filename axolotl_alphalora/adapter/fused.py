@@ -1,9 +1,10 @@
 """A routed mixture of LoRA experts as one autograd function.
 
-The arithmetic is that of `functional`: ``y + s * sum_e g_e B_e A_e dropout(x)``. Autograd would keep
-the dropped-out input and every tensor of the routing; what is kept here is the layer's input as it
-came (once for all layers that share it), a byte for each element that dropout looked at, the hidden
-states [T, N*r], and the gates or logits [T, N]. The output is added to in place where it may be.
+The arithmetic is that of `functional`: ``y + s * sum_e g_e B_e A_e dropout(x)``. Autograd would
+keep the dropped-out input and every tensor of the routing; what is kept here is the layer's input
+as it came (once for all layers that share it), a byte for each element that dropout looked at, the
+hidden states [T, N*r], and the gates or logits [T, N]. The output is added to in place where it may
+be.
 """
 
 from __future__ import annotations
@@ -123,52 +124,70 @@ class _AddExperts(torch.autograd.Function):
     def backward(ctx, grad, *_):
         x, a, b, router, keep, valid, hidden, sums, slots, weight, *kept = ctx.saved_tensors
         kernels, dtype, top_k, scaling, coefficient, key = ctx.settings
-        _, need_x, need_a, need_b, need_router, *_ = ctx.needs_input_grad
         with _plain_dtypes(x):
             dy = cast(grad.reshape(-1, grad.shape[-1]), dtype)
-            down, up = cast(a, dtype), cast(b, dtype)
-            d_mixed = dy @ up
-            width = len(down)
+            d_mixed = dy @ cast(b, dtype)
             if router is None:
-                mixed, down_grad = hidden, d_mixed.mul_(scaling)
+                mixed, d_down = hidden, d_mixed.mul_(scaling)
             else:
                 balance = None
                 if coefficient:
                     factor = read_loss_scale(grad, key) * (coefficient * ctx.weight * len(router))
-                    if weight is not None:
-                        factor = factor * weight
-                    balance = Balance(slots, sums, factor)
-                mixed, down_grad = kernels.gate_backward(
+                    balance = Balance(slots, sums, factor if weight is None else factor * weight)
+                mixed, d_down = kernels.gate_backward(
                     d_mixed, hidden, tuple(kept), top_k, scaling, valid, balance
                 )
-            d_b = cast(mixed.t() @ dy, b.dtype).mul_(scaling).t() if need_b else None
-            d_x = d_a = d_router = None
-            need_down = need_a or need_router
-            tokens = cast(x.reshape(-1, x.shape[-1]), dtype) if need_down or need_x else None
-            if keep is None:
-                weights = down if router is None else torch.cat([down, cast(router, dtype)])
-                if need_down:
-                    d_a, d_router = (down_grad.t() @ tokens).tensor_split([width])
-                if need_x:
-                    d_x = down_grad @ weights
-            else:
-                d_hidden, d_logits = down_grad.tensor_split([width], -1)
-                if need_x:
-                    d_x = (d_hidden @ down).mul_(keep)
-                    if router is not None:
-                        d_x.addmm_(d_logits, cast(router, dtype))
-                if need_a:
-                    d_a = d_hidden.t() @ (tokens * keep)
-                if need_router:
-                    d_router = d_logits.t() @ tokens
-            return (
-                grad,
-                None if not need_x else cast(d_x, x.dtype).view(x.shape),
-                None if not need_a else cast(d_a, a.dtype),
-                d_b,
-                None if not need_router else cast(d_router, router.dtype),
-                *(None,) * 9,
-            )
+            d_b = None
+            if ctx.needs_input_grad[3]:
+                d_b = cast(mixed.t() @ dy, b.dtype).mul_(scaling).t()
+            needs = ctx.needs_input_grad[1], ctx.needs_input_grad[2], ctx.needs_input_grad[4]
+            d_x, d_a, d_router = _down_backward(d_down, x, a, router, keep, dtype, needs)
+        return (grad, d_x, d_a, d_b, d_router, *(None,) * 9)
+
+
+def _down_backward(
+    grad: torch.Tensor,
+    x: torch.Tensor,
+    a: torch.Tensor,
+    router: torch.Tensor | None,
+    keep: torch.Tensor | None,
+    dtype: torch.dtype,
+    needs: tuple[bool, bool, bool],
+) -> tuple[torch.Tensor | None, ...]:
+    """Gradients of a layer's input, of A and of the router, those of them that are needed.
+
+    Args:
+        grad: [T, N*r + N] or [T, r], gradient of the hidden states and the logits.
+        x: [..., in].
+        a: [N*r, in].
+        router: [N, in], or None.
+        keep: [T, in], the dropout's mask, or None.
+        dtype: What the products run in.
+        needs: Whether each of the three is needed.
+    """
+    tokens, down = cast(x.reshape(-1, x.shape[-1]), dtype), cast(a, dtype)
+    routing = None if router is None else cast(router, dtype)
+    d_x = d_a = d_router = None
+    if keep is None:
+        if needs[0]:
+            d_x = grad @ (down if routing is None else torch.cat([down, routing]))
+        if needs[1] or needs[2]:
+            d_a, d_router = (grad.t() @ tokens).tensor_split([len(a)])
+    else:
+        d_hidden, d_logits = grad.tensor_split([len(a)], -1)
+        if needs[0]:
+            d_x = (d_hidden @ down).mul_(keep)
+            if routing is not None:
+                d_x.addmm_(d_logits, routing)
+        if needs[1]:
+            d_a = d_hidden.t() @ (tokens * keep)
+        if needs[2]:
+            d_router = d_logits.t() @ tokens
+    return (
+        cast(d_x, x.dtype).view(x.shape) if d_x is not None else None,
+        cast(d_a, a.dtype) if needs[1] and d_a is not None else None,
+        cast(d_router, a.dtype) if needs[2] and d_router is not None else None,
+    )
 
 
 def _kernels(x: torch.Tensor) -> ModuleType:

@@ -200,7 +200,7 @@ class AlphaLoraLayer(nn.Module, BaseTunerLayer):
             term=self._balance(name),
             in_place=self._owns(result) and result.dtype == compute_dtype(x, a),
         )
-        if sums is not None and balancer.observing:
+        if sums is not None and slots is not None and balancer.observing:
             balancer.record(self._router_name(name), sums, slots, self.block_share[name])
         return result
 
@@ -217,11 +217,13 @@ class AlphaLoraLayer(nn.Module, BaseTunerLayer):
         delta = mix_experts(self.alphalora_dropout[name](x), a, self.alphalora_B[name], gates)
         return torch.add(result, cast(delta, result.dtype), alpha=self.scaling[name])
 
-    def _observe(self, name: str, gates: torch.Tensor, *decided: torch.Tensor) -> torch.Tensor:
+    def _observe(
+        self, name: str, gates: torch.Tensor, probabilities: torch.Tensor, selected: torch.Tensor
+    ) -> torch.Tensor:
         """Record a router's decisions; its gates with the load-balancing loss attached."""
         number, term = gates.shape[-1], self._balance(name)
-        valid = self.balancer.valid(gates.shape[:-1])
-        sums = router_sums(*(t.reshape(-1, number) for t in (gates, *decided)), valid)
+        flat = [decided.reshape(-1, number) for decided in (gates, probabilities, selected)]
+        sums = router_sums(flat[0], flat[1], flat[2], self.balancer.valid(gates.shape[:-1]))
         slots = term.slots(sums, number)
         self.balancer.record(self._router_name(name), sums, slots, self.block_share[name])
         if term.coefficient == 0.0 or not gates.requires_grad:

@@ -20,7 +20,7 @@ _TILE = 4096
 
 @triton.jit
 def _decide(logits, real_expert, N: tl.constexpr, K: tl.constexpr):
-    """Probabilities, chosen experts and gates of a tile, [BT, BN] each; of equals the first counts."""
+    """Probabilities, chosen experts and gates of a tile, [BT, BN] each; of equals the first."""
     scaled = tl.exp(logits - tl.max(logits, 1)[:, None])
     probabilities = scaled / tl.sum(scaled, 1)[:, None]
     chosen = real_expert
@@ -104,9 +104,9 @@ def _backward(
     hidden = tl.load(
         hidden_ptr + rows * hidden_stride + place[None, :, :], mask=inside, other=0.0
     ).to(tl.float32)
-    d_mixed = tl.load(
-        d_mixed_ptr + rows * (N * R) + place[None, :, :], mask=inside, other=0.0
-    ).to(tl.float32)
+    d_mixed = tl.load(d_mixed_ptr + rows * (N * R) + place[None, :, :], mask=inside, other=0.0).to(
+        tl.float32
+    )
     mixed = hidden * gates[:, :, None]
     tl.store(mixed_ptr + rows * (N * R) + place[None, :, :], mixed, mask=inside)
     d_hidden = d_mixed * (gates * scale)[:, :, None]

@@ -67,9 +67,7 @@ COUNTS = [(1, 1), (2, 1), (2, 2), (3, 2), (5, 1), (5, 2), (5, 5), (9, 4), (17, 2
 @pytest.mark.parametrize("rows", [0, 1, 65])
 def test_it_computes_what_plain_operators_do(number, top_k, rank, rows):
     for padding, coefficient in itertools.product((True, False), (0.0, 0.7)):
-        layer, x = make(
-            number, top_k, rank, coefficient=coefficient, padding=padding, rows=rows
-        )
+        layer, x = make(number, top_k, rank, coefficient=coefficient, padding=padding, rows=rows)
         assert_equal(run(layer, x, True), run(layer, x, False))
 
 
