@@ -1,12 +1,12 @@
 """The load-balancing loss: how its gradient reaches the routers, and its value the log.
 
-The loss is never added to the model's loss. Every routed layer attaches its own share to the
-gates with an identity whose backward also emits the share's gradient (`attach_loss`). The
-layer is recomputed under gradient checkpointing, and the share with it, so neither
-checkpointing mode can lose it. How much the model's loss counts in the total that is
-differentiated (gradient accumulation, loss scaling, data parallel averaging) is read from a
-second identity on the loss itself, whose backward runs first (`probe_loss`). Both meet in a
-`LossScale`, that of the base model's `LoadBalancer`.
+The loss is never added to the model's loss. Every routed layer adds its own share to the gradient
+of its router: the fused function in closed form (`gating.Balance`), its plain twin with an identity
+on the gates whose backward also differentiates the share (`attach_loss`). The layer is recomputed
+under gradient checkpointing, and the share with it, so neither checkpointing mode can lose it. How
+much the model's loss counts in the total that is differentiated (gradient accumulation, loss
+scaling, data parallel averaging) is read from an identity on the loss itself, whose backward runs
+first (`probe_loss`). They meet in a `LossScale`, that of the base model's `LoadBalancer`.
 """
 
 from __future__ import annotations

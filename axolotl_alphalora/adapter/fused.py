@@ -3,8 +3,11 @@
 The arithmetic is that of `functional`: ``y + s * sum_e g_e B_e A_e dropout(x)``. Autograd would
 keep the dropped-out input and every tensor of the routing; what is kept here is the layer's input
 as it came (once for all layers that share it), a byte for each element that dropout looked at, the
-hidden states [T, N*r], and the gates or logits [T, N]. The output is added to in place where it may
-be.
+hidden states [T, N*r], and of the routing at most two tensors [T, N]. The output is added to in
+place where it may be.
+
+There is no second derivative, and neither vmap nor forward-mode differentiation: for those take
+`functional`'s plain operators (``ALPHALORA_FUSED=0``).
 """
 
 from __future__ import annotations
@@ -59,13 +62,15 @@ def add_experts(
         dropout: Probability to drop an element of the experts' input.
         valid: [T], 1 for real tokens and 0 for padding, or None when all are real.
         term: How the load-balancing loss counts; by default not at all.
-        in_place: Whether ``result`` may be overwritten. It must then be contiguous, in
-            `compute_dtype`, and nobody else's.
+        in_place: Whether ``result``, if it is in `compute_dtype`, may be overwritten. It must then
+            be contiguous, no view, and nobody else's.
 
     Returns:
         The sum in the dtype of ``result``; and with a router its `router_sums` and the slots that
         its load-balancing loss counts, else None twice.
     """
+    if valid is not None:
+        valid = valid.to(x.device)  # of a model on several devices, masks are on the first
     return _AddExperts.apply(
         result, x, a, b, router, valid, *term, top_k, scaling, dropout, in_place
     )
@@ -100,15 +105,15 @@ class _AddExperts(torch.autograd.Function):
                 mixed, kept, sums = kernels.gate_forward(hidden, logits, top_k, valid)
                 term = BalanceTerm(weight, coefficient, key, over_ranks)
                 slots = term.slots(sums, len(router))
-            flat = result.reshape(-1, result.shape[-1])
-            if in_place:
-                flat.addmm_(mixed, up.t(), alpha=scaling)
-                ctx.mark_dirty(result)
-            elif result.dtype == dtype:
-                result = torch.addmm(flat, mixed, up.t(), alpha=scaling).view(result.shape)
+            if result.dtype == dtype:
+                if in_place:
+                    ctx.mark_dirty(result)
+                else:  # no view of what addmm returns: others may change the output in place
+                    result = result.clone(memory_format=torch.contiguous_format)
+                result.view(-1, result.shape[-1]).addmm_(mixed, up.t(), alpha=scaling)
             else:
-                delta = (mixed @ up.t()).view(result.shape)
-                result = cast(torch.add(result, delta, alpha=scaling), result.dtype)
+                delta = cast(mixed @ up.t(), result.dtype).view(result.shape)
+                result = torch.add(result, delta, alpha=scaling)
         if router is not None:
             ctx.mark_non_differentiable(sums, slots)
         ctx.save_for_backward(
@@ -133,7 +138,9 @@ class _AddExperts(torch.autograd.Function):
                 balance = None
                 if coefficient:
                     factor = read_loss_scale(grad, key) * (coefficient * ctx.weight * len(router))
-                    balance = Balance(slots, sums, factor if weight is None else factor * weight)
+                    if weight is not None:
+                        factor = factor * weight.to(factor.device)
+                    balance = Balance(slots, sums, factor)
                 mixed, d_down = kernels.gate_backward(
                     d_mixed, hidden, tuple(kept), top_k, scaling, valid, balance
                 )
@@ -201,7 +208,9 @@ def _kernels(x: torch.Tensor) -> ModuleType:
 
 def _autocasts(x: torch.Tensor) -> bool:
     kind = x.device.type
-    return torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
+    if x.dtype == torch.float64 or not torch.amp.is_autocast_available(kind):
+        return False
+    return torch.is_autocast_enabled(kind)
 
 
 def _plain_dtypes(x: torch.Tensor) -> AbstractContextManager[Any]:

@@ -14,7 +14,7 @@ from torch import nn
 from .balance import BalanceTerm, LoadBalancer
 from .config import AlphaLoraConfig
 from .functional import cast, gate, load_balancing_loss, mix_experts, route
-from .fused import add_experts, compute_dtype
+from .fused import add_experts
 from .loss_scale import attach_loss
 from .paths import fused_paths
 from .usage import router_sums
@@ -25,7 +25,7 @@ FRESH_OUTPUT = (
     "bitsandbytes.nn.modules.Linear4bit",
     "bitsandbytes.nn.modules.Linear8bitLt",
 )
-"""Base layers whose output nobody else keeps, so that it can be added to in place."""
+"""Base layers whose output is a fresh tensor that they do not keep for their own backward."""
 
 MERGE_REFUSAL = (
     "An AlphaLoRA adapter cannot be merged into the base weights: its router chooses and weighs "
@@ -179,18 +179,24 @@ class AlphaLoraLayer(nn.Module, BaseTunerLayer):
 
     def _add(self, name: str, x: torch.Tensor, result: torch.Tensor) -> torch.Tensor:
         """Add what one adapter computes from x to the base layer's output."""
-        if not (self.training or self.balancer.observing or torch.is_grad_enabled()):
+        dropout = self.alphalora_dropout[name]
+        if not (dropout.training or self.balancer.observing or torch.is_grad_enabled()):
             return self._infer(name, x, result)
-        if fused_paths().function and x.device.type in FUSED_DEVICES:
+        if (
+            fused_paths().function
+            and x.device.type in FUSED_DEVICES
+            and type(dropout) in (nn.Dropout, nn.Identity)
+            and (self.cast_input_dtype_enabled or x.dtype == self.alphalora_A[name].dtype)
+        ):
             return self._add_fused(name, x, result)
         return self._add_plain(name, x, result)
 
     def _add_fused(self, name: str, x: torch.Tensor, result: torch.Tensor) -> torch.Tensor:
-        a, balancer, dropout = self.alphalora_A[name], self.balancer, self.alphalora_dropout[name]
+        balancer, dropout = self.balancer, self.alphalora_dropout[name]
         result, sums, slots = add_experts(
             result,
             x,
-            a,
+            self.alphalora_A[name],
             self.alphalora_B[name],
             self.alphalora_router[name] if name in self.alphalora_router else None,
             top_k=self.top_k[name],
@@ -198,7 +204,7 @@ class AlphaLoraLayer(nn.Module, BaseTunerLayer):
             dropout=getattr(dropout, "p", 0.0) if dropout.training else 0.0,
             valid=balancer.valid(x.shape[:-1]),
             term=self._balance(name),
-            in_place=self._owns(result) and result.dtype == compute_dtype(x, a),
+            in_place=self._owns(result),
         )
         if sums is not None and slots is not None and balancer.observing:
             balancer.record(self._router_name(name), sums, slots, self.block_share[name])
@@ -257,14 +263,20 @@ class AlphaLoraLayer(nn.Module, BaseTunerLayer):
         return f"{self.module_name}.{name}"
 
     def _owns(self, result: torch.Tensor) -> bool:
-        """Whether the base layer's output is fresh, and nobody else has seen it."""
-        if torch.compiler.is_compiling():  # which decides for itself
+        """Whether the base layer's output is fresh, and nobody else has seen it.
+
+        Hooks may have kept it, and so may what looks on below autograd, such as selective
+        checkpointing, which keeps the outputs of matrix products.
+        """
+        # torch.compile decides for itself what happens in place.
+        if torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack():
             return False
         base = self.base_layer
         kind = type(base)
         return (
             f"{kind.__module__}.{kind.__qualname__}" in FRESH_OUTPUT
             and not (base._forward_hooks or base._backward_hooks or "forward" in base.__dict__)
+            and not torch.nn.modules.module._global_forward_hooks
             and result.is_contiguous()
             and not result._is_view()
         )

@@ -48,7 +48,7 @@ def fused_paths() -> FusedPaths:
 
 @contextmanager
 def using(**switches: bool) -> Iterator[None]:
-    """Set switches for the body of a `with` statement.
+    """Set switches for the body of a `with` statement, in all threads of the process.
 
     Args:
         **switches: Attributes of `FusedPaths`.

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 triton = pytest.importorskip("triton")
 
@@ -18,6 +19,9 @@ BF16 = {
 }
 
 
+@pytest.mark.works(
+    "Memory and speed", "Triton gating in Triton's interpreter", "compiles for sm_80 and sm_90"
+)
 def test_the_kernels_compute_what_plain_operators_do():
     """In the interpreter: values, gradients and statistics, over shapes that fill no tile."""
     done = subprocess.run(
@@ -28,6 +32,20 @@ def test_the_kernels_compute_what_plain_operators_do():
         check=True,
     )
     assert done.stdout.strip() == "144 cases agree"
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.untested(
+    "Memory and speed", "Triton gating on a GPU (`ALPHALORA_TRITON=1`)", "off by default"
+)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("number", "top_k", "rank"), [(2, 1, 8), (5, 2, 8), (9, 4, 3), (8, 8, 64)])
+def test_a_gpu_computes_what_plain_operators_do(number, top_k, rank, dtype):
+    from adapter.triton_interpreted import compare
+
+    for tokens in (1, 65, 8191):
+        with torch.device("cuda"):
+            compare(tokens, number, top_k, rank, dtype, masked=True, balanced=True)
 
 
 @pytest.mark.parametrize("capability", [80, 90])
