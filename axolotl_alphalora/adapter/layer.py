@@ -173,13 +173,14 @@ class AlphaLoraLayer(nn.Module, BaseTunerLayer):
         if self.disable_adapters:
             return result
         for name in self.active_adapters:
-            if name in self.alphalora_A:
+            if name in self.scaling:
                 result = self._add(name, x, result)
         return result
 
     def _add(self, name: str, x: torch.Tensor, result: torch.Tensor) -> torch.Tensor:
         """Add what one adapter computes from x to the base layer's output."""
-        dropout = self.alphalora_dropout[name]
+        parts: Any = self._modules
+        dropout = parts["alphalora_dropout"]._modules[name]
         if not (dropout.training or self.balancer.observing or torch.is_grad_enabled()):
             return self._infer(name, x, result)
         if (
@@ -241,13 +242,14 @@ class AlphaLoraLayer(nn.Module, BaseTunerLayer):
 
         A decode step consists of small operations: every one, and every call, counts.
         """
-        a, b = self.alphalora_A[name], self.alphalora_B[name]
+        parts: Any = self._modules  # its dictionaries' own lookups take as long as an operation
+        a, b = parts["alphalora_A"]._parameters[name], parts["alphalora_B"]._parameters[name]
         if x.dtype != a.dtype:
             x = self._cast_input_dtype(x, a.dtype)
         hidden = F.linear(x, a)  # [..., N*r]
         number = self.num_experts[name]
         if number > 1:
-            logits = F.linear(x, self.alphalora_router[name])
+            logits = F.linear(x, parts["alphalora_router"]._parameters[name])
             gates = gate(logits, self.top_k[name], hidden.dtype).unsqueeze(-1)
             hidden.view(*logits.shape, self.r[name]).mul_(gates)
         delta = F.linear(hidden, b)
