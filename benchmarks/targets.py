@@ -28,12 +28,12 @@ from typing import Any
 
 import torch
 
-from .common import save, saved_by, smollm2, spread, summary
+from .common import SHAPES, save, saved_by, smollm2, spread, summary
 from .measures import ratios
 
 Results = dict[str, Any]
 FIRST = ("none", "lora-equal", "experts", "experts-plain", "experts-triton")
-STEP = (*FIRST, "plan", "uneven", "dispatch", "experts-ffn", "mixlora")
+STEP = ("none", "lora-equal", "experts", "experts-triton", "dispatch", "experts-ffn", "mixlora")
 
 
 class Missing(Exception):
@@ -181,10 +181,11 @@ def commands(options: argparse.Namespace, model: str) -> dict[str, list[str]]:
         decode += ["--steps", "2", "--prompt", "4"]
         limit += ["--length", "16", "--steps", "2"]
     on_cpu = [*cpu, "--model", model, *sizes[0]]
-    on_gpu = [*steps, *STEP, *gpu, *large, *sizes[1], "--checkpointing"]
+    planned_on_cpu = "uneven" if model in SHAPES else "plan"
+    on_gpu = [*steps, *STEP, "uneven", *gpu, *large, *sizes[1], "--checkpointing"]
     limited = {n: ["--model", "tiny" if options.quick else n] for n in ("7b", "8b")}
     return {
-        "step-cpu": [*steps, *STEP, *on_cpu],
+        "step-cpu": [*steps, *STEP, planned_on_cpu, *on_cpu],
         "step-cpu-0": [*steps, *FIRST, *on_cpu, "--dropout", "0"],
         "decode-cpu": [*decode, *cpu, "--model", model],
         "step-nf4": [*on_gpu, "--nf4"],

@@ -192,7 +192,7 @@ def test_what_is_kept_is_the_input_once_a_byte_for_dropout_and_what_the_experts_
         storage = tensor.untyped_storage()
         if storage.data_ptr() not in weights:
             found[storage.data_ptr()] = storage.nbytes()
-        return tensor
+        return tensor.detach()
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
         outputs = [layer(x) for layer in layers]

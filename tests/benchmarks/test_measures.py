@@ -1,5 +1,6 @@
 """What benchmarks count and compute is what they say, on functions whose numbers are known."""
 
+import weakref
 from types import SimpleNamespace
 
 import pytest
@@ -124,6 +125,23 @@ IDS = torch.tensor([[1, 2, 3, 4]])
 def test_kept_bytes_are_those_of_the_activations_without_the_weights():
     # One row of 6 for each token, for the product's gradient; its 3 numbers, for the square's.
     assert kept_bytes(Contestant(Model(), IDS)) == 4 * (6 + 3) * 4
+
+
+def test_counting_what_is_kept_keeps_nothing():
+    model, nodes = Model(), []
+    whole = model.forward
+
+    def forward(**batch):
+        out = whole(**batch)
+        out.loss = out.loss.exp()  # whose backward needs its output
+        probe = type("Probe", (), {})()
+        out.loss.grad_fn.metadata["probe"] = probe
+        nodes.append(weakref.ref(probe))
+        return out
+
+    model.forward = forward
+    kept_bytes(Contestant(model, IDS))
+    assert nodes[0]() is None
 
 
 def test_a_step_trains_and_adds_the_extra_loss():
