@@ -33,7 +33,8 @@ from .measures import ratios
 
 Results = dict[str, Any]
 FIRST = ("none", "lora-equal", "experts", "experts-plain", "experts-triton")
-STEP = ("none", "lora-equal", "experts", "experts-triton", "dispatch", "experts-ffn", "mixlora")
+STEP = ("none", "lora-equal", "experts", "experts-triton", "dispatch")
+MIXLORA = ("experts-ffn", "mixlora")
 
 
 class Missing(Exception):
@@ -132,8 +133,8 @@ def step_targets(run: str, where: str, key: str, kind: str) -> list[Target]:
         Target(f"training step over {lora}", 1.05, run, over_lora),
         Target("the same with a plan's numbers (uneven ones without)", 1.05, run, planned),
         Target(f"overhead over a dispatch loop's, {where}", 0.25, run, overhead),
-        Target(f"training step over axolotl's mixlora, {where}", 0.6, run, over_mixlora),
         Target(f"{kind} over {lora}", 1.05, run, memory(key)),
+        Target(f"training step over axolotl's mixlora, {where}", 0.6, f"ffn-{run}", over_mixlora),
     ]
 
 
@@ -159,7 +160,15 @@ TARGETS = [
     Target("saving an adapter, over raw bytes", None, "startup", starting("save", True)),
     Target("loading an adapter, over raw bytes", None, "startup", starting("load", True)),
 ]  # fmt: skip
-ON_GPU = ("step-nf4", "step-bf16", "memory-7b", "memory-8b", "decode-gpu")
+ON_GPU = (
+    "step-nf4",
+    "ffn-step-nf4",
+    "step-bf16",
+    "ffn-step-bf16",
+    "memory-7b",
+    "memory-8b",
+    "decode-gpu",
+)
 
 
 def commands(options: argparse.Namespace, model: str) -> dict[str, list[str]]:
@@ -182,14 +191,17 @@ def commands(options: argparse.Namespace, model: str) -> dict[str, list[str]]:
         limit += ["--length", "16", "--steps", "2"]
     on_cpu = [*cpu, "--model", model, *sizes[0]]
     planned_on_cpu = "uneven" if model in SHAPES else "plan"
-    on_gpu = [*steps, *STEP, "uneven", *gpu, *large, *sizes[1], "--checkpointing"]
+    on_gpu = [*gpu, *large, *sizes[1], "--checkpointing"]
+    both = {"step": [*steps, *STEP, "uneven", *on_gpu], "ffn-step": [*steps, *MIXLORA, *on_gpu]}
     limited = {n: ["--model", "tiny" if options.quick else n] for n in ("7b", "8b")}
     return {
         "step-cpu": [*steps, *STEP, planned_on_cpu, *on_cpu],
+        # On its own, because mixlora keeps the activations of its last step.
+        "ffn-step-cpu": [*steps, *MIXLORA, *on_cpu],
         "step-cpu-0": [*steps, *FIRST, *on_cpu, "--dropout", "0"],
         "decode-cpu": [*decode, *cpu, "--model", model],
-        "step-nf4": [*on_gpu, "--nf4"],
-        "step-bf16": on_gpu,
+        **{f"{kind}-nf4": [*command, "--nf4"] for kind, command in both.items()},
+        **{f"{kind}-bf16": command for kind, command in both.items()},
         "memory-7b": [*limit, *limited["7b"], "--limit-gib", "12"],
         "memory-8b": [*limit, *limited["8b"], "--limit-gib", "16"],
         "decode-gpu": [*decode, *gpu, *large],

@@ -112,7 +112,7 @@ def test_one_command_prints_a_row_for_each_target(here, monkeypatch, capsys, tmp
 
     kept = ["--results", str(tmp_path / "kept")]
     rows = table(*kept)
-    assert here == ["training_step", "training_step", "decode", "startup"]
+    assert here == [*3 * ["training_step"], "decode", "startup"]
     assert [row[0] for row in rows] == [target.text for target in TARGETS]
     for target, row in zip(TARGETS, rows, strict=True):
         if target.run in targets.ON_GPU:
@@ -122,7 +122,7 @@ def test_one_command_prints_a_row_for_each_target(here, monkeypatch, capsys, tmp
             assert row[3] in ("met", "not met", "no number asked for")
     # From the kept numbers the same table is made again; those of another command are not used.
     assert table(*kept, "--only", "startup") == rows
-    assert len(here) == 4
+    assert len(here) == 5
     other = table(*kept, "--only", "startup", "--repeats", "2")
-    assert here[4:] == ["startup"]
+    assert here[5:] == ["startup"]
     assert other[0][2:] == ["-", "not measured here: left out by --only"]
