@@ -98,15 +98,16 @@ class Contestant:
 
     def gradients(self) -> None:
         """Forward and backward; the gradients are dropped."""
-        with using(**self.switches):  # checkpointing runs the forward again
-            self.loss().backward()
+        loss = self.loss()
+        with using(**self.switches):
+            loss.backward()
         self.model.zero_grad()
 
     def step(self) -> float:
         """Forward, backward, update; seconds."""
         start = time.perf_counter()
-        with using(**self.switches):
-            loss = self.loss()
+        loss = self.loss()
+        with using(**self.switches):  # checkpointing runs the forward again
             loss.backward()
         self.last_loss = loss.detach()
         if self.optimizer is not None:

@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from axolotl_alphalora.adapter.paths import using
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
@@ -84,7 +86,7 @@ def graph_breaks(contestant: Contestant) -> int:
     def forward(model: Any, ids: Tensor) -> Tensor:
         return model(input_ids=ids, labels=ids, use_cache=False).loss
 
-    with _dynamo_as_it_was(), contestant.autocast():
+    with _dynamo_as_it_was(), using(**contestant.switches), contestant.autocast():
         return torch._dynamo.explain(forward)(contestant.model, contestant.ids).graph_break_count
 
 

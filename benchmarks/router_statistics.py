@@ -18,18 +18,17 @@ from typing import Any
 
 import torch
 from peft import get_peft_model
-from transformers import AutoModelForCausalLM
 
 from axolotl_alphalora.adapter import AlphaLoraConfig, find_balancer, find_routers
 from axolotl_alphalora.adapter.usage import UsageMeter
 
-from .common import machine, smollm2, spread
+from .common import load_shape, machine, random_ids, smollm2, spread
 
 
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--model", help="directory of a model; SmolLM2-135M-Instruct if left out")
+    parser.add_argument("--model", help="a directory, a hub id or a shape; SmolLM2-135M-Instruct")
     parser.add_argument("--batch", type=int, default=2)
     parser.add_argument("--length", type=int, default=512)
     parser.add_argument("--experts", type=int, default=5)
@@ -38,16 +37,16 @@ def main() -> None:
     parser.add_argument("--checkpointing", action="store_true")
     wanted = parser.parse_args()
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    dtype = torch.bfloat16 if device == "cuda" else torch.float32
+    dtype = "bf16" if device == "cuda" else "fp32"
     print(machine(("torch", "transformers", "peft")))
-    base = AutoModelForCausalLM.from_pretrained(wanted.model or smollm2(), dtype=dtype)
+    base = load_shape(wanted.model or smollm2(), dtype, device)
     config = AlphaLoraConfig(r=8, num_experts=wanted.experts, target_modules="all-linear")
-    model: Any = get_peft_model(base.to(device), config).train()
+    model: Any = get_peft_model(base, config).train()
     if wanted.checkpointing:
         model.enable_input_require_grads()
         model.gradient_checkpointing_enable()
     optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=1e-3)
-    ids = torch.randint(0, base.config.vocab_size, (wanted.batch, wanted.length), device=device)
+    ids = random_ids(base, wanted.batch, wanted.length, device)
     balancer = find_balancer(model)
     assert balancer is not None
     meter, routers = UsageMeter(), find_routers(model)

@@ -12,7 +12,9 @@ PACKAGE = Path(__file__).parents[1] / "axolotl_alphalora"
 
 def loaded_by(statement: str) -> set[str]:
     code = f"import sys; {statement}; print(' '.join(sys.modules))"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=PACKAGE.parent, capture_output=True, text=True, check=True
+    )
     return {name.partition(".")[0] for name in done.stdout.splitlines()[-1].split()}
 
 
@@ -34,6 +36,11 @@ def loaded_by(statement: str) -> set[str]:
         ("import axolotl_alphalora.sensitivity", {"peft", "transformers", "axolotl"}),
         ("import axolotl_alphalora.spectral", {"peft", "transformers", "axolotl"}),
         ("import axolotl_alphalora.adapter", {"axolotl"}),
+        (
+            "import benchmarks.decode, benchmarks.memory_limit, benchmarks.scaling, "
+            "benchmarks.startup, benchmarks.targets, benchmarks.training_step",
+            {"axolotl"},
+        ),
         ("import axolotl_alphalora.inspection", {"peft", "transformers", "axolotl"}),
         ("import axolotl_alphalora.planning", {"peft", "transformers", "axolotl"}),
         ("import axolotl_alphalora.plugin.request", {"peft", "transformers", "axolotl"}),

@@ -62,10 +62,10 @@ class BalanceTerm(NamedTuple):
         over_ranks: Whether the experts' shares are those over all processes.
     """
 
-    weight: torch.Tensor | float = 1.0
-    coefficient: float = 0.0
-    key: int = -1
-    over_ranks: bool = False
+    weight: torch.Tensor | float
+    coefficient: float
+    key: int
+    over_ranks: bool
 
     def slots(self, sums: torch.Tensor, number: int) -> torch.Tensor:
         """The selected slots of each of N experts that the loss counts: [N]."""
@@ -153,7 +153,7 @@ class LoadBalancer:
         """
         return token_mask(self._pass.valid, shape)
 
-    def term(self, coefficient: float, over_ranks: bool = False) -> BalanceTerm:
+    def term(self, coefficient: float, over_ranks: bool) -> BalanceTerm:
         """How a router's load-balancing loss takes part in this pass.
 
         Args:

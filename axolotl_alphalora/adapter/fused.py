@@ -44,10 +44,10 @@ def add_experts(
     *,
     top_k: int,
     scaling: float,
-    dropout: float = 0.0,
-    valid: torch.Tensor | None = None,
-    term: BalanceTerm = BalanceTerm(),  # noqa: B008 (immutable)
-    in_place: bool = False,
+    dropout: float,
+    valid: torch.Tensor | None,
+    term: BalanceTerm,
+    in_place: bool,
 ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
     """Add a mixture's output to that of the base layer; its gradient includes the balance loss.
 
@@ -61,7 +61,7 @@ def add_experts(
         scaling: Factor on the mixture's output.
         dropout: Probability to drop an element of the experts' input.
         valid: [T], 1 for real tokens and 0 for padding, or None when all are real.
-        term: How the load-balancing loss counts; by default not at all.
+        term: How the load-balancing loss counts.
         in_place: Whether ``result``, if it is in `compute_dtype`, may be overwritten. It must then
             be contiguous, no view, and nobody else's.
 

@@ -49,6 +49,33 @@ def _load_logits(logits_ptr, stride, tokens, experts, T, N: tl.constexpr):
 
 
 @triton.jit
+def _mix(
+    hidden_ptr, stride, mixed_ptr, tokens, experts, gates, real,
+    N: tl.constexpr, R: tl.constexpr, BR: tl.constexpr,
+):  # fmt: skip
+    """Store a tile of hidden states times gates; the hidden states, [BT, BN, BR], and their places.
+
+    The places are a row, an offset in it, and whether token, expert and rank exist.
+    """
+    ranks = tl.arange(0, BR)
+    rows = tokens.to(tl.int64)[:, None, None]
+    place = (experts[:, None] * R + ranks[None, :])[None, :, :]
+    inside = real[:, :, None] & (ranks < R)[None, None, :]
+    hidden = tl.load(hidden_ptr + rows * stride + place, mask=inside, other=0.0).to(tl.float32)
+    tl.store(mixed_ptr + rows * (N * R) + place, hidden * gates[:, :, None], mask=inside)
+    return hidden, rows, place, inside
+
+
+@triton.jit
+def _counted(valid_ptr, tokens, T, MASKED: tl.constexpr):
+    """1 for the real tokens of a tile, else 0: [BT, 1]."""
+    counted = tokens < T
+    if MASKED:
+        counted = counted & (tl.load(valid_ptr + tokens, mask=counted, other=0) != 0)
+    return counted.to(tl.float32)[:, None]
+
+
+@triton.jit
 def _forward(
     hidden_ptr, hidden_stride, logits_ptr, logits_stride, valid_ptr, mixed_ptr, sums_ptr, T,
     N: tl.constexpr, R: tl.constexpr, K: tl.constexpr, MASKED: tl.constexpr,
@@ -56,23 +83,12 @@ def _forward(
 ):  # fmt: skip
     tokens = tl.program_id(0) * BT + tl.arange(0, BT)
     experts = tl.arange(0, BN)
-    ranks = tl.arange(0, BR)
     logits, real = _load_logits(logits_ptr, logits_stride, tokens, experts, T, N)
     probabilities, chosen, gates = _decide(logits, real, N, K)
-
-    place = experts[:, None] * R + ranks[None, :]
-    inside = real[:, :, None] & (ranks < R)[None, None, :]
-    rows = tokens.to(tl.int64)[:, None, None]
-    hidden = tl.load(
-        hidden_ptr + rows * hidden_stride + place[None, :, :], mask=inside, other=0.0
-    ).to(tl.float32)
-    mixed = hidden * gates[:, :, None]
-    tl.store(mixed_ptr + rows * (N * R) + place[None, :, :], mixed, mask=inside)
-
-    counted = tokens < T
-    if MASKED:
-        counted = counted & (tl.load(valid_ptr + tokens, mask=counted, other=0) != 0)
-    weight = counted.to(tl.float32)[:, None]
+    hidden, rows, place, inside = _mix(
+        hidden_ptr, hidden_stride, mixed_ptr, tokens, experts, gates, real, N, R, BR
+    )
+    weight = _counted(valid_ptr, tokens, T, MASKED)
     entropies = -probabilities * tl.log(tl.where(probabilities > 0.0, probabilities, 1.0))
     out = sums_ptr + tl.program_id(0) * (3 * N + 3)
     known = experts < N
@@ -94,34 +110,22 @@ def _backward(
 ):  # fmt: skip
     tokens = tl.program_id(0) * BT + tl.arange(0, BT)
     experts = tl.arange(0, BN)
-    ranks = tl.arange(0, BR)
     logits, real = _load_logits(logits_ptr, logits_stride, tokens, experts, T, N)
     probabilities, chosen, gates = _decide(logits, real, N, K)
-
-    place = experts[:, None] * R + ranks[None, :]
-    inside = real[:, :, None] & (ranks < R)[None, None, :]
-    rows = tokens.to(tl.int64)[:, None, None]
-    hidden = tl.load(
-        hidden_ptr + rows * hidden_stride + place[None, :, :], mask=inside, other=0.0
-    ).to(tl.float32)
-    d_mixed = tl.load(d_mixed_ptr + rows * (N * R) + place[None, :, :], mask=inside, other=0.0).to(
-        tl.float32
+    hidden, rows, place, inside = _mix(
+        hidden_ptr, hidden_stride, mixed_ptr, tokens, experts, gates, real, N, R, BR
     )
-    mixed = hidden * gates[:, :, None]
-    tl.store(mixed_ptr + rows * (N * R) + place[None, :, :], mixed, mask=inside)
+    d_mixed = tl.load(d_mixed_ptr + rows * (N * R) + place, mask=inside, other=0.0).to(tl.float32)
     d_hidden = d_mixed * (gates * scale)[:, :, None]
-    tl.store(grad_ptr + rows * (N * R + N) + place[None, :, :], d_hidden, mask=inside)
+    tl.store(grad_ptr + rows * (N * R + N) + place, d_hidden, mask=inside)
 
     d_gates = tl.sum(d_mixed * hidden, 2) * scale
     d_probabilities = tl.zeros_like(gates)
     if BALANCED:
         slots = tl.load(slots_ptr + experts, mask=experts < N, other=0.0)
-        counted = tokens < T
-        if MASKED:
-            counted = counted & (tl.load(valid_ptr + tokens, mask=counted, other=0) != 0)
         norm = tl.maximum(tl.sum(slots, 0), 1.0) * tl.maximum(tl.load(sums_ptr + 3 * N + 2), 1.0)
         share = slots * (tl.load(factor_ptr) / norm)
-        d_probabilities = counted.to(tl.float32)[:, None] * share[None, :]
+        d_probabilities = _counted(valid_ptr, tokens, T, MASKED) * share[None, :]
     if K > 1 and K < N:
         d_logits = gates * (d_gates - tl.sum(d_gates * gates, 1)[:, None])
     else:

@@ -133,6 +133,14 @@ def test_the_mask_and_the_weight_may_be_on_another_device():
     assert layer.alphalora_router["default"].grad.is_meta
 
 
+def test_autocast_leaves_double_precision_alone():
+    layer, x = make(base=nn.Linear(IN, OUT, bias=False).double())
+    with torch.autocast("cpu", torch.bfloat16):
+        got, want = run(layer, x.double(), True), run(layer, x.double(), False)
+    assert got[0].dtype == torch.float64
+    assert_equal(got, want)
+
+
 def test_dropout_that_is_kept_on_in_evaluation_drops():
     layer, x = make(dropout=0.5)
     layer.balancer._pass.phase = None

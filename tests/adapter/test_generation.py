@@ -93,12 +93,12 @@ def test_a_pipeline_gives_the_reference_s_tokens(model, tokenizer, expected):
 def test_neither_generation_nor_a_pass_without_labels_observes_anything(model, tokenizer):
     balancer = find_balancer(model)
     balancer.usage = {"train": UsageMeter(), "eval": UsageMeter()}
-    balancer.observe = None  # so that a call fails
+    balancer.record = None  # so that a call fails
     batch = tokenizer(PROMPTS, padding=True, return_tensors="pt")
     try:
         assert model(**batch).loss is None
         model.generate(**batch, **GREEDY)
     finally:
-        del balancer.observe
+        del balancer.record
         balancer.usage = {}
     assert balancer.pop("train") is None and balancer.pop("eval") is None

@@ -53,6 +53,13 @@ def test_it_prints_a_row_for_each_measurement_and_writes_the_numbers(name, comma
     assert list(tmp_path.iterdir()) == [file]
 
 
+def test_the_counting_of_router_decisions_is_timed(command):
+    lines = command("router_statistics", "--model", "tiny", *SHORT, "--repeats", "2")
+    assert lines[1].startswith("14 routers, 1 x 8 tokens, 2 pairs")
+    starts = ["step", "step", "ratio:", "counting", "reading"]
+    assert [line.split()[0] for line in lines[2:]] == starts
+
+
 def test_a_training_step_says_what_it_measured_and_who_is_not_there(command, tmp_path):
     file = tmp_path / "results.json"
     names = ["none", "lora-equal", "experts", "plan"]
