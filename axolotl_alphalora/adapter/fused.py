@@ -69,8 +69,11 @@ def add_experts(
         The sum in the dtype of ``result``; and with a router its `router_sums` and the slots that
         its load-balancing loss counts, else None twice.
     """
+    # In a model on several devices, what the balancer knows of the batch is on the first.
     if valid is not None:
-        valid = valid.to(x.device)  # of a model on several devices, masks are on the first
+        valid = valid.to(x.device)
+    if isinstance(term.weight, torch.Tensor):
+        term = term._replace(weight=term.weight.to(x.device))
     return _AddExperts.apply(
         result, x, a, b, router, valid, *term, top_k, scaling, dropout, in_place
     )
@@ -139,7 +142,7 @@ class _AddExperts(torch.autograd.Function):
                 if coefficient:
                     factor = read_loss_scale(grad, key) * (coefficient * ctx.weight * len(router))
                     if weight is not None:
-                        factor = factor * weight.to(factor.device)
+                        factor = factor * weight
                     balance = Balance(slots, sums, factor)
                 mixed, d_down = kernels.gate_backward(
                     d_mixed, hidden, tuple(kept), top_k, scaling, valid, balance

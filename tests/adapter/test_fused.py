@@ -129,7 +129,11 @@ def test_the_mask_and_the_weight_may_be_on_another_device():
     """As in a model on several devices, whose inputs are on the first."""
     layer, x = make()
     layer.to("meta")
-    layer(x.to("meta").requires_grad_()).sum().backward()
+    kept = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
+        out = layer(x.to("meta").requires_grad_())
+    assert len(kept) > 5 and all(tensor.is_meta for tensor in kept)
+    out.sum().backward()
     assert layer.alphalora_router["default"].grad.is_meta
 
 
