@@ -21,7 +21,7 @@ from torch.autograd.function import once_differentiable
 
 from . import gating
 from .balance import BalanceTerm
-from .dropout import keep_mask, kept_share
+from .dropout import apply_factors, keep_factors, keep_mask
 from .functional import cast
 from .gating import Balance
 from .loss_scale import read_loss_scale
@@ -94,9 +94,9 @@ class _AddExperts(torch.autograd.Function):
             down, up = cast(a, dtype), cast(b, dtype)
             inputs = tokens
             if dropout > 0.0:
-                scaling = scaling / kept_share(dropout)
+                scaling = scaling / (1.0 - dropout)
                 keep = keep_mask(tokens, dropout)
-                inputs = tokens * keep
+                inputs = apply_factors(tokens, keep_factors(keep, dtype))
             if router is None:
                 hidden = mixed = inputs @ down.t()
             else:
@@ -134,9 +134,9 @@ class _AddExperts(torch.autograd.Function):
         kernels, dtype, top_k, scaling, coefficient, key = ctx.settings
         with _plain_dtypes(x):
             dy = cast(grad.reshape(-1, grad.shape[-1]), dtype)
-            d_mixed = dy @ cast(b, dtype)
+            d_mixed = _scaled_product(dy, cast(b, dtype), scaling)
             if router is None:
-                mixed, d_down = hidden, d_mixed.mul_(scaling)
+                mixed, d_down = hidden, d_mixed
             else:
                 balance = None
                 if coefficient:
@@ -145,14 +145,20 @@ class _AddExperts(torch.autograd.Function):
                         factor = factor * weight
                     balance = Balance(slots, sums, factor)
                 mixed, d_down = kernels.gate_backward(
-                    d_mixed, hidden, tuple(kept), top_k, scaling, valid, balance
+                    d_mixed, hidden, tuple(kept), top_k, valid, balance
                 )
             d_b = None
             if ctx.needs_input_grad[3]:
-                d_b = cast(mixed.t() @ dy, b.dtype).mul_(scaling).t()
+                d_b = cast(_scaled_product(mixed.t(), dy, scaling), b.dtype).t()
             needs = ctx.needs_input_grad[1], ctx.needs_input_grad[2], ctx.needs_input_grad[4]
             d_x, d_a, d_router = _down_backward(d_down, x, a, router, keep, dtype, needs)
         return (grad, d_x, d_a, d_b, d_router, *(None,) * 9)
+
+
+def _scaled_product(left: torch.Tensor, right: torch.Tensor, factor: float) -> torch.Tensor:
+    """A matrix product times a factor, in one operation."""
+    product = left.new_empty(left.shape[0], right.shape[1])
+    return product.addmm_(left, right, beta=0.0, alpha=factor)
 
 
 def _down_backward(
@@ -185,12 +191,13 @@ def _down_backward(
             d_a, d_router = (grad.t() @ tokens).tensor_split([len(a)])
     else:
         d_hidden, d_logits = grad.tensor_split([len(a)], -1)
+        factors = keep_factors(keep, dtype)
         if needs[0]:
-            d_x = (d_hidden @ down).mul_(keep)
+            d_x = (d_hidden @ down).mul_(factors)
             if routing is not None:
                 d_x.addmm_(d_logits, routing)
         if needs[1]:
-            d_a = d_hidden.t() @ (tokens * keep)
+            d_a = d_hidden.t() @ apply_factors(tokens, factors)
         if needs[2]:
             d_router = d_logits.t() @ tokens
     return (

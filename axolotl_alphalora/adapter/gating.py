@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import torch
 
-from .functional import cast, route, weigh
+from .functional import by_expert, cast, route, weigh
 from .usage import router_sums
 
 __all__ = ["Balance", "Gated", "gate_backward", "gate_forward"]
@@ -72,7 +72,6 @@ def gate_backward(
     hidden: torch.Tensor,
     kept: tuple[torch.Tensor, ...],
     top_k: int,
-    scale: float,
     valid: torch.Tensor | None,
     balance: Balance | None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -82,11 +81,10 @@ def gate_backward(
     the same form with the gates in the place of the probabilities.
 
     Args:
-        d_mixed: [T, N*r], gradient of ``scale * mixed``.
+        d_mixed: [T, N*r], gradient of `Gated.mixed`.
         hidden: [T, N*r].
         kept: `Gated.kept`.
         top_k: Experts per token.
-        scale: Factor on what the mixed hidden states become.
         valid: [T], as in `gate_forward`.
         balance: The load-balancing loss, or None.
 
@@ -96,8 +94,7 @@ def gate_backward(
     """
     gates, probabilities = kept[0], kept[-1]
     number = gates.shape[-1]
-    d_gates = (d_mixed * hidden).unflatten(-1, (number, -1)).sum(-1, dtype=torch.float32)
-    d_gates.mul_(scale)
+    d_gates = by_expert(d_mixed * hidden, number).sum(-1, dtype=torch.float32)
     d_probabilities = None
     if balance is not None:
         d_probabilities = balance.d_probabilities().expand_as(gates)
@@ -113,7 +110,7 @@ def gate_backward(
         d_logits = _softmax_backward(d_gates, gates)
         if d_probabilities is not None:
             d_logits += _softmax_backward(d_probabilities, probabilities)
-    grad = torch.cat([weigh(d_mixed, gates * scale), cast(d_logits, hidden.dtype)], -1)
+    grad = torch.cat([weigh(d_mixed, gates), cast(d_logits, hidden.dtype)], -1)
     return weigh(hidden, gates), grad
 
 

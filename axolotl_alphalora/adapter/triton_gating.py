@@ -104,7 +104,7 @@ def _forward(
 @triton.jit
 def _backward(
     d_mixed_ptr, hidden_ptr, hidden_stride, logits_ptr, logits_stride, valid_ptr, slots_ptr,
-    sums_ptr, factor_ptr, mixed_ptr, grad_ptr, T, scale,
+    sums_ptr, factor_ptr, mixed_ptr, grad_ptr, T,
     N: tl.constexpr, R: tl.constexpr, K: tl.constexpr, MASKED: tl.constexpr,
     BALANCED: tl.constexpr, BT: tl.constexpr, BN: tl.constexpr, BR: tl.constexpr,
 ):  # fmt: skip
@@ -116,10 +116,10 @@ def _backward(
         hidden_ptr, hidden_stride, mixed_ptr, tokens, experts, gates, real, N, R, BR
     )
     d_mixed = tl.load(d_mixed_ptr + rows * (N * R) + place, mask=inside, other=0.0).to(tl.float32)
-    d_hidden = d_mixed * (gates * scale)[:, :, None]
+    d_hidden = d_mixed * gates[:, :, None]
     tl.store(grad_ptr + rows * (N * R + N) + place, d_hidden, mask=inside)
 
-    d_gates = tl.sum(d_mixed * hidden, 2) * scale
+    d_gates = tl.sum(d_mixed * hidden, 2)
     d_probabilities = tl.zeros_like(gates)
     if BALANCED:
         slots = tl.load(slots_ptr + experts, mask=experts < N, other=0.0)
@@ -163,7 +163,6 @@ def gate_backward(
     hidden: torch.Tensor,
     kept: tuple[torch.Tensor, ...],
     top_k: int,
-    scale: float,
     valid: torch.Tensor | None,
     balance: Balance | None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -178,7 +177,7 @@ def gate_backward(
         with torch.cuda.device_of(hidden):
             _backward[grid](
                 d_mixed.contiguous(), hidden, hidden.stride(0), logits, logits.stride(0),
-                _bytes(valid, logits), slots, sums, factor, mixed, grad, tokens, scale, K=top_k,
+                _bytes(valid, logits), slots, sums, factor, mixed, grad, tokens, K=top_k,
                 MASKED=valid is not None, BALANCED=balance is not None, **sizes,
             )  # fmt: skip
     return mixed, grad

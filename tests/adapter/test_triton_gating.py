@@ -15,7 +15,6 @@ BF16 = {
     **dict.fromkeys(("sums_ptr", "slots_ptr", "factor_ptr"), "*fp32"),
     **dict.fromkeys(("hidden_stride", "logits_stride", "T"), "i32"),
     "valid_ptr": "*u8",
-    "scale": "fp32",
 }
 
 

@@ -39,7 +39,7 @@ def compare(tokens, number, top_k, rank, dtype, masked, balanced):
         balance = None
         if balanced:
             balance = gating.Balance(sums[:number], sums, torch.tensor(3.0))
-        again, grad = module.gate_backward(d_mixed, hidden, kept, top_k, 0.7, valid, balance)
+        again, grad = module.gate_backward(d_mixed, hidden, kept, top_k, valid, balance)
         results.append((mixed, sums, again, grad))
     tolerance = 1e-5 if dtype == torch.float32 else 2e-2
     for got, want in zip(results[1], results[0], strict=True):
