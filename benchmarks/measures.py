@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import contextmanager
 from statistics import fmean
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from .contestants import Contestant
 
 __all__ = [
+    "Steps",
     "count_kernels",
     "count_operators",
     "differences",
@@ -28,6 +29,14 @@ __all__ = [
     "ratios",
     "slope",
 ]
+
+
+class Steps(Protocol):
+    """What takes steps that are timed."""
+
+    def step(self) -> float:
+        """Take one; seconds."""
+        ...
 
 
 class _Counter(TorchDispatchMode):
@@ -104,7 +113,7 @@ def _dynamo_as_it_was() -> Iterator[None]:
         counters.update(before)
 
 
-def in_turn(runs: Mapping[str, Contestant], repeats: int) -> dict[str, list[float]]:
+def in_turn(runs: Mapping[str, Steps], repeats: int) -> dict[str, list[float]]:
     """Seconds of steps that are taken one of each in turn; another one comes first every time."""
     names, times = list(runs), {name: list[float]() for name in runs}
     for repeat in range(repeats):

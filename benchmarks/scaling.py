@@ -15,24 +15,11 @@ and for 1,000 more tokens; its median and range over repeats. All of an axis is 
 from __future__ import annotations
 
 import argparse
-import gc
 from typing import Any
 
-import torch
-
-from .common import (
-    command_line,
-    load_shape,
-    machine,
-    parsed,
-    random_ids,
-    save,
-    settings,
-    spread,
-    summary,
-)
-from .contestants import Contestant, build
-from .measures import differences, in_turn, slope
+from .common import command_line, machine, parsed, save, settings, spread, summary
+from .entrants import Field
+from .measures import Steps, differences, in_turn, slope
 from .training_step import described, step_options
 
 AXES = {"experts": ("expert", 1), "rank": ("of rank", 1), "length": ("thousand tokens", 1000)}
@@ -52,12 +39,11 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         ``more_than_none``; and ``slopes``, for each model a summary.
     """
     about = machine(("torch", "transformers", "peft", "bitsandbytes"))
-    torch.manual_seed(0)
-    base = load_shape(options.model, options.dtype, options.device, options.nf4)
     found = {}
-    for axis in options.axes:
-        found[axis] = measure_axis(axis, getattr(options, f"{axis}_points"), base, options)
-        gc.collect()
+    with Field(options) as field:
+        for axis in options.axes:
+            found[axis] = measure_axis(axis, getattr(options, f"{axis}_points"), field, options)
+            field.clear()
     return {
         "benchmark": "scaling",
         "machine": about,
@@ -67,17 +53,16 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def measure_axis(
-    axis: str, points: list[int], base: Any, options: argparse.Namespace
+    axis: str, points: list[int], field: Field, options: argparse.Namespace
 ) -> dict[str, Any]:
     """Take the steps of one axis, see `measure`."""
-    runs: dict[str, Contestant] = {}
+    runs: dict[str, Steps] = {}
     for point in points:
         here = argparse.Namespace(**{**vars(options), axis: point})
-        ids = random_ids(base, here.batch, here.length, here.device)
         if axis == "length" or not runs:
-            runs[f"none {point}"] = build("none", base, ids, here)
+            _, runs[f"none {point}"] = field.enter("none", here, counting=False)
         for model, contestant in MEASURED.items():
-            runs[f"{model} {point}"] = build(contestant, base, ids, here)
+            _, runs[f"{model} {point}"] = field.enter(contestant, here, counting=False)
     in_turn(runs, 2)  # warms up
     times = in_turn(runs, options.repeats)
     rows = []

@@ -3,7 +3,8 @@
     python -m benchmarks.training_step --model path/to/model --repeats 5
     python -m benchmarks.training_step --model 7b --nf4 --batch 4 --length 2048 --checkpointing
 
-On one base model with shared weights, the same tokens and dtype, in one process, each step in turn:
+On the same base model, tokens and dtype, each step in turn; on a CPU each in a process of its own
+(see `benchmarks.workers`), on a GPU in one process with shared weights:
 
 - ``none``: no adapter, forward and backward through frozen weights;
 - ``lora``, ``lora-equal``: PEFT LoRA of one expert's rank, and of rank experts x r;
@@ -29,32 +30,12 @@ Needs neither Axolotl nor a hub.
 from __future__ import annotations
 
 import argparse
-import gc
 from typing import Any
 
-import torch
-
-from .common import (
-    command_line,
-    load_shape,
-    machine,
-    parsed,
-    random_ids,
-    save,
-    settings,
-    spread,
-    summary,
-)
-from .contestants import CONTESTANTS, Absent, Contestant, build
-from .measures import (
-    count_kernels,
-    count_operators,
-    differences,
-    graph_breaks,
-    in_turn,
-    kept_bytes,
-    ratios,
-)
+from .common import command_line, machine, parsed, save, settings, spread, summary
+from .contestants import CONTESTANTS, Absent
+from .entrants import Field
+from .measures import Steps, differences, in_turn, ratios
 
 
 def step_options(parser: argparse.ArgumentParser) -> None:
@@ -90,31 +71,24 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         repeatedly is a summary of the repeats, see `benchmarks.common.summary`.
     """
     about = machine(("torch", "transformers", "peft", "bitsandbytes", "axolotl"))
-    torch.manual_seed(0)
-    base = load_shape(options.model, options.dtype, options.device, options.nf4)
-    ids = random_ids(base, options.batch, options.length, options.device)
-    runs: dict[str, Contestant] = {}
-    counted, absent = {}, {}
-    build("none", base, ids, options).step()  # what is allocated once stays from here on
-    alone = allocated(ids)
-    for name in options.contestants:
-        others = allocated(ids) - alone
-        try:
-            runs[name] = build(name, base, ids, options)
-        except Absent as reason:
-            absent[name] = str(reason)
-        else:
-            counted[name] = count(runs[name], others, options.compile_check)
-    times = in_turn(runs, options.repeats)
+    runs: dict[str, Steps] = {}
+    facts, absent = {}, {}
+    with Field(options) as field:
+        for name in options.contestants:
+            try:
+                facts[name], runs[name] = field.enter(name, options, counting=True)
+            except Absent as reason:
+                absent[name] = str(reason)
+        times = in_turn(runs, options.repeats)
+    tokens = options.batch * options.length
     found: dict[str, dict[str, Any]] = {}
     for name, seconds in times.items():
-        found[name] = {"parameters": runs[name].parameters, "seconds": summary(seconds)}
-        found[name]["tokens_per_second"] = summary(ids.numel() / second for second in seconds)
+        found[name] = {**facts[name], "seconds": summary(seconds)}
+        found[name]["tokens_per_second"] = summary(tokens / second for second in seconds)
         if "lora-equal" in times:
             found[name]["over_lora_equal"] = summary(ratios(seconds, times["lora-equal"]))
         if "none" in times:
             found[name]["more_than_none"] = summary(differences(seconds, times["none"]))
-        found[name] |= counted[name]
     return {
         "benchmark": "training_step",
         "machine": about,
@@ -122,47 +96,6 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         "absent": absent,
         "contestants": found,
     }
-
-
-def allocated(ids: torch.Tensor) -> int:
-    """Bytes that tensors take on the GPU, 0 on a CPU."""
-    if not ids.is_cuda:
-        return 0
-    gc.collect()
-    return torch.cuda.memory_allocated()
-
-
-def count(run: Contestant, others: int, compile_check: bool) -> dict[str, Any]:
-    """What is the same in every step; the first steps, which warm up, are taken on the way.
-
-    Args:
-        run: Whose step.
-        others: Bytes on the GPU that others hold.
-        compile_check: Whether to count graph breaks.
-    """
-    cuda = run.ids.is_cuda
-    kept = kept_bytes(run) / run.ids.numel()
-    run.step()
-    if cuda:
-        torch.cuda.reset_peak_memory_stats()
-    run.step()
-    peak = torch.cuda.max_memory_allocated() - others if cuda else None
-    return {
-        "kept_bytes": kept,
-        "peak_bytes": peak,
-        "ops": (count_kernels if cuda else count_operators)(run.gradients),
-        "kind_of_ops": "kernels" if cuda else "operators",
-        "graph_breaks": count_breaks(run) if compile_check else None,
-    }
-
-
-def count_breaks(run: Contestant) -> int:
-    """Graph breaks of the model itself: what makes its inputs need gradients breaks every graph."""
-    run.model.disable_input_require_grads()
-    try:
-        return graph_breaks(run)
-    finally:
-        run.model.enable_input_require_grads()
 
 
 def report(results: dict[str, Any]) -> None:
