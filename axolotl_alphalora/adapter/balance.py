@@ -179,7 +179,7 @@ class LoadBalancer:
 
         Args:
             module: Name of the router.
-            sums: [3N + 3], as `router_sums` returns them.
+            sums: [4N + 2], as `router_sums` returns them.
             slots: [N], the selected slots that its load-balancing loss counts.
             block_share: 1 / number of routers in this router's block.
         """

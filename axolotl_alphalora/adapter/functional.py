@@ -32,7 +32,7 @@ def route(logits: torch.Tensor, top_k: int) -> tuple[torch.Tensor, torch.Tensor,
     if top_k == num_experts:
         return probabilities, probabilities, torch.ones_like(probabilities)
     chosen = probabilities.topk(top_k, dim=-1).indices
-    selected = torch.zeros_like(probabilities).scatter(-1, chosen, 1.0)
+    selected = torch.zeros_like(probabilities).scatter_(-1, chosen, 1.0)
     gates = probabilities * selected
     if top_k > 1:
         gates = gates / gates.sum(dim=-1, keepdim=True)
@@ -112,7 +112,7 @@ def load_balancing_loss(sums: torch.Tensor, slots: torch.Tensor) -> torch.Tensor
     with k slots per token).
 
     Args:
-        sums: [..., 3N + 3], as `router_sums` returns them.
+        sums: [..., 4N + 2], as `router_sums` returns them.
         slots: [..., N], the selected slots of each expert: those in ``sums``, or their sum over
             processes (global-batch balancing, arXiv 2501.11873).
 

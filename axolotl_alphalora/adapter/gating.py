@@ -23,7 +23,7 @@ class Gated(NamedTuple):
     Attributes:
         mixed: [T, N*r], the hidden states times their experts' gates.
         kept: What the backward pass needs beside the hidden states.
-        sums: [3N + 3] fp32, see `router_sums`.
+        sums: [4N + 2] fp32, see `router_sums`.
     """
 
     mixed: torch.Tensor
@@ -36,7 +36,7 @@ class Balance(NamedTuple):
 
     Attributes:
         slots: [N] fp32, the selected slots that it counts.
-        sums: [3N + 3] fp32, `Gated.sums`.
+        sums: [4N + 2] fp32, `Gated.sums`.
         factor: 0-d fp32, N times what the loss counts in the total that is differentiated.
     """
 
@@ -46,7 +46,7 @@ class Balance(NamedTuple):
 
     def d_probabilities(self) -> torch.Tensor:
         """Gradient of the probabilities of a real token: [N]. See `load_balancing_loss`."""
-        norm = self.slots.sum().clamp_min(1.0) * self.sums[-1].clamp_min(1.0)
+        norm = (self.slots.sum() * self.sums[-1]).clamp_min(1.0)
         return self.slots * (self.factor / norm)
 
 
@@ -110,6 +110,7 @@ def gate_backward(
         d_logits = _softmax_backward(d_gates, gates)
         if d_probabilities is not None:
             d_logits += _softmax_backward(d_probabilities, probabilities)
+    gates = cast(gates, hidden.dtype)
     grad = torch.cat([weigh(d_mixed, gates), cast(d_logits, hidden.dtype)], -1)
     return weigh(hidden, gates), grad
 

@@ -90,15 +90,15 @@ def _forward(
     )
     weight = _counted(valid_ptr, tokens, T, MASKED)
     entropies = -probabilities * tl.log(tl.where(probabilities > 0.0, probabilities, 1.0))
-    out = sums_ptr + tl.program_id(0) * (3 * N + 3)
+    out = sums_ptr + tl.program_id(0) * (4 * N + 2)
     known = experts < N
     slots = tl.sum(tl.where(chosen, weight, 0.0), 0)
     tl.store(out + experts, slots, mask=known)
     tl.store(out + N + experts, tl.sum(gates * weight, 0), mask=known)
     tl.store(out + 2 * N + experts, tl.sum(probabilities * weight, 0), mask=known)
-    tl.store(out + 3 * N, tl.sum(tl.sum(entropies * weight, 1), 0))
-    tl.store(out + 3 * N + 1, tl.sum(tl.max(gates, 1) * tl.sum(weight, 1), 0))
-    tl.store(out + 3 * N + 2, tl.sum(tl.sum(weight, 1), 0))
+    tl.store(out + 3 * N + experts, tl.sum(entropies * weight, 0), mask=known)
+    tl.store(out + 4 * N, tl.sum(tl.max(gates, 1) * tl.sum(weight, 1), 0))
+    tl.store(out + 4 * N + 1, tl.sum(tl.sum(weight, 1), 0))
 
 
 @triton.jit
@@ -123,7 +123,7 @@ def _backward(
     d_probabilities = tl.zeros_like(gates)
     if BALANCED:
         slots = tl.load(slots_ptr + experts, mask=experts < N, other=0.0)
-        norm = tl.maximum(tl.sum(slots, 0), 1.0) * tl.maximum(tl.load(sums_ptr + 3 * N + 2), 1.0)
+        norm = tl.maximum(tl.sum(slots, 0) * tl.load(sums_ptr + 4 * N + 1), 1.0)
         share = slots * (tl.load(factor_ptr) / norm)
         d_probabilities = _counted(valid_ptr, tokens, T, MASKED) * share[None, :]
     if K > 1 and K < N:
@@ -148,7 +148,7 @@ def gate_forward(
     tokens, number = logits.shape
     grid, sizes = _tiles(tokens, hidden.shape[1], number)
     mixed = hidden.new_empty(hidden.shape)
-    sums = torch.empty(grid[0], 3 * number + 3, dtype=torch.float32, device=hidden.device)
+    sums = torch.empty(grid[0], 4 * number + 2, dtype=torch.float32, device=hidden.device)
     if tokens:
         with torch.cuda.device_of(hidden):
             _forward[grid](

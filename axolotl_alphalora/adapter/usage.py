@@ -33,17 +33,14 @@ def router_sums(
         valid: [T], 1 for real tokens and 0 for padding, or None when all are real.
 
     Returns:
-        [3N + 3], fp32: slots, gates and probabilities of each expert, entropies in nats, largest
-        gates, tokens. Only the probabilities carry a gradient.
+        [4N + 2], fp32: slots, gates, probabilities and terms of the entropy (in nats) of each
+        expert, largest gates, tokens. Only the probabilities carry a gradient.
     """
-    fixed, spread = gates.detach(), probabilities.detach()
-    rest = torch.stack([torch.special.entr(spread).sum(-1), fixed.amax(-1)], -1)
-    columns = torch.cat([selected, fixed, probabilities, rest], -1)  # [T, 3N + 2]
-    if valid is None:
-        return torch.cat([columns.sum(0), columns.new_full((1,), columns.shape[0])])
-    weight = valid.to(columns)
+    fixed, terms = gates.detach(), torch.special.entr(probabilities.detach())
+    weight = gates.new_ones(len(gates), 1) if valid is None else valid.to(gates).unsqueeze(-1)
+    columns = torch.cat([selected, fixed, probabilities, terms, fixed.amax(-1, True), weight], -1)
     # No matrix product: autocast would round its counts to 16 bits.
-    return torch.cat([(columns * weight.unsqueeze(-1)).sum(0), weight.sum().reshape(1)])
+    return (columns if valid is None else columns * weight).sum(0)
 
 
 @dataclass(frozen=True)
@@ -69,15 +66,15 @@ class RouterUsage:
     @classmethod
     def of(cls, sums: list[float], top_k: int) -> RouterUsage:
         """Read the sums of at least one token, as `router_sums` returns them."""
-        entropy, top, tokens = sums[-3:]
-        number = (len(sums) - 3) // 3
-        slots, gates = sums[:number], sums[number : 2 * number]
+        top, tokens = sums[-2:]
+        number = (len(sums) - 2) // 4
+        slots, gates, terms = (sums[part * number : (part + 1) * number] for part in (0, 1, 3))
         return cls(
             tokens=round(tokens),
             top_k=top_k,
             token_share=tuple(value / (tokens * top_k) for value in slots),
             mean_gates=tuple(value / tokens for value in gates),
-            entropy=entropy / tokens / math.log(number),
+            entropy=sum(terms) / tokens / math.log(number),
             top_gate=top / tokens,
         )
 
@@ -141,7 +138,7 @@ class UsageMeter:
         if not routers:
             return {}
         device = next(iter(sums.values())).device if sums else torch.device("cpu")
-        sizes = [3 * number + 3 for number, _ in routers.values()]
+        sizes = [4 * number + 2 for number, _ in routers.values()]
         parts = [
             sums[name].to(device) if name in sums else torch.zeros(size, device=device)
             for name, size in zip(routers, sizes, strict=True)
