@@ -4,12 +4,12 @@
     python -m benchmarks.scaling --model 7b --nf4 --batch 1 --checkpointing --axes length
 
 Along one axis at a time, from ``--experts`` (5) of ``--rank`` (8) and ``--length`` (512) tokens:
-the steps of `benchmarks.training_step` with no adapter, with AlphaLoRA, and with a PEFT LoRA of
-rank experts x r, at every point of the axis, each in turn. Shown: for each point the median and
-range of a step, and of what it takes beyond the step without an adapter that was taken in the same
-turn. Under the points of an axis: the slope of the straight line through the steps with the least
-squares, as a share of the step at the axis' first point, for one more expert, for one more of rank,
-and for 1,000 more tokens; its median and range over repeats. All of an axis is in memory together.
+at every point of the axis the steps of `benchmarks.training_step` with no adapter, with AlphaLoRA,
+and with a PEFT LoRA of rank experts x r, each in turn. Shown: for each point the median and range
+of a step, and of what it takes beyond the step without an adapter that was taken in the same turn.
+Under the points of an axis: the slope of the straight line through those differences with the
+least squares, as a share of the step without an adapter at the axis' first point, for one more
+expert, for one more of rank, and for 1,000 more tokens; its median and range over repeats.
 """
 
 from __future__ import annotations
@@ -43,7 +43,6 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     with Field(options) as field:
         for axis in options.axes:
             found[axis] = measure_axis(axis, getattr(options, f"{axis}_points"), field, options)
-            field.clear()
     return {
         "benchmark": "scaling",
         "machine": about,
@@ -56,30 +55,32 @@ def measure_axis(
     axis: str, points: list[int], field: Field, options: argparse.Namespace
 ) -> dict[str, Any]:
     """Take the steps of one axis, see `measure`."""
-    runs: dict[str, Steps] = {}
+    names = {"none": "none", **MEASURED}
+    rows, first = [], list[float]()
+    more: dict[str, list[list[float]]] = {model: [] for model in MEASURED}
     for point in points:
         here = argparse.Namespace(**{**vars(options), axis: point})
-        if axis == "length" or not runs:
-            _, runs[f"none {point}"] = field.enter("none", here, counting=False)
-        for model, contestant in MEASURED.items():
-            _, runs[f"{model} {point}"] = field.enter(contestant, here, counting=False)
-    in_turn(runs, 2)  # warms up
-    times = in_turn(runs, options.repeats)
-    rows = []
-    for point in points:
-        none = times[f"none {point if axis == 'length' else points[0]}"]
-        row: dict[str, Any] = {"at": point, "none": {"seconds": summary(none)}}
+        runs: dict[str, Steps] = {
+            model: field.enter(name, here, counting=False)[1] for model, name in names.items()
+        }
+        in_turn(runs, 2)  # warms up
+        times = in_turn(runs, options.repeats)
+        field.clear()
+        first = first or times["none"]
+        row: dict[str, Any] = {"at": point, "none": {"seconds": summary(times["none"])}}
         for model in MEASURED:
-            seconds = times[f"{model} {point}"]
+            more[model].append(differences(times[model], times["none"]))
             row[model] = {
-                "seconds": summary(seconds),
-                "more_than_none": summary(differences(seconds, none)),
+                "seconds": summary(times[model]),
+                "more_than_none": summary(more[model][-1]),
             }
         rows.append(row)
     slopes = {}
     for model in MEASURED if len(points) > 1 else ():
-        turns = zip(*(times[f"{model} {point}"] for point in points), strict=True)
-        slopes[model] = summary(slope(points, turn) / turn[0] for turn in turns)
+        turns = zip(*more[model], strict=True)
+        slopes[model] = summary(
+            slope(points, turn) / none for turn, none in zip(turns, first, strict=True)
+        )
     return {"points": rows, "slopes": slopes}
 
 
@@ -93,9 +94,10 @@ def report(results: dict[str, Any]) -> None:
                 seconds, more = row[model]["seconds"], row[model]["more_than_none"]
                 print(f"{row['at']:<9}{model:<11}{spread(seconds, 3):<26}{spread(more, 3)}")
         unit, amount = AXES[axis]
+        of = f"% of the first step without, for one more {unit}"
         for model, shares in found["slopes"].items():
             percent = spread([100 * amount * share for share in shares["values"]])
-            print(f"{'slope':<9}{model:<11}{percent} % of the first step for one more {unit}")
+            print(f"{'slope':<9}{model:<11}{percent} {of}")
 
 
 def main() -> None:
