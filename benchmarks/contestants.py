@@ -1,7 +1,7 @@
 """The adapters that a training step is measured with, and the step.
 
-All of them share one base model's weights. Adapters are trained in fp32, PEFT's default; those of
-mixlora in the base's dtype, as axolotl makes them.
+Those of one process share the base model's weights. Adapters are trained in fp32, PEFT's default;
+those of mixlora in the base's dtype, as axolotl makes them.
 """
 
 from __future__ import annotations

@@ -18,22 +18,25 @@ __all__ = ["Field"]
 
 
 class Field:
-    """Where contestants take part: on a CPU each in a process of its own, else all in this one.
+    """Where contestants take part: each in a process of its own, or all in this one.
 
     A context manager; at its end those processes end.
 
     Args:
         options: As `benchmarks.training_step` reads them.
+        separate: Whether each has a process and a base model of its own; all of them must fit into
+            memory together. Else they share one base model.
     """
 
-    def __init__(self, options: argparse.Namespace) -> None:
+    def __init__(self, options: argparse.Namespace, separate: bool) -> None:
         self._entrants: list[Worker] = []
         self._base: Any = None
-        if options.device != "cpu":
+        if not separate:
             self._base = load_base(options)
             ids = random_ids(self._base, options.batch, options.length, options.device)
             # What is allocated once stays from here on.
             build("none", self._base, ids, options).step()
+            del ids
             self._alone = allocated()
 
     def __enter__(self) -> Field:
@@ -43,7 +46,7 @@ class Field:
         self.clear()
 
     def clear(self) -> None:
-        """End the processes of those that have taken part."""
+        """End the processes of those that have taken part; here, collect what nobody holds."""
         for entrant in self._entrants:
             entrant.close()
         self._entrants.clear()

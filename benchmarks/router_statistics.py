@@ -92,7 +92,7 @@ def main() -> None:
 
 def counting_alone(routers: list[str], wanted: argparse.Namespace, device: str) -> list[float]:
     """Seconds that adding up one step's sums takes, without the model around it."""
-    sums = {name: torch.rand(3 * wanted.experts + 3, device=device) for name in routers}
+    sums = {name: torch.rand(4 * wanted.experts + 2, device=device) for name in routers}
     meter, taken = UsageMeter(), []
     for _ in range(wanted.repeats + 1):
         start = time.perf_counter()

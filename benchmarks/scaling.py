@@ -40,7 +40,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     """
     about = machine(("torch", "transformers", "peft", "bitsandbytes"))
     found = {}
-    with Field(options) as field:
+    with Field(options, separate=options.device == "cpu") as field:
         for axis in options.axes:
             found[axis] = measure_axis(axis, getattr(options, f"{axis}_points"), field, options)
     return {
@@ -65,6 +65,7 @@ def measure_axis(
         }
         in_turn(runs, 2)  # warms up
         times = in_turn(runs, options.repeats)
+        runs.clear()
         field.clear()
         first = first or times["none"]
         row: dict[str, Any] = {"at": point, "none": {"seconds": summary(times["none"])}}

@@ -10,8 +10,9 @@ With ``--results`` the numbers of each are kept in that directory, and what is t
 command is not measured again: a long table can be made in parts.
 
 On a CPU steps and decoding are those of SmolLM2-135M-Instruct, where the packages of the quickstart
-are installed, else of its shape with random weights; ``--model`` takes another. Peak memory cannot
-be told apart in one process there: what autograd keeps from forward to backward stands in for it.
+are installed, else of its shape with random weights; ``--model`` takes another. There the peak of a
+process is also what its allocator has not given back: what autograd keeps from forward to backward
+stands in for it.
 """
 
 from __future__ import annotations
@@ -196,7 +197,7 @@ def commands(options: argparse.Namespace, model: str) -> dict[str, list[str]]:
     limited = {n: ["--model", "tiny" if options.quick else n] for n in ("7b", "8b")}
     return {
         "step-cpu": [*steps, *STEP, planned_on_cpu, *on_cpu],
-        # On its own, because mixlora keeps the activations of its last step.
+        # On its own as on a GPU, where mixlora's last activations would stay beside the others'.
         "ffn-step-cpu": [*steps, *MIXLORA, *on_cpu],
         "step-cpu-0": [*steps, *FIRST, *on_cpu, "--dropout", "0"],
         "decode-cpu": [*decode, *cpu, "--model", model],

@@ -4,7 +4,8 @@
     python -m benchmarks.training_step --model 7b --nf4 --batch 4 --length 2048 --checkpointing
 
 On the same base model, tokens and dtype, each step in turn; on a CPU each in a process of its own
-(see `benchmarks.workers`), on a GPU in one process with shared weights:
+(see `benchmarks.workers`; all of them must fit into memory), on a GPU in one process with shared
+weights:
 
 - ``none``: no adapter, forward and backward through frozen weights;
 - ``lora``, ``lora-equal``: PEFT LoRA of one expert's rank, and of rank experts x r;
@@ -73,7 +74,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     about = machine(("torch", "transformers", "peft", "bitsandbytes", "axolotl"))
     runs: dict[str, Steps] = {}
     facts, absent = {}, {}
-    with Field(options) as field:
+    with Field(options, separate=options.device == "cpu") as field:
         for name in options.contestants:
             try:
                 facts[name], runs[name] = field.enter(name, options, counting=True)

@@ -1,7 +1,8 @@
 """Models in processes of their own, which take a step when they are told to.
 
 On a CPU a step's time depends on what its process did before: the allocator gives back what a
-larger model's step has freed, and the next step faults those pages in again.
+larger model's step has freed, and the next step faults those pages in again. Every process holds
+all that it needs, the base model too.
 """
 
 from __future__ import annotations
@@ -10,6 +11,8 @@ import multiprocessing
 from collections.abc import Callable
 from multiprocessing.connection import Connection
 from typing import Any
+
+from .contestants import Absent
 
 __all__ = ["Worker"]
 
@@ -30,8 +33,9 @@ class Worker:
         facts: What ``make`` had to say.
 
     Raises:
-        Exception: What ``make`` raises.
-        ChildProcessError: If the process ends.
+        Absent: If ``make`` does.
+        ChildProcessError: If the process ends, by another error of ``make`` or of a step, which it
+            prints, or because it was killed.
     """
 
     def __init__(self, make: Maker, *arguments: Any) -> None:
@@ -42,27 +46,29 @@ class Worker:
         self._process = context.Process(target=_work, args=work, daemon=True)
         self._process.start()
         theirs.close()
-        self.facts = self._answer()
+        self.facts = self._answer(None)
 
     def step(self) -> float:
         """Take a step; seconds."""
-        self._connection.send("step")
-        return self._answer()
+        return self._answer("step")
 
     def close(self) -> None:
         """End the process, and wait until its memory is free."""
         self._connection.close()
         self._process.join()
 
-    def _answer(self) -> Any:
+    def _answer(self, request: str | None) -> Any:
         try:
-            done, answer = self._connection.recv()
-        except EOFError:
-            self._process.join()
+            if request is not None:
+                self._connection.send(request)
+            answer = self._connection.recv()
+        except (EOFError, BrokenPipeError, ConnectionResetError):
+            self.close()
             raise ChildProcessError(
-                f"A benchmark's process ended, exit status {self._process.exitcode}."
+                f"A benchmark's process ended, exit status {self._process.exitcode}; -9 is often "
+                "that of a machine without memory left."
             ) from None
-        if not done:
+        if isinstance(answer, Absent):
             self.close()
             raise answer
         return answer
@@ -71,13 +77,13 @@ class Worker:
 def _work(connection: Connection, make: Maker, arguments: tuple[Any, ...]) -> None:
     try:
         facts, step = make(*arguments)
-    except Exception as error:
-        connection.send((False, error))
+    except Absent as reason:
+        connection.send(reason)
         return
-    connection.send((True, facts))
+    connection.send(facts)
     while True:
         try:
             connection.recv()
         except EOFError:
             return
-        connection.send((True, step()))
+        connection.send(step())

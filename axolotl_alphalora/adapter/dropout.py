@@ -12,7 +12,9 @@ def keep_mask(x: torch.Tensor, p: float) -> torch.Tensor:
 
     On a CPU, eight elements share a random word of 64 bits: `torch.nn.functional.dropout` draws one
     for each, which is most of its time. A byte is compared with one of the two whole numbers next
-    to ``256 p``, drawn for each row so that every element is dropped with probability p.
+    to ``256 p``, drawn for each row so that every element is dropped with probability p. Elements
+    of a row share that number, and so are not quite independent: their covariance is 1 / 512^2 at
+    most.
 
     Args:
         x: [T, in], whose shape and device to use.
@@ -23,11 +25,11 @@ def keep_mask(x: torch.Tensor, p: float) -> torch.Tensor:
     """
     if x.device.type != "cpu" or torch.compiler.is_compiling() or p > 254 / 256:
         return torch.empty_like(x, dtype=torch.uint8).bernoulli_(1.0 - p)
-    words = torch.empty((x.numel() + 7) // 8, dtype=torch.int64)
+    words = torch.empty((x.numel() + 7) // 8, dtype=torch.int64, device=x.device)
     words.random_(-(1 << 63), None)
     levels = words.view(torch.uint8)[: x.numel()].view(x.shape)
-    dropped = torch.empty(len(x), 1).uniform_(256 * p, 256 * p + 1)
-    return levels.ge_(dropped.to(torch.uint8))
+    dropped = torch.empty(len(x), 1, dtype=torch.float32, device=x.device)
+    return levels.ge_(dropped.uniform_(256 * p, 256 * p + 1).to(torch.uint8))
 
 
 def keep_factors(keep: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:

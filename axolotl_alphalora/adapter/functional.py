@@ -32,7 +32,7 @@ def route(logits: torch.Tensor, top_k: int) -> tuple[torch.Tensor, torch.Tensor,
     if top_k == num_experts:
         return probabilities, probabilities, torch.ones_like(probabilities)
     chosen = probabilities.topk(top_k, dim=-1).indices
-    selected = torch.zeros_like(probabilities).scatter_(-1, chosen, 1.0)
+    selected = torch.zeros_like(probabilities).scatter(-1, chosen, 1.0)
     gates = probabilities * selected
     if top_k > 1:
         gates = gates / gates.sum(dim=-1, keepdim=True)

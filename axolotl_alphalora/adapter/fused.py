@@ -157,6 +157,8 @@ class _AddExperts(torch.autograd.Function):
 
 def _scaled_product(left: torch.Tensor, right: torch.Tensor, factor: float) -> torch.Tensor:
     """A matrix product times a factor, in one operation."""
+    if torch.compiler.is_compiling():  # Inductor may take the old values, times 0, for the result
+        return (left @ right) * factor
     product = left.new_empty(left.shape[0], right.shape[1])
     return product.addmm_(left, right, beta=0.0, alpha=factor)
 

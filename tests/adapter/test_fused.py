@@ -92,7 +92,7 @@ def test_dropout_is_a_mask_of_the_experts_input_and_the_router_never_sees_it(num
     assert_equal(got, run(layer, x, False))
 
 
-@pytest.mark.parametrize("p", [0.001, 0.05, 0.5, 0.9, 0.999])
+@pytest.mark.parametrize("p", [0.001, 0.05, 0.5, 0.99, 0.999])
 def test_the_mask_is_as_random_as_it_says(p):
     torch.manual_seed(0)
     x = torch.empty(4000, 333)
@@ -100,13 +100,30 @@ def test_the_mask_is_as_random_as_it_says(p):
     assert mask.unique().tolist() == [0, 1]
     sigma = (p * (1 - p)) ** 0.5
     assert abs(mask.mean() - (1 - p)) < 5 * sigma / x.numel() ** 0.5
-    # Places of a random word, and columns, are all alike; neighbours are independent.
+    # Places of a random word, and columns, are all alike; neighbours are independent, but for what
+    # a row shares.
     for alike in (mask.view(-1)[: x.numel() // 8 * 8].view(-1, 8), mask):
         assert (abs(alike.mean(0) - (1 - p)) < 6 * sigma / len(alike) ** 0.5).all()
     for lag in (1, 2, 3, 8, 333):
         one, other = mask.view(-1)[lag:] - (1 - p), mask.view(-1)[:-lag] - (1 - p)
         assert abs((one * other).mean()) < 6 * sigma**2 / x.numel() ** 0.5 + 1 / (4 * 256**2)
     assert not torch.equal(keep_mask(x, p), keep_mask(x, p))
+
+
+def test_the_mask_does_not_depend_on_the_default_dtype_or_device():
+    torch.manual_seed(0)
+    want = keep_mask(torch.empty(3000, 100), 0.9)
+    assert abs(want.float().mean() - 0.1) < 2e-3
+    before = torch.get_default_dtype()
+    try:
+        torch.set_default_dtype(torch.bfloat16)
+        x = torch.empty(3000, 100)
+        torch.manual_seed(0)
+        with torch.device("meta"):
+            assert torch.equal(keep_mask(x, 0.9), want)
+    finally:
+        torch.set_default_dtype(before)
+    assert keep_mask(torch.empty(0, 7), 0.5).shape == (0, 7)
 
 
 @pytest.mark.parametrize("mode", CHECKPOINTING)
