@@ -20,7 +20,7 @@ from typing import Any
 from .common import command_line, machine, parsed, save, settings, spread, summary
 from .entrants import Field
 from .measures import Steps, differences, in_turn, slope
-from .training_step import described, step_options
+from .training_step import apart, described, step_options
 
 AXES = {"experts": ("expert", 1), "rank": ("of rank", 1), "length": ("thousand tokens", 1000)}
 """What a slope is for, and how much of the axis that is."""
@@ -40,7 +40,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     """
     about = machine(("torch", "transformers", "peft", "bitsandbytes"))
     found = {}
-    with Field(options, separate=options.device == "cpu") as field:
+    with Field(options, separate=apart(options)) as field:
         for axis in options.axes:
             found[axis] = measure_axis(axis, getattr(options, f"{axis}_points"), field, options)
     return {

@@ -4,8 +4,8 @@
     python -m benchmarks.training_step --model 7b --nf4 --batch 4 --length 2048 --checkpointing
 
 On the same base model, tokens and dtype, each step in turn; on a CPU each in a process of its own
-(see `benchmarks.workers`; all of them must fit into memory), on a GPU in one process with shared
-weights:
+and with weights of its own (see `benchmarks.workers`), on a GPU, or with ``--together``, in one
+process with shared weights:
 
 - ``none``: no adapter, forward and backward through frozen weights;
 - ``lora``, ``lora-equal``: PEFT LoRA of one expert's rank, and of rank experts x r;
@@ -45,6 +45,14 @@ def step_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--length", type=int, default=512)
     parser.add_argument("--dropout", type=float, default=0.05)
     parser.add_argument("--checkpointing", action="store_true")
+    parser.add_argument(
+        "--together", action="store_true", help="one process on a CPU too; takes less memory"
+    )
+
+
+def apart(options: argparse.Namespace) -> bool:
+    """Whether every contestant gets a process of its own."""
+    return options.device == "cpu" and not options.together
 
 
 def described(options: argparse.Namespace, length: str) -> str:
@@ -74,7 +82,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     about = machine(("torch", "transformers", "peft", "bitsandbytes", "axolotl"))
     runs: dict[str, Steps] = {}
     facts, absent = {}, {}
-    with Field(options, separate=options.device == "cpu") as field:
+    with Field(options, separate=apart(options)) as field:
         for name in options.contestants:
             try:
                 facts[name], runs[name] = field.enter(name, options, counting=True)

@@ -1,6 +1,7 @@
 """Benchmarks run, for a step or two of a tiny model: what they print is not looked at for speed."""
 
 import json
+import multiprocessing
 import sys
 from importlib import import_module
 
@@ -85,7 +86,8 @@ def test_a_training_step_says_what_it_measured_and_who_is_not_there(command, tmp
 def test_graph_breaks_are_counted_where_they_are_asked_for(command, tmp_path):
     file = tmp_path / "results.json"
     asked = ["--contestants", "experts", "dispatch", "--compile-check", "--json", str(file)]
-    command("training_step", *TINY, *SHORT, *asked)
+    command("training_step", *TINY, *SHORT, "--together", *asked)
+    assert not multiprocessing.active_children()
     found = json.loads(file.read_text())["contestants"]
     assert found["experts"]["graph_breaks"] == 0
     assert found["dispatch"]["graph_breaks"] > 0
