@@ -69,8 +69,7 @@ class Field:
             Absent: If it cannot take part here.
         """
         if self._base is not None:
-            facts, run = entered(name, self._base, options, counting, allocated() - self._alone)
-            return facts, run
+            return entered(name, self._base, options, counting, allocated() - self._alone)
         entrant = Worker(alone, name, options, counting)
         self._entrants.append(entrant)
         return entrant.facts, entrant
@@ -87,8 +86,8 @@ def alone(
 ) -> tuple[dict[str, Any], Callable[[], float]]:
     """Build a contestant on a base model of its own, for a `Worker`.
 
-    What the allocator keeps of a step, up to 8 GiB for a loop over experts on SmolLM2, is given
-    back after it, since the others need memory too; a step that is not timed comes before each.
+    What the allocator keeps of a step is given back after it, since the others need memory too; so
+    a step that is not timed comes before each.
     """
     facts, run = entered(name, load_base(options), options, counting, others=0)
 
