@@ -11,12 +11,14 @@ if TYPE_CHECKING:
     from .adapter import AlphaLoraConfig, AlphaLoraModel
     from .analysis import analyze
     from .plugin.plugin import AlphaLoraPlugin
+    from .trainer import AlphaLoraCallback
 
 __version__ = "0.1.0"
 
-__all__ = ["AlphaLoraConfig", "AlphaLoraModel", "AlphaLoraPlugin", "analyze"]
+__all__ = ["AlphaLoraCallback", "AlphaLoraConfig", "AlphaLoraModel", "AlphaLoraPlugin", "analyze"]
 
 _HOMES = {
+    "AlphaLoraCallback": ".trainer",
     "AlphaLoraConfig": ".adapter",
     "AlphaLoraModel": ".adapter",
     "AlphaLoraPlugin": ".plugin.plugin",

@@ -5,6 +5,7 @@ from torch import nn
 
 from axolotl_alphalora.adapter import AlphaLoraConfig, AlphaLoraLayer
 from axolotl_alphalora.adapter.balance import LoadBalancer
+from axolotl_alphalora.adapter.batch import Padding
 from axolotl_alphalora.adapter.paths import using
 
 IN, OUT = 13, 11
@@ -25,7 +26,8 @@ def make(number=5, top_k=2, rank=3, dropout=0.0, coefficient=0.7, base=None, pad
     layer = AlphaLoraLayer(base, "default", config, number, rank, "m", LoadBalancer()).train()
     training = layer.balancer._pass
     training.phase, training.weight = "train", torch.tensor(0.6)
-    training.valid = torch.rand(2, rows) > 0.3 if padding else None
+    training.padding = Padding(torch.rand(2, rows) > 0.3 if padding else None)
+    layer.balancer._running = True
     return layer, torch.randn(2, rows, IN)
 
 

@@ -11,7 +11,8 @@ first (`probe_loss`). They meet in a `LossScale`, that of the base model's `Load
 
 from __future__ import annotations
 
-from collections import defaultdict
+import warnings
+from collections import defaultdict, deque
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
@@ -20,13 +21,16 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from .batch import micro_batch_weight, padding_mask, token_mask
+from .batch import Padding, micro_batch_weight, padding_of, positional_names
 from .functional import load_balancing_loss
 from .loss_scale import LossScale, probe_output
+from .tokens import Tokens
 from .usage import Reduce, UsageMeter
 
 Phase = Literal["train", "eval"]
 HOOKS = "_alphalora_hooks"
+PASSES = 64
+"""Training passes before one backward that a recomputation can be told from each other."""
 
 
 @dataclass
@@ -86,41 +90,54 @@ class _Pass:
     """What the routers need to know of the forward pass they are in."""
 
     phase: Phase | None = None
-    valid: torch.Tensor | None = None
+    padding: Padding = Padding()
     weight: torch.Tensor | float = 1.0
     decisions: dict[str, _Decision] = field(default_factory=dict)
     counted: bool = False
+    ran: dict[str, None] = field(default_factory=dict)
+    first: int = 0  # sequence numbers of the autograd nodes made in it
+    end: int = 0
+
+
+_OUTSIDE = _Pass()
+"""What layers get that are called by themselves, not by their base model's forward."""
 
 
 class LoadBalancer:
     """State shared by the routed layers of one base model.
 
     Its two hooks sit on the base model's forward, so that they also work where a caller goes
-    around the `PeftModel`. What they note (padding mask, share of the batch) is read again when
-    a layer is recomputed in the backward pass. A forward without gradients in between, such as
-    that of a reference model, is set aside again; a second *training* forward of another batch
-    before the first one's backward is not supported under gradient checkpointing.
+    around the `PeftModel`. What they note (padding, share of the batch) is read again when a layer
+    is recomputed in the backward pass. There may be other passes in between: without gradients,
+    such as that of a reference model, or other training passes, as contrastive losses make them.
 
     Attributes:
         scale: d(total) / d(loss). Its default holds where the model does not compute the loss
-            itself, as in reinforcement learning: 1 / accumulation steps, set by the trainer's
-            callback.
+            itself, as in reinforcement learning: 1 / accumulation steps, set by
+            :class:`~axolotl_alphalora.trainer.AlphaLoraCallback`.
         evaluating: Whether a trainer's evaluation runs, so that passes without labels count too.
         usage: What the routers decide in each phase, where somebody has put a meter to read it.
     """
 
-    def __init__(self, default_scale: float = 1.0) -> None:
+    def __init__(
+        self, default_scale: float | None = None, positional: tuple[str, ...] = ()
+    ) -> None:
         self.scale = LossScale(default_scale)
         self.evaluating = False
         self.usage: dict[Phase, UsageMeter] = {}
+        self._names = positional
         self._pass = _Pass()
+        self._running = False
         self._training_pass = self._pass
+        self._recent: deque[_Pass] = deque(maxlen=PASSES)
         self._last: dict[str, _Decision] = {}
         self._meters: dict[Phase, _Meter] = {"train": _Meter(), "eval": _Meter()}
+        self._idle_named = False
+        self._said: set[str] = set()
 
-    def __reduce__(self) -> tuple[type[LoadBalancer], tuple[float]]:
+    def __reduce__(self) -> tuple[type[LoadBalancer], tuple[Any, ...]]:
         """Copy and pickle as a fresh balancer: the key must stay unique, the rest is transient."""
-        return LoadBalancer, (self.scale.default,)
+        return LoadBalancer, (self.scale.default, self._names)
 
     def install(self, model: nn.Module) -> None:
         """Put the two hooks on the base model, unless they are there.
@@ -128,6 +145,8 @@ class LoadBalancer:
         Their handles are kept with the model, so that they are copied with it. Those of a balancer
         whose layers another tuner has unloaded are taken off.
         """
+        self._idle_named = False
+        self._names = positional_names(model)
         if model.__dict__.get(HOOKS, (None,))[0] == self.scale.key:
             return
         self.remove(model)
@@ -144,27 +163,37 @@ class LoadBalancer:
     @property
     def observing(self) -> bool:
         """Whether this pass is one of training or evaluation, so that `record` is to be called."""
-        return self._pass.phase is not None
+        return self._current().phase is not None
 
-    def valid(self, shape: torch.Size) -> torch.Tensor | None:
-        """Which tokens of a layer's input of that shape (without features) are real: [T], or None.
+    def valid(self, tokens: Tokens, shape: torch.Size) -> torch.Tensor | None:
+        """Which tokens of a layer's input are real: [T], or None where all are.
 
-        None where all are.
+        Args:
+            tokens: Whose tokens they are.
+            shape: Of the input, without features.
         """
-        return token_mask(self._pass.valid, shape)
+        return self._current().padding.of(tokens, shape)
 
     def term(self, coefficient: float, over_ranks: bool) -> BalanceTerm:
         """How a router's load-balancing loss takes part in this pass.
 
         Args:
-            coefficient: `aux_loss_coef` times 1 / number of routers in the router's block.
+            coefficient: `aux_loss_coef` times 1 / number of routers in the router's block; 0 in
+                evaluation.
             over_ranks: Whether each expert's share of the tokens is that over all processes of a
                 distributed training run; its mean probability stays that of this process, whose
                 gradient the run averages.
         """
-        training = self._pass.phase == "train"
+        current = self._current()
+        if current is _OUTSIDE and coefficient and torch.is_grad_enabled():
+            self._warn_once(
+                "AlphaLoRA: layers are trained by calls that go around the forward of the base "
+                "model (a part of it is called by itself): the load-balancing loss takes no part "
+                "in those."
+            )
+        training = current.phase == "train"
         return BalanceTerm(
-            self._pass.weight,
+            current.weight,
             coefficient if training else 0.0,
             self.scale.key,
             over_ranks and training,
@@ -184,8 +213,39 @@ class LoadBalancer:
             block_share: 1 / number of routers in this router's block.
         """
         # Those of a recomputation would never be read.
-        if not self._pass.counted:
-            self._pass.decisions[module] = _Decision(sums.detach(), slots.detach(), block_share)
+        current = self._current()
+        if not current.counted:
+            current.decisions[module] = _Decision(sums.detach(), slots.detach(), block_share)
+
+    def note(self, layer: str) -> None:
+        """Keep in mind that an adapter's layer ran; `layer` is named as its router would be."""
+        self._current().ran[layer] = None
+
+    def name_idle(self, model: nn.Module) -> None:
+        """Warn, once, of trained layers that the first training pass did not run.
+
+        Args:
+            model: The base model, or one around it.
+        """
+        if self._idle_named or self._training_pass.phase is None:
+            return
+        self._idle_named = True
+        layers = [
+            name
+            for module in model.modules()
+            if getattr(module, "balancer", None) is self
+            for name in module.trained_names()  # type: ignore[operator]
+        ]
+        idle = [n.rpartition(".")[0] for n in layers if n not in self._training_pass.ran]
+        if idle:
+            named = ", ".join(idle[:3]) + (f" and {len(idle) - 3} more" if len(idle) > 3 else "")
+            warnings.warn(
+                f"AlphaLoRA: {len(idle)} of {len(layers)} adapted layers did not run in the first "
+                f"training pass: {named}. The model reads their weights without calling them, or "
+                "the batch had nothing for them (no image, say). Experts that never run are never "
+                "trained: leave such layers out of the targets.",
+                stacklevel=2,
+            )
 
     def pop(self, phase: Phase, reduce: Reduce | None = None) -> float | None:
         """Mean load-balancing loss (sum over blocks, before the coefficient) since the last call.
@@ -206,31 +266,68 @@ class LoadBalancer:
         decisions, self._last = self._last, {}
         return [name for name, made in decisions.items() if not bool(made.sums.isfinite().all())]
 
+    def _current(self) -> _Pass:
+        """The pass that runs, or whose blocks are recomputed."""
+        if self._running or torch.compiler.is_compiling():
+            return self._pass
+        node = torch._C._current_autograd_node()
+        if node is None:
+            return _OUTSIDE
+        number = node._sequence_nr()
+        for one in reversed(self._recent):
+            if one.first <= number < one.end:
+                return one
+        self._warn_once(
+            "AlphaLoRA: a layer is recomputed in the backward pass, and it is not known for which "
+            f"forward pass: it belongs to none of the last {PASSES} training passes of "
+            "the base model. Its load-balancing loss goes by the last one's padding."
+        )
+        return self._training_pass
+
+    def _warn_once(self, message: str) -> None:
+        if message not in self._said:
+            self._said.add(message)
+            warnings.warn(message, stacklevel=2)
+
+    def _bind(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+        """The arguments of the base model's forward, by name."""
+        return {**dict(zip(self._names, args, strict=False)), **kwargs}
+
     def _before_forward(
         self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> None:
-        labels = kwargs.get("labels")
+        call = self._bind(args, kwargs)
         self._pass = _Pass()
+        self._running = True
         if model.training and torch.is_grad_enabled():
             self._pass.phase = "train"
-            self._pass.weight = micro_batch_weight(model, labels, kwargs)
+            self._pass.weight = micro_batch_weight(model, call)
             self._training_pass = self._pass
             self.scale.recorded = None
-        elif not model.training and (labels is not None or self._counts_without_labels(kwargs)):
+            if not torch.compiler.is_compiling():
+                self._pass.first = torch.autograd._get_sequence_nr()
+        elif not model.training and (
+            call.get("labels") is not None or self._counts_without_labels(call)
+        ):
             self._pass.phase = "eval"
         if self.observing:
-            self._pass.valid = padding_mask(model, args, kwargs)
+            self._pass.padding = padding_of(model, call)
 
-    def _counts_without_labels(self, kwargs: Mapping[str, Any]) -> bool:
+    def _counts_without_labels(self, call: Mapping[str, Any]) -> bool:
         """Preference trainers evaluate without labels; generation has a cache."""
-        return self.evaluating and kwargs.get("past_key_values") is None
+        return self.evaluating and call.get("past_key_values") is None
 
     def _after_forward(
         self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
     ) -> Any:
         current = self._pass
-        # The layers of the last training pass may still be recomputed in its backward.
+        self._running = False
+        # A compiled layer that is recomputed in the backward pass reads this one.
         self._pass = self._training_pass
+        if current.phase == "train" and not torch.compiler.is_compiling() and output is not None:
+            current.end = torch.autograd._get_sequence_nr()
+            self._recent.append(current)
+            self.name_idle(model)
         if current.phase is not None and current.decisions:
             self._meters[current.phase].add(_total_loss(current.decisions), current.weight)
             if current.phase in self.usage:
@@ -238,7 +335,7 @@ class LoadBalancer:
                 self.usage[current.phase].add(sums)
             self._last, current.decisions = current.decisions, {}
             current.counted = True
-        if current.phase != "train" or kwargs.get("labels") is None:
+        if current.phase != "train" or self._bind(args, kwargs).get("labels") is None:
             return output
         return probe_output(output, self.scale.key)
 

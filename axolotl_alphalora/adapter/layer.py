@@ -17,6 +17,7 @@ from .functional import cast, gate, load_balancing_loss, mix_experts, route
 from .fused import add_experts
 from .loss_scale import attach_loss
 from .paths import fused_paths
+from .tokens import Tokens
 from .usage import router_sums
 
 FUSED_DEVICES = ("cpu", "cuda", "meta")
@@ -102,6 +103,7 @@ class AlphaLoraLayer(nn.Module, BaseTunerLayer):
         self.aux_loss_coef: dict[str, float] = {}
         self.balance_over_ranks: dict[str, bool] = {}
         self.block_share: dict[str, float] = {}
+        self.tokens: Tokens = "own"
         self._disable_adapters = False
         self.merged_adapters: list[str] = []
         self.cast_input_dtype_enabled = True
@@ -183,6 +185,7 @@ class AlphaLoraLayer(nn.Module, BaseTunerLayer):
         dropout = parts["alphalora_dropout"]._modules[name]
         if not (dropout.training or self.balancer.observing or torch.is_grad_enabled()):
             return self._infer(name, x, result)
+        self.balancer.note(self._router_name(name))
         if (
             fused_paths().function
             and x.device.type in FUSED_DEVICES
@@ -203,7 +206,7 @@ class AlphaLoraLayer(nn.Module, BaseTunerLayer):
             top_k=self.top_k[name],
             scaling=self.scaling[name],
             dropout=getattr(dropout, "p", 0.0) if dropout.training else 0.0,
-            valid=balancer.valid(x.shape[:-1]),
+            valid=balancer.valid(self.tokens, x.shape[:-1]),
             term=self._balance(name),
             in_place=self._owns(result),
         )
@@ -230,7 +233,9 @@ class AlphaLoraLayer(nn.Module, BaseTunerLayer):
         """Record a router's decisions; its gates with the load-balancing loss attached."""
         number, term = gates.shape[-1], self._balance(name)
         flat = [decided.reshape(-1, number) for decided in (gates, probabilities, selected)]
-        sums = router_sums(flat[0], flat[1], flat[2], self.balancer.valid(gates.shape[:-1]))
+        sums = router_sums(
+            flat[0], flat[1], flat[2], self.balancer.valid(self.tokens, gates.shape[:-1])
+        )
         slots = term.slots(sums, number)
         self.balancer.record(self._router_name(name), sums, slots, self.block_share[name])
         if term.coefficient == 0.0 or not gates.requires_grad:
@@ -258,8 +263,16 @@ class AlphaLoraLayer(nn.Module, BaseTunerLayer):
         return torch.add(result, delta, alpha=self.scaling[name])
 
     def _balance(self, name: str) -> BalanceTerm:
-        coefficient = self.aux_loss_coef[name] * self.block_share[name]
+        coefficient = self.aux_loss_coef[name] * self.block_share[name] if self.training else 0.0
         return self.balancer.term(coefficient, self.balance_over_ranks[name])
+
+    def trained_names(self) -> list[str]:
+        """The active adapters that are trained here, as the balancer names their routers."""
+        return [
+            self._router_name(name)
+            for name in self.active_adapters
+            if name in self.alphalora_A and self.alphalora_A[name].requires_grad
+        ]
 
     def _router_name(self, name: str) -> str:
         return f"{self.module_name}.{name}"

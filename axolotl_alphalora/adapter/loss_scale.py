@@ -7,6 +7,7 @@ in a backward would be frozen by torch.compile.
 from __future__ import annotations
 
 import itertools
+import warnings
 import weakref
 from typing import Any
 
@@ -23,16 +24,36 @@ class LossScale:
     """d(total) / d(loss) of one base model.
 
     Attributes:
-        default: Its value where no loss of the model's own has told.
+        default: Its value where no loss of the model's own has told; None where nobody has set
+            it, and 1 is taken with a warning.
         recorded: What the loss's backward told, a 0-d fp32 tensor.
         key: Under which the operators find it; unique in the process.
     """
 
-    def __init__(self, default: float = 1.0) -> None:
+    def __init__(self, default: float | None = None) -> None:
         self.default = default
         self.recorded: torch.Tensor | None = None
         self.key = next(_keys)
+        self._warned = False
         _scales[self.key] = self
+
+    def guess(self) -> float:
+        """The default, or 1 where there is none, with one warning."""
+        if self.default is not None:
+            return self.default
+        if not self._warned:
+            self._warned = True
+            warnings.warn(
+                "AlphaLoRA: the loss is not computed by the model, so that the load-balancing "
+                "loss cannot tell what it counts under gradient accumulation or loss scaling, and "
+                "is taken once for every training pass. Give the trainer "
+                "`callbacks=[AlphaLoraCallback()]` (from axolotl_alphalora import "
+                "AlphaLoraCallback); in a training loop of your own, set "
+                "`find_balancer(model).scale.default = 1 / accumulation_steps` (from "
+                "axolotl_alphalora.adapter import find_balancer).",
+                stacklevel=2,
+            )
+        return 1.0
 
 
 def attach_loss(
@@ -111,7 +132,7 @@ def read_loss_scale(grad: torch.Tensor, key: int) -> torch.Tensor:
 def _scale(grad: torch.Tensor, key: int) -> torch.Tensor:
     scale = _scales[key]
     if scale.recorded is None:
-        return grad.new_full((), scale.default, dtype=torch.float32)
+        return grad.new_full((), scale.guess(), dtype=torch.float32)
     return scale.recorded.to(grad.device)
 
 

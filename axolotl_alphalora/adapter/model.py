@@ -20,6 +20,7 @@ from .balance import LoadBalancer
 from .config import AlphaLoraConfig
 from .layer import MERGE_REFUSAL, AlphaLoraLayer
 from .targets import check_counts, check_known, check_ranks, resolve_targets
+from .tokens import tokens_of
 from .warm_start import WarmStart
 
 _CHECKPOINT_WRAPPER = "_checkpoint_wrapped_module."
@@ -151,6 +152,7 @@ class AlphaLoraModel(BaseTuner):
             # In the model's own config: with the caller's, other adapters may start from it too.
             self.peft_config[adapter_name] = config.without_start()
         _share_blocks(model, adapter_name)
+        _tell_tokens(model)
         balancer = find_balancer(model)
         if balancer is not None:
             balancer.install(model)
@@ -268,6 +270,14 @@ def _share_blocks(model: nn.Module, adapter_name: str) -> None:
     for layers in routed.values():
         for layer in layers:
             layer.block_share[adapter_name] = 1.0 / len(layers)
+
+
+def _tell_tokens(model: nn.Module) -> None:
+    """Tell every layer whose tokens it sees."""
+    layers = [module for module in model.modules() if isinstance(module, AlphaLoraLayer)]
+    seen = tokens_of(model, [layer.module_name for layer in layers])
+    for layer in layers:
+        layer.tokens = seen[layer.module_name]
 
 
 def _weight_shapes(model: nn.Module, adapter_name: str) -> dict[str, torch.Size]:

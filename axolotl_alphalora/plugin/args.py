@@ -100,7 +100,7 @@ def _with_trained_adapter(data: Mapping[str, Any], verb: str) -> Mapping[str, An
     found = trained_adapter(data.get("output_dir") or _OUTPUT_DIR)
     if found is None:
         if verb == "inference":  # an evaluation warns later, beside its result
-            from axolotl_alphalora.plugin.trainer import warn_fresh_adapter
+            from axolotl_alphalora.plugin.fresh import warn_fresh_adapter
 
             warn_fresh_adapter("axolotl inference")
         return data

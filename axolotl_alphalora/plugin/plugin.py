@@ -73,15 +73,15 @@ class AlphaLoraPlugin(BasePlugin):
         if cfg.adapter != ADAPTER:
             return []
         from ..adapter import find_balancer
+        from ..trainer import AlphaLoraCallback
         from . import learning_rates
         from .card import describe_in_cards
+        from .fresh import warn_when_evaluated
         from .request import read_block
         from .saving import save_whole
-        from .trainer import AlphaLoraCallback
 
         model: Any = trainer.model
-        balancer = find_balancer(model)
-        if balancer is None:
+        if find_balancer(model) is None:
             return []
         describe_in_cards(trainer)
         save_whole(model)
@@ -89,7 +89,8 @@ class AlphaLoraPlugin(BasePlugin):
         factors = learning_rates.ratios(cfg.loraplus_lr_ratio, block.router_lr_ratio)
         if factors:
             learning_rates.apply_on_creation(trainer, factors)
-        fresh = not cfg.lora_model_dir
-        return [
-            AlphaLoraCallback(trainer, balancer, fresh, block.aux_loss_coef, block.log_blocks_every)
-        ]
+        if not cfg.lora_model_dir:
+            warn_when_evaluated(trainer)
+        callback = AlphaLoraCallback(block.log_blocks_every)
+        callback.attach(trainer)
+        return [callback]

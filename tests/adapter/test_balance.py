@@ -4,13 +4,15 @@ import copy
 import json
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import pytest
 import torch
+from peft import get_peft_model
 from transformers import Trainer, TrainingArguments
 
-from axolotl_alphalora.adapter import AlphaLoraLayer, find_balancer
+from axolotl_alphalora.adapter import AlphaLoraConfig, AlphaLoraLayer, find_balancer
 from balancing import (
     CHECKPOINTING,
     CatchGradients,
@@ -67,6 +69,87 @@ def test_a_reference_pass_before_the_backward_changes_nothing(tiny_llama, batch,
     model.train()
     loss.backward()
     assert_same(gradients(model), reference_gradients(tiny_llama, [batch], [1.0]))
+
+
+def two_passes(model, batch, order):
+    """Two training passes over other rows, of another length, before any backward pass."""
+    shorter = {key: value[:2, :9].flip(0) for key, value in batch.items()}
+    first = model(**batch, num_items_in_batch=torch.tensor(40))
+    second = model(**shorter, num_items_in_batch=torch.tensor(40))
+    if order == "one backward":
+        distance = (first.logits[:2, 2] - second.logits[:, 2]).square().mean()
+        (first.loss + 3 * second.loss + distance).backward()
+    else:
+        for out in (first, second) if order == "first to last" else (second, first):
+            out.loss.backward()
+
+
+@pytest.mark.works("Memory and speed", "gradient checkpointing, several passes before one backward")
+@pytest.mark.parametrize("order", ["one backward", "first to last", "last to first"])
+@pytest.mark.parametrize("mode", CHECKPOINTING)
+def test_training_passes_before_one_backward_each_keep_their_own_padding(
+    tiny_llama, batch, mode, order
+):
+    plain, model = adapted(tiny_llama).train(), adapted(tiny_llama).train()
+    two_passes(plain, batch, order)
+    switch_checkpointing(model, mode)
+    two_passes(model, batch, order)
+    assert_same(gradients(model), gradients(plain))
+
+
+def test_one_backward_of_two_passes_is_the_reference_s(tiny_llama, batch):
+    model, other = adapted(tiny_llama).train(), {k: v.flip(1) for k, v in batch.items()}
+    switch_checkpointing(model, "non-reentrant")
+    (model(**batch).loss + 2 * model(**other).loss).backward()
+    parts = [reference_gradients(tiny_llama, [one], [1.0]) for one in (batch, other)]
+    assert_same(gradients(model), {n: parts[0][n] + 2 * parts[1][n] for n in parts[0]})
+
+
+def test_a_recomputation_of_a_pass_too_long_ago_is_told(tiny_llama, batch, monkeypatch):
+    monkeypatch.setattr("axolotl_alphalora.adapter.balance.PASSES", 1)
+    model = adapted(tiny_llama).train()
+    switch_checkpointing(model, "non-reentrant")
+    with pytest.warns(UserWarning, match="belongs to none of the last 1 training passes"):
+        two_passes(model, batch, "one backward")
+
+
+def test_layers_that_are_trained_around_the_model_s_forward_are_told(tiny_llama, batch):
+    model = adapted(tiny_llama).train()
+    with pytest.warns(UserWarning, match="go around the forward of the base model"):
+        model.get_base_model().model(batch["input_ids"])[0].sum().backward()
+
+
+class Idle(torch.nn.Module):
+    """One layer is called, of another the weight is read."""
+
+    def __init__(self):
+        super().__init__()
+        self.called, self.read = torch.nn.Linear(8, 8), torch.nn.Linear(8, 8)
+
+    def forward(self, x):
+        return torch.nn.functional.linear(self.called(x), self.read.weight)
+
+
+@pytest.mark.works("Robustness", "adapted layers that never run are named")
+@pytest.mark.parametrize("experts", [1, 3])
+def test_layers_that_did_not_run_are_named_after_the_first_training_pass(experts):
+    config = AlphaLoraConfig(r=2, num_experts=experts, target_modules=["called", "read"])
+    model, x = get_peft_model(Idle(), config), torch.randn(4, 8)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        model.eval()(x)
+    with pytest.warns(UserWarning, match="1 of 2 adapted layers did not run .*: read. The model"):
+        model.train()(x)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        model(x)
+
+
+def test_where_all_layers_run_none_is_named(tiny_llama, batch):
+    model = adapted(tiny_llama).train()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        model(**batch).loss.backward()
 
 
 def test_a_failed_forward_leaves_the_next_one_alone(tiny_llama, batch):

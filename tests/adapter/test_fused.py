@@ -10,6 +10,7 @@ from torch import nn
 import axolotl_alphalora.adapter.fused as fused
 from axolotl_alphalora.adapter import AlphaLoraConfig, AlphaLoraLayer
 from axolotl_alphalora.adapter.balance import LoadBalancer
+from axolotl_alphalora.adapter.batch import Padding
 from axolotl_alphalora.adapter.dropout import keep_mask
 from axolotl_alphalora.adapter.paths import FusedPaths, fused_paths, using
 from balancing import CHECKPOINTING, adapted, gradients, switch_checkpointing
@@ -51,7 +52,7 @@ def test_in_the_precisions_of_training(dtype, autocast):
     rows = int(clear.sum(-1).min())
     assert rows > 20
     x = torch.stack([each[real][:rows] for each, real in zip(x, clear, strict=True)]).to(dtype)
-    layer.balancer._pass.valid = torch.rand(2, rows) > 0.3
+    layer.balancer._pass.padding = Padding(torch.rand(2, rows) > 0.3)
     tolerance = 1e-5 if dtype == torch.float32 and not autocast else 2e-2
     found = {}
     for coefficient in (900.0, 0.0):
@@ -70,7 +71,7 @@ def test_statistics_are_counted_in_fp32_under_autocast():
         with torch.autocast("cpu", torch.bfloat16):
             run(layer, x, function)
         sums = layer.balancer._pass.decisions["m.default"].sums
-        tokens = int(layer.balancer._pass.valid.sum())
+        tokens = int(layer.balancer._pass.padding.own.sum())
         assert tokens > 256  # which bf16 could not count
         assert sums[-1] == tokens and sums[:3].sum() == 2 * tokens
 

@@ -33,8 +33,7 @@ from transformers import (  # noqa: E402
 )
 from worlds import in_a_world  # noqa: E402
 
-from axolotl_alphalora.adapter import find_balancer  # noqa: E402
-from axolotl_alphalora.plugin.trainer import AlphaLoraCallback  # noqa: E402
+from axolotl_alphalora.trainer import AlphaLoraCallback  # noqa: E402
 from balancing import Rows, adapted, stack, uneven_rows  # noqa: E402
 from conftest import tiny_llama_config  # noqa: E402
 
@@ -203,7 +202,7 @@ class Run:
         if args.deepspeed:
             _catch_before_the_engine_steps(catch)
         trainer = Trainer(model=model, args=args, train_dataset=Rows(ROWS), callbacks=[catch])
-        trainer.add_callback(AlphaLoraCallback(trainer, find_balancer(model), fresh=True))
+        trainer.add_callback(AlphaLoraCallback())
         trainer.train(resume_from_checkpoint=self.resume and str(folder / self.resume))
         logits = _logits(trainer)
         self.save(trainer, folder / name / "final")

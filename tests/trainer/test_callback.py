@@ -6,8 +6,8 @@ from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from axolotl_alphalora.adapter import find_balancer, find_routers
 from axolotl_alphalora.adapter.usage import RouterUsage, UsageMeter, summarise
-from axolotl_alphalora.plugin.collapse import CollapseWatch
-from axolotl_alphalora.plugin.trainer import AlphaLoraCallback
+from axolotl_alphalora.trainer import AlphaLoraCallback
+from axolotl_alphalora.trainer.collapse import CollapseWatch
 from balancing import (
     CatchGradients,
     Rows,
@@ -45,8 +45,7 @@ def trainer_for(cls, model, rows, tmp_path, accumulation, callback=None, **optio
         eval_dataset=Rows(rows[:2]),
     )
     trainer._get_train_sampler = lambda *args: range(len(rows))
-    ours = AlphaLoraCallback(trainer, find_balancer(model), fresh=True, **(callback or {}))
-    trainer.add_callback(ours)
+    trainer.add_callback(AlphaLoraCallback(**(callback or {})))
     return trainer
 
 
@@ -83,7 +82,7 @@ def test_a_router_that_gives_nan_is_named(tiny_llama, tmp_path, caplog):
     broken = model.get_base_model().get_submodule(name)
     broken.alphalora_router["default"].data[0, 0] = float("nan")
     trainer = trainer_for(Trainer, model, uneven_rows(), tmp_path, 2, max_steps=1)
-    with caplog.at_level("ERROR", logger="axolotl_alphalora.plugin.trainer"):
+    with caplog.at_level("ERROR", logger="axolotl_alphalora.trainer.callback"):
         trainer.train()
     assert f"routers gave NaN or infinity in step 1: {name}.default is the first of" in caplog.text
 
@@ -210,33 +209,30 @@ def test_a_collapsed_router_is_reported_once_with_what_to_change(tiny_llama, tmp
         uneven_rows(),
         tmp_path,
         2,
-        {"coefficient": 0.3},
         max_steps=4,
         learning_rate=0.0,
     )
     with pytest.MonkeyPatch.context() as patch, caplog.at_level("WARNING"):
-        patch.setattr("axolotl_alphalora.plugin.collapse.PATIENCE", 3)
+        patch.setattr("axolotl_alphalora.trainer.collapse.PATIENCE", 3)
         trainer.train()
     (said,) = [r.getMessage() for r in caplog.records if "gates to one expert" in r.getMessage()]
     assert "1 of 12 routers" in said and "for 3 steps" in said
     assert f"{name}, where expert 2 of 3 has 100 %" in said
-    assert "`alphalora.aux_loss_coef` (now 0.3; try 3)" in said
+    assert "`aux_loss_coef` (now 0.3; try 3)" in said
 
 
-def test_steps_before_a_resume_do_not_count_as_collapsed(caplog):
-    watch = CollapseWatch(0.001)
+def test_steps_before_a_resume_do_not_count_as_collapsed():
+    watch = CollapseWatch(0.001, 1000)
     usage = {"model.layers.0.q.default": RouterUsage(9, 2, (0.5, 0.5), (0.99, 0.01), 0.1, 0.99)}
-    watch.start(1000)
-    with caplog.at_level("WARNING"):
-        watch.see(usage, 1010)
-        assert "gates to one expert" not in caplog.text
-        watch.see(usage, 1050)
-        assert "for 50 steps" in caplog.text
+    assert watch.see(usage, 1010) is None
+    said = watch.see(usage, 1050)
+    assert said is not None and "for 50 steps" in said
+    assert watch.see(usage, 1060) is None
 
 
 def test_routers_that_work_are_not_reported(tiny_llama, tmp_path, caplog):
     trainer = trainer_for(Trainer, adapted(tiny_llama), uneven_rows(), tmp_path, 2, max_steps=4)
     with pytest.MonkeyPatch.context() as patch, caplog.at_level("WARNING"):
-        patch.setattr("axolotl_alphalora.plugin.collapse.PATIENCE", 3)
+        patch.setattr("axolotl_alphalora.trainer.collapse.PATIENCE", 3)
         trainer.train()
     assert "gates to one expert" not in caplog.text

@@ -1,0 +1,223 @@
+"""The callback that connects a trainer with the routers: the balance's scale, and the log."""
+
+from __future__ import annotations
+
+import logging
+import math
+import sys
+from typing import Any
+
+import torch
+from transformers import PrinterCallback, ProgressCallback, Trainer, TrainerCallback
+
+from ..adapter import AlphaLoraLayer, find_balancer, find_routers
+from ..adapter.balance import LoadBalancer, Phase
+from ..adapter.usage import RouterUsage, UsageMeter, summarise
+from ..blocks import group_by_block
+from .collapse import CollapseWatch
+
+__all__ = ["METRIC", "AlphaLoraCallback"]
+
+METRIC = "alphalora/"
+_CONSOLE = (PrinterCallback, ProgressCallback)
+_CONSOLE_OF_TRL = "RichProgressCallback"
+_logger = logging.getLogger(__name__)
+
+
+class AlphaLoraCallback(TrainerCallback):
+    """Tells the load-balancing loss what it counts, and logs what the routers do.
+
+    For any trainer of transformers or TRL: ``callbacks=[AlphaLoraCallback()]``, or
+    ``trainer.add_callback(AlphaLoraCallback())`` before training.
+
+    Where the trainer computes the loss itself (preference and reinforcement learning, label
+    smoothing, ``compute_loss_func``), each micro-batch of a step counts equally in the
+    load-balancing loss, times the scale of fp16's loss scaler. Where the model computes it, the
+    load-balancing loss follows that, with or without this callback.
+
+    With every logged training loss go the load-balancing loss and the routers' statistics since
+    the last one, over all processes; with every evaluation those of the evaluation. Blocks go to
+    the trackers only, since a console cannot show as many numbers. A warning names a router that
+    has collapsed, an error one that gave NaN.
+
+    Args:
+        blocks_every: Logs of the training loss from one with statistics of each block to the next;
+            0 never logs them.
+    """
+
+    def __init__(self, blocks_every: int = 10) -> None:
+        self.blocks_every = blocks_every
+        self._trainer: Trainer | None = None
+        self._balancer: LoadBalancer | None = None
+        self._logs = 0
+        self._collapse = CollapseWatch()
+
+    def attach(self, trainer: Trainer) -> None:
+        """Connect with a trainer. Its own events do that, too, once one is fired.
+
+        Args:
+            trainer: The trainer; its `log` and `evaluation_loop` are replaced.
+
+        Raises:
+            ValueError: If the callback is attached to another trainer already.
+        """
+        if self._trainer is None:
+            self._trainer = trainer
+            self._log, self._evaluation_loop = trainer.log, trainer.evaluation_loop
+            trainer.log = self.log  # type: ignore[method-assign]
+            trainer.evaluation_loop = self.evaluation_loop  # type: ignore[method-assign]
+        elif self._trainer is not trainer:
+            raise ValueError("An AlphaLoraCallback serves one trainer: make one for each.")
+        model: Any = trainer.model
+        balancer = None if model is None else find_balancer(model)
+        if balancer is not self._balancer:
+            self._balancer = balancer
+            if balancer is not None:
+                balancer.usage = {"train": UsageMeter(), "eval": UsageMeter()}
+
+    def on_init_end(self, *args: Any, **kwargs: Any) -> None:
+        """The trainer is there; its model perhaps not yet."""
+        self.attach(_firing_trainer())
+
+    def on_train_begin(self, *args: Any, **kwargs: Any) -> None:
+        """Find the routers of the model that is trained.
+
+        Raises:
+            ValueError: If it has no AlphaLoRA adapter.
+        """
+        trainer = self._trainer or _firing_trainer()
+        self.attach(trainer)
+        model: Any = trainer.model
+        layers = [m for m in model.modules() if isinstance(m, AlphaLoraLayer)]
+        if not layers:
+            raise ValueError(
+                "AlphaLoraCallback: the trainer's model has no AlphaLoRA adapter. Add one with "
+                "peft.get_peft_model, or give the trainer its config as `peft_config`."
+            )
+        coefficient = max(layers[0].aux_loss_coef.values())
+        self._collapse = CollapseWatch(coefficient, trainer.state.global_step)
+
+    def on_step_begin(self, *args: Any, **kwargs: Any) -> None:
+        """Where the probe on the model's loss does not fire, each micro-batch counts equally."""
+        trainer, balancer = self._attached()
+        scaler = trainer.accelerator.scaler  # of fp16 training
+        loss_scale = 1.0 if scaler is None else scaler.get_scale()
+        balancer.scale.default = loss_scale / trainer.current_gradient_accumulation_steps
+
+    def on_step_end(self, *args: Any, **kwargs: Any) -> None:
+        """Layers that never ran are named here where the whole model is compiled."""
+        trainer, balancer = self._attached()
+        model: Any = trainer.model
+        balancer.name_idle(model)
+
+    def on_train_end(self, *args: Any, **kwargs: Any) -> None:
+        """The scale of this run is no other's."""
+        self._attached()[1].scale.default = None
+
+    def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
+        """The trainer's own loop, with the balance counted in passes without labels too."""
+        balancer = self._balancer
+        if balancer is None:
+            return self._evaluation_loop(*args, **kwargs)
+        balancer.evaluating = True
+        try:
+            return self._evaluation_loop(*args, **kwargs)
+        finally:
+            balancer.evaluating = False
+
+    def log(self, logs: dict[str, Any], *args: Any, **kwargs: Any) -> None:
+        """Add the routers' numbers to what the trainer logs; training and evaluation apart."""
+        if self._balancer is not None:
+            if "loss" in logs:
+                self._log_training(logs)
+            prefix = next(
+                (k.removesuffix("_runtime") for k in logs if k.endswith("_runtime")), None
+            )
+            if prefix not in (None, "train"):
+                self._read("eval", f"{prefix}_{METRIC}", logs)
+        self._log(logs, *args, **kwargs)
+
+    def _attached(self) -> tuple[Trainer, LoadBalancer]:
+        assert self._trainer is not None and self._balancer is not None
+        return self._trainer, self._balancer
+
+    def _log_training(self, logs: dict[str, Any]) -> None:
+        trainer, _ = self._attached()
+        step, usage = trainer.state.global_step, self._read("train", METRIC, logs)
+        if not math.isfinite(logs.get(f"{METRIC}aux_loss", 0.0)):
+            self._report_not_finite()
+        said = self._collapse.see(usage, step)
+        if said is not None and trainer.is_world_process_zero():
+            _logger.warning(said)
+        if self.blocks_every and self._logs % self.blocks_every == 0:
+            self._log_blocks(usage)
+        self._logs += 1
+
+    def _read(self, phase: Phase, prefix: str, logs: dict[str, Any]) -> dict[str, RouterUsage]:
+        """Add what was measured since the last time; every process must call it."""
+        trainer, balancer = self._attached()
+        reduce = self._sum_over_ranks if trainer.accelerator.num_processes > 1 else None
+        loss = balancer.pop(phase, reduce)
+        if loss is not None:
+            logs[f"{prefix}aux_loss"] = loss
+        model: Any = trainer.model
+        usage = balancer.usage[phase].pop(find_routers(model), reduce)
+        logs |= {f"{prefix}{name}": value for name, value in summarise(usage.values()).items()}
+        return usage
+
+    def _sum_over_ranks(self, values: torch.Tensor) -> torch.Tensor:
+        accelerator = self._attached()[0].accelerator
+        return accelerator.reduce(values.to(accelerator.device), "sum")
+
+    def _log_blocks(self, usage: dict[str, RouterUsage]) -> None:
+        """Hand each block's numbers to the trackers."""
+        trainer, _ = self._attached()
+        values = {
+            f"{METRIC}{block}/{name}": value
+            for block, routers in group_by_block(usage).items()
+            for name, value in summarise(usage[router] for router in routers).items()
+        }
+        for callback in trainer.callback_handler.callbacks:
+            console = isinstance(callback, _CONSOLE) or type(callback).__name__ == _CONSOLE_OF_TRL
+            if values and not console:
+                callback.on_log(
+                    trainer.args,
+                    trainer.state,
+                    trainer.control,
+                    logs=dict(values),
+                    model=trainer.model,
+                )
+
+    def _report_not_finite(self) -> None:
+        """Name the router in which the numbers went wrong: the first in the model's order."""
+        trainer, balancer = self._attached()
+        modules = balancer.pop_not_finite()
+        where = f"{modules[0]} is the first of {len(modules)}" if modules else "they are finite now"
+        _logger.error(
+            "AlphaLoRA: routers gave NaN or infinity in step %d: %s. What is trained from here on "
+            "is of no use. Start again from an earlier checkpoint with a lower `learning_rate`, a "
+            "lower `max_grad_norm`, or in bf16 instead of fp16.",
+            trainer.state.global_step,
+            where,
+        )
+
+
+def _firing_trainer() -> Trainer:
+    """The trainer whose event is being handled.
+
+    Events hand over the trainer's parts, but none that leads to the steps of an accumulation, the
+    loss scaler or the log: it is looked for among the callers.
+
+    Raises:
+        RuntimeError: If there is none.
+    """
+    frame: Any = sys._getframe(1)
+    while frame is not None:
+        caller = frame.f_locals.get("self")
+        if isinstance(caller, Trainer):
+            return caller
+        frame = frame.f_back
+    raise RuntimeError(
+        "AlphaLoraCallback: no trainer of transformers fired this event. Call "
+        "`callback.attach(trainer)` first."
+    )
