@@ -15,6 +15,7 @@ import warnings
 from collections import defaultdict, deque
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -119,15 +120,12 @@ class LoadBalancer:
         usage: What the routers decide in each phase, where somebody has put a meter to read it.
     """
 
-    def __init__(
-        self, default_scale: float | None = None, positional: tuple[str, ...] = ()
-    ) -> None:
+    def __init__(self, default_scale: float | None = None) -> None:
         self.scale = LossScale(default_scale)
         self.evaluating = False
         self.usage: dict[Phase, UsageMeter] = {}
-        self._names = positional
         self._pass = _Pass()
-        self._running = False
+        self._running: nn.Module | None = None
         self._training_pass = self._pass
         self._recent: deque[_Pass] = deque(maxlen=PASSES)
         self._last: dict[str, _Decision] = {}
@@ -137,28 +135,34 @@ class LoadBalancer:
 
     def __reduce__(self) -> tuple[type[LoadBalancer], tuple[Any, ...]]:
         """Copy and pickle as a fresh balancer: the key must stay unique, the rest is transient."""
-        return LoadBalancer, (self.scale.default, self._names)
+        return LoadBalancer, (self.scale.default,)
 
     def install(self, model: nn.Module) -> None:
-        """Put the two hooks on the base model, unless they are there.
+        """Put the two hooks on the base model and its backbone, unless they are there.
 
-        Their handles are kept with the model, so that they are copied with it. Those of a balancer
-        whose layers another tuner has unloaded are taken off.
+        Their handles are kept with the modules, so that they are copied with them. Those of a
+        balancer whose layers another tuner has unloaded are taken off.
         """
         self._idle_named = False
-        self._names = positional_names(model)
         if model.__dict__.get(HOOKS, (None,))[0] == self.scale.key:
             return
         self.remove(model)
-        before = model.register_forward_pre_hook(self._before_forward, with_kwargs=True)
-        after = model.register_forward_hook(self._after_forward, with_kwargs=True, always_call=True)
-        setattr(model, HOOKS, (self.scale.key, before, after))
+        for module in _entrances(model):
+            names = positional_names(module)
+            before = module.register_forward_pre_hook(
+                partial(self._before_forward, names), with_kwargs=True
+            )
+            after = module.register_forward_hook(
+                partial(self._after_forward, names), with_kwargs=True, always_call=True
+            )
+            setattr(module, HOOKS, (self.scale.key, before, after))
 
     @staticmethod
     def remove(model: nn.Module) -> None:
         """Take the hooks off a base model."""
-        for hook in model.__dict__.pop(HOOKS, ())[1:]:
-            hook.remove()
+        for module in _entrances(model):
+            for hook in module.__dict__.pop(HOOKS, ())[1:]:
+                hook.remove()
 
     @property
     def observing(self) -> bool:
@@ -268,7 +272,7 @@ class LoadBalancer:
 
     def _current(self) -> _Pass:
         """The pass that runs, or whose blocks are recomputed."""
-        if self._running or torch.compiler.is_compiling():
+        if self._running is not None or torch.compiler.is_compiling():
             return self._pass
         node = torch._C._current_autograd_node()
         if node is None:
@@ -289,16 +293,19 @@ class LoadBalancer:
             self._said.add(message)
             warnings.warn(message, stacklevel=2)
 
-    def _bind(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
-        """The arguments of the base model's forward, by name."""
-        return {**dict(zip(self._names, args, strict=False)), **kwargs}
-
     def _before_forward(
-        self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+        self,
+        names: tuple[str, ...],
+        model: nn.Module,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
     ) -> None:
-        call = self._bind(args, kwargs)
+        # The backbone that the model calls; a model that is called again was interrupted.
+        if getattr(self._running, "base_model", None) is model and self._running is not model:
+            return
+        call = _bind(names, args, kwargs)
         self._pass = _Pass()
-        self._running = True
+        self._running = model
         if model.training and torch.is_grad_enabled():
             self._pass.phase = "train"
             self._pass.weight = micro_batch_weight(model, call)
@@ -318,10 +325,17 @@ class LoadBalancer:
         return self.evaluating and call.get("past_key_values") is None
 
     def _after_forward(
-        self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
+        self,
+        names: tuple[str, ...],
+        model: nn.Module,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        output: Any,
     ) -> Any:
+        if self._running is not model:
+            return output
         current = self._pass
-        self._running = False
+        self._running = None
         # A compiled layer that is recomputed in the backward pass reads this one.
         self._pass = self._training_pass
         if current.phase == "train" and not torch.compiler.is_compiling() and output is not None:
@@ -335,9 +349,27 @@ class LoadBalancer:
                 self.usage[current.phase].add(sums)
             self._last, current.decisions = current.decisions, {}
             current.counted = True
-        if current.phase != "train" or self._bind(args, kwargs).get("labels") is None:
+        if current.phase != "train" or _bind(names, args, kwargs).get("labels") is None:
             return output
         return probe_output(output, self.scale.key)
+
+
+def _entrances(model: nn.Module) -> list[nn.Module]:
+    """The modules that callers call: the base model, and its backbone beneath the heads.
+
+    Trainers that project the hidden states in parts go around the heads.
+    """
+    backbone = getattr(model, "base_model", None)
+    return (
+        [model, backbone] if isinstance(backbone, nn.Module) and backbone is not model else [model]
+    )
+
+
+def _bind(
+    names: tuple[str, ...], args: tuple[Any, ...], kwargs: Mapping[str, Any]
+) -> dict[str, Any]:
+    """The arguments of a forward, by name."""
+    return {**dict(zip(names, args, strict=False)), **kwargs}
 
 
 def _sum_over_ranks(share: torch.Tensor) -> torch.Tensor:

@@ -109,14 +109,35 @@ def test_a_recomputation_of_a_pass_too_long_ago_is_told(tiny_llama, batch, monke
     monkeypatch.setattr("axolotl_alphalora.adapter.balance.PASSES", 1)
     model = adapted(tiny_llama).train()
     switch_checkpointing(model, "non-reentrant")
+    total = model(**batch).loss + model(**batch).loss
     with pytest.warns(UserWarning, match="belongs to none of the last 1 training passes"):
-        two_passes(model, batch, "one backward")
+        total.backward()
 
 
-def test_layers_that_are_trained_around_the_model_s_forward_are_told(tiny_llama, batch):
+@pytest.mark.parametrize("mode", CHECKPOINTING)
+def test_a_backbone_that_is_called_without_its_head_gives_the_same_balance(tiny_llama, batch, mode):
+    """Trainers do that to project the hidden states in parts."""
+    found = []
+    for way in ("model", "backbone"):
+        model = adapted(tiny_llama).train()
+        switch_checkpointing(model, mode)
+        find_balancer(model).scale.default = 0.5
+        base = model.get_base_model()
+        inputs = {key: batch[key] for key in ("input_ids", "attention_mask")}
+        if way == "model":
+            logits = base(**inputs).logits
+        else:
+            logits = base.lm_head(base.model(inputs["input_ids"], inputs["attention_mask"])[0])
+        logits.square().mean().backward()
+        found.append((gradients(model), find_balancer(model).pop("train")))
+    assert_same(found[1][0], found[0][0])
+    assert found[1][1] == pytest.approx(found[0][1]) and found[0][1] > 2 - 1e-5
+
+
+def test_layers_that_are_trained_around_the_model_s_forward_are_told(tiny_llama):
     model = adapted(tiny_llama).train()
     with pytest.warns(UserWarning, match="go around the forward of the base model"):
-        model.get_base_model().model(batch["input_ids"])[0].sum().backward()
+        model.get_base_model().model.layers[1].mlp(torch.randn(1, 4, 64)).sum().backward()
 
 
 class Idle(torch.nn.Module):

@@ -61,17 +61,18 @@ def base(tmp_path_factory):
     return folder
 
 
-def adapted(base, cls=LlamaForCausalLM):
-    torch.manual_seed(1)
-    config = AlphaLoraConfig(
+def config(task="CAUSAL_LM"):
+    return AlphaLoraConfig(
         r=4,
         num_experts=3,
         target_modules=["q_proj", "v_proj", "down_proj"],
         aux_loss_coef=COEFFICIENT,
-        task_type="CAUSAL_LM" if cls is LlamaForCausalLM else "SEQ_CLS",
+        task_type=task,
     )
-    options = {} if cls is LlamaForCausalLM else {"num_labels": 1, "pad_token_id": 3}
-    return get_peft_model(cls.from_pretrained(base, **options), config)
+
+
+def adapted(base):
+    return get_peft_model(LlamaForCausalLM.from_pretrained(base), config())
 
 
 def token_rows():
@@ -102,20 +103,24 @@ def plain(**options):
     return make
 
 
-def of_trl(name, row, cls=LlamaForCausalLM, **options):
-    """A trainer of TRL."""
+def of_trl(name, row, task="CAUSAL_LM", **options):
+    """A trainer of TRL, which adds the adapter itself."""
 
     def make(base, folder, callbacks, count, **settings):
         import trl
 
-        tokenizer = AutoTokenizer.from_pretrained(base)
-        config = getattr(trl, f"{name}Config")(folder, **{**settings, **options.get("args", {})})
+        model = LlamaForCausalLM.from_pretrained(base)
+        if task == "SEQ_CLS":
+            kind = LlamaForSequenceClassification
+            model = kind.from_pretrained(base, num_labels=1, pad_token_id=3)
+        arguments = getattr(trl, f"{name}Config")(folder, **settings | options.get("args", {}))
         rest = {k: v for k, v in options.items() if k != "args"}
         return getattr(trl, f"{name}Trainer")(
-            model=adapted(base, cls),
-            args=config,
+            model=model,
+            args=arguments,
+            peft_config=config(task),
             train_dataset=Dataset.from_list([row] * count),
-            processing_class=tokenizer,
+            processing_class=AutoTokenizer.from_pretrained(base),
             callbacks=callbacks,
             **rest,
         )
@@ -134,7 +139,7 @@ TRAINERS = {
     "SFTTrainer": of_trl("SFT", {"text": "Say it again and again"}),
     "DPOTrainer": of_trl("DPO", PAIR),
     "KTOTrainer": of_trl("KTO", ANSWER, args={"loss_type": "apo_zero_unpaired"}),
-    "RewardTrainer": of_trl("Reward", PAIR, LlamaForSequenceClassification),
+    "RewardTrainer": of_trl("Reward", PAIR, "SEQ_CLS"),
     "GRPOTrainer": of_trl(
         "GRPO",
         {"prompt": "Say it"},
@@ -173,10 +178,10 @@ def train(base, folder, name, accumulation, callbacks):
     return trainer, steps
 
 
-def want(base, trainer, call):
+def want(trainer, call):
     """The gradient of one batch's load-balancing loss, from a plain computation of it."""
-    cls = type(trainer.model.get_base_model())
-    reference = adapted(base, cls).train()
+    reference = trainer.model.train()
+    reference.zero_grad()
     for module in reference.modules():
         if hasattr(module, "aux_loss_coef"):
             module.aux_loss_coef["default"] = 0.0
@@ -192,7 +197,7 @@ def test_every_step_gives_the_routers_one_batch_s_balance(base, tmp_path, name, 
     trainer, steps = train(base, tmp_path, name, accumulation, [AlphaLoraCallback()])
     whole = BATCHES // accumulation if name == "GRPOTrainer" else -(-BATCHES // accumulation)
     assert len(steps.gradients) == whole
-    expected = want(base, trainer, steps.calls[0])
+    expected = want(trainer, steps.calls[0])
     for got in steps.gradients:
         for router, gradient in expected.items():
             largest = float(gradient.abs().max())
