@@ -153,6 +153,7 @@ ROWS_OF_A_BATCH = {"KTOTrainer": 2, "GRPOTrainer": 2}
 def train(base, folder, name, accumulation, callbacks):
     """Train with batches that are alike; return the trainer and what its steps did."""
     rows = ROWS_OF_A_BATCH.get(name, 1)
+    torch.manual_seed(7)
     trainer = TRAINERS[name](
         base,
         str(folder),
@@ -198,11 +199,12 @@ def test_every_step_gives_the_routers_one_batch_s_balance(base, tmp_path, name, 
     whole = BATCHES // accumulation if name == "GRPOTrainer" else -(-BATCHES // accumulation)
     assert len(steps.gradients) == whole
     expected = want(trainer, steps.calls[0])
+    # A router that is even by chance gets nothing.
+    largest = max(float(gradient.abs().max()) for gradient in expected.values())
+    assert largest > 1e-3
     for got in steps.gradients:
         for router, gradient in expected.items():
-            largest = float(gradient.abs().max())
-            assert largest > 1e-3
-            torch.testing.assert_close(got[router], gradient, rtol=1e-3, atol=1e-3 * largest)
+            torch.testing.assert_close(got[router], gradient, rtol=1e-3, atol=1e-4 * largest)
     logged = [row for row in trainer.state.log_history if "loss" in row]
     assert logged and all(2 - 1e-3 < row["alphalora/aux_loss"] < 6 for row in logged)
     assert any("alphalora/router_entropy" in row for row in steps.logs)
