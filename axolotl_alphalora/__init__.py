@@ -1,11 +1,13 @@
 """AlphaLoRA for Axolotl: mixtures of LoRA experts whose number differs from block to block.
 
 The names below are loaded on first use: the command line must start without PEFT or Axolotl.
-`import axolotl_alphalora.adapter` is what makes `PeftModel.from_pretrained` know the method.
+PEFT knows the method (`PeftModel.from_pretrained` opens its adapters) once both are imported.
 """
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
+
+from .registration import register
 
 if TYPE_CHECKING:
     from .adapter import AlphaLoraConfig, AlphaLoraModel
@@ -34,3 +36,6 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return sorted({*globals(), *__all__})
+
+
+register()

@@ -53,8 +53,9 @@ class AlphaLoraConfig(PeftConfig):
             Modules trained in full and saved beside the experts.
         num_experts (`Union[int, dict[str, int]]`):
             Experts per target module: one number for all, or a mapping from a module's exact name
-            to its number, where 0 leaves the module alone. After the adapter was added it always
-            holds the resolved mapping, which is what is saved.
+            to its number, where 0 leaves the module alone. The config of the adapted model always
+            holds the resolved mapping, which is what is saved, and which alone says what an
+            adapter adapts when it is opened; the config that was passed stays as it was.
         rank_pattern (`dict[str, int]`):
             Rank of a module's experts where it differs from `r`: a mapping from the module's exact
             name, as in `num_experts`, to the rank. Unlike the `rank_pattern` of PEFT's LoRA, whose
@@ -80,8 +81,14 @@ class AlphaLoraConfig(PeftConfig):
             directions out over the experts, which takes a `top_k` that uses all of them.
         plan (`dict`, *optional*):
             The allocation plan that the counts come from, as one JSON object. Provenance only.
+        base_blocks (`dict[str, int]`, *optional*):
+            Name of each list of blocks of the base model that has experts, to its length. Written
+            when the adapter is added; a base of another depth is refused when it is opened.
         needs_version (`str`):
             Oldest release of axolotl-alphalora that reads the adapter. Written when it is saved.
+
+    Attributes:
+        saved (`bool`): Whether the config was read from a saved adapter. Not saved itself.
 
     Raises:
         ValueError: If a value is out of range; the message names the field.
@@ -129,12 +136,17 @@ class AlphaLoraConfig(PeftConfig):
     plan: dict[str, Any] | None = field(
         default=None, metadata={"help": "The plan that the counts come from."}
     )
+    base_blocks: dict[str, int] | None = field(
+        default=None, metadata={"help": "Lengths of the base model's lists of blocks."}
+    )
     needs_version: str = field(
         default=FORMAT_SINCE, metadata={"help": "Oldest release that reads the adapter."}
     )
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        # PEFT names the method, as plain text, only where it reads a config that was saved.
+        self.saved: bool = type(self.peft_type) is str
         self.peft_type = AlphaLoraPeftType.ALPHALORA
         check_version(self.needs_version)
         self.needs_version = FORMAT_SINCE
@@ -154,6 +166,19 @@ class AlphaLoraConfig(PeftConfig):
                     "layers_to_transform cannot be combined with a regex in target_modules: put "
                     "the block's index into the regex, or list module names."
                 )
+
+    @property
+    def counted(self) -> list[str] | None:
+        """The modules that `num_experts` gives experts, where it is the list of targets.
+
+        It is that in an adapter that is opened, whatever `target_modules` says, and in a new one
+        without `target_modules`; None elsewhere.
+        """
+        if not isinstance(self.num_experts, dict):
+            return None
+        if not self.saved and self.target_modules is not None:
+            return None
+        return [name for name, count in self.num_experts.items() if count]
 
     def rank_of(self, module: str) -> int:
         """Rank of each expert of the module of that exact name."""

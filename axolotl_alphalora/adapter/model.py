@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import copy
+import warnings
 from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import torch
+from peft import PeftConfig
 from peft.tuners.tuners_utils import BaseTuner, check_target_module_exists
 from peft.utils import (
     TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING,
@@ -18,12 +21,20 @@ from torch import nn
 from ..blocks import block_name
 from .balance import LoadBalancer
 from .config import AlphaLoraConfig
+from .fit import (
+    block_counts,
+    check_counts,
+    check_depth,
+    check_known,
+    check_ranks,
+    check_sizes,
+    check_weights,
+    weight_shapes,
+)
 from .layer import MERGE_REFUSAL, AlphaLoraLayer
-from .targets import check_counts, check_known, check_ranks, resolve_targets
+from .targets import head_names, is_all_linear, resolve_targets
 from .tokens import tokens_of
 from .warm_start import WarmStart
-
-_CHECKPOINT_WRAPPER = "_checkpoint_wrapped_module."
 
 
 class AlphaLoraModel(BaseTuner):
@@ -33,8 +44,8 @@ class AlphaLoraModel(BaseTuner):
 
     Args:
         model: The base model.
-        peft_config: The adapter's configuration. Its `num_experts` is replaced by the resolved
-            mapping from exact module name to count.
+        peft_config: The adapter's configuration, which stays as it is: the model has a copy, with
+            `num_experts` resolved to a mapping from exact module name to count.
         adapter_name: Name of the adapter.
         low_cpu_mem_usage: Create the adapter's weights on the meta device.
         state_dict: Keys of a checkpoint, where PEFT takes the targets from those.
@@ -49,36 +60,41 @@ class AlphaLoraModel(BaseTuner):
     _started: WarmStart | None = None
     target_module_mapping: dict[str, Any] = TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
 
+    def __init__(
+        self,
+        model: nn.Module,
+        peft_config: PeftConfig | dict[str, PeftConfig],
+        adapter_name: str,
+        low_cpu_mem_usage: bool = False,
+        state_dict: dict[str, torch.Tensor] | None = None,
+    ) -> None:
+        if not isinstance(peft_config, PeftConfig):
+            peft_config = dict(peft_config)
+        super().__init__(model, peft_config, adapter_name, low_cpu_mem_usage, state_dict)
+
     def _prepare_adapter_config(
         self, peft_config: AlphaLoraConfig, model_config: dict[str, Any]
     ) -> AlphaLoraConfig:
-        if peft_config.target_modules is None and isinstance(peft_config.num_experts, dict):
-            peft_config.target_modules = {
-                name for name, count in peft_config.num_experts.items() if count
-            }
-        else:
+        if peft_config.counted is None:
             super()._prepare_adapter_config(peft_config, model_config)
         return peft_config
 
     def _prepare_model(self, peft_config: AlphaLoraConfig, model: nn.Module) -> None:
         """Resolve the counts and refuse what does not fit, before any module is replaced."""
-        # PEFT moves targets of older checkpoints of such bases to this attribute.
-        stacked = getattr(peft_config, "target_parameters", None)
-        if stacked:
-            raise ValueError(
-                f"Targets {stacked} are stacked expert parameters of a "
-                "mixture-of-experts base; AlphaLoRA adapts linear layers only."
-            )
-        counts = peft_config.num_experts
-        if isinstance(counts, dict):
-            check_known("num_experts", counts, model)
-        check_known("rank_pattern", peft_config.rank_pattern, model)
+        check_known(peft_config, "num_experts", model)
+        check_known(peft_config, "rank_pattern", model)
         targets = resolve_targets(peft_config, model)
-        if isinstance(counts, dict):
-            check_counts(counts, targets)
+        if isinstance(peft_config.num_experts, dict):
+            if not peft_config.saved:
+                check_counts(peft_config.num_experts, targets)
         else:
-            counts = peft_config.num_experts = dict.fromkeys(targets, counts)
-        check_ranks(peft_config.rank_pattern, counts)
+            peft_config.num_experts = dict.fromkeys(targets, peft_config.num_experts)
+        check_ranks(peft_config.rank_pattern, peft_config.num_experts)
+        blocks = block_counts(targets, model)
+        if peft_config.saved:
+            check_depth(peft_config, blocks, model)
+        peft_config.base_blocks = blocks
+        _warn_of_idle_head(peft_config, model)
         # Patterns may match otherwise in another model; the exact names cannot.
         peft_config.target_modules = set(targets)
         start = WarmStart.of(peft_config)
@@ -88,9 +104,11 @@ class AlphaLoraModel(BaseTuner):
     @staticmethod
     def _check_target_module_exists(peft_config: AlphaLoraConfig, key: str) -> Any:
         assert isinstance(peft_config.num_experts, dict)
-        if peft_config.num_experts.get(key) == 0:
-            return False
-        return check_target_module_exists(peft_config, key)
+        if peft_config.num_experts.get(key):
+            return True
+        # PEFT wants to know whether the module was excluded or never named.
+        found = check_target_module_exists(peft_config, key)
+        return False if found else found
 
     def _create_and_replace(
         self,
@@ -137,19 +155,23 @@ class AlphaLoraModel(BaseTuner):
     ) -> None:
         """Replace the targets by AlphaLoRA layers; see [`BaseTuner.inject_adapter`].
 
-        A new adapter starts from the LoRA in `init_from`, if there is one.
+        The config is resolved in a copy, which is that of the adapted model. A new adapter starts
+        from the LoRA in `init_from`, if there is one.
         """
-        config: Any = self.peft_config[adapter_name]
-        if state_dict is not None:  # of an adapter that is loaded
-            config = self.peft_config[adapter_name] = config.without_start()
+        config: Any = copy.deepcopy(self.peft_config[adapter_name])
+        if state_dict is not None:
+            config = config.without_start()
+            config.saved = True
+        self.peft_config[adapter_name] = config
         super().inject_adapter(
             model, adapter_name, autocast_adapter_dtype, low_cpu_mem_usage, state_dict
         )
+        # PEFT shortens long lists to suffixes, which mean other modules in another model.
+        config.target_modules = {name for name, count in config.num_experts.items() if count}
         start = WarmStart.of(config)
         if start is not None:
             start.apply(model, adapter_name)
             self._started = start
-            # In the model's own config: with the caller's, other adapters may start from it too.
             self.peft_config[adapter_name] = config.without_start()
         _share_blocks(model, adapter_name)
         _tell_tokens(model)
@@ -204,7 +226,7 @@ class AlphaLoraModel(BaseTuner):
         found = super()._get_adapter_state_dict(
             model, config, adapter_name, state_dict, unwanted_adapter_names
         )
-        keys = _weight_shapes(model, adapter_name)
+        keys = weight_shapes(model, adapter_name)
         return found | {key: state_dict[key] for key in keys if key in state_dict}
 
     @classmethod
@@ -223,12 +245,13 @@ class AlphaLoraModel(BaseTuner):
         remapped = super()._remap_adapter_state_dict_for_load(
             model, config, adapter_name, state_dict
         )
-        expected = _weight_shapes(model, adapter_name)
+        expected = weight_shapes(model, adapter_name)
         for key in expected:
             saved = cls._remove_adapter_name_from_key(key, adapter_name)
             if saved in remapped:
                 remapped[key] = remapped.pop(saved)
-        _check_weights(expected, remapped)
+        check_sizes(config, model, adapter_name, remapped)
+        check_weights(expected, remapped)
         return remapped
 
 
@@ -280,38 +303,15 @@ def _tell_tokens(model: nn.Module) -> None:
         layer.tokens = seen[layer.module_name]
 
 
-def _weight_shapes(model: nn.Module, adapter_name: str) -> dict[str, torch.Size]:
-    """Keys in the model's state dict and shapes of all weights of an adapter.
-
-    torch's wrapper around a recomputed block is in the names of its modules, but not in the keys.
-    """
-    return {
-        f"{name}.{part}.{adapter_name}".replace(_CHECKPOINT_WRAPPER, ""): parameter.shape
-        for name, module in model.named_modules()
-        if isinstance(module, AlphaLoraLayer)
-        for part in module.adapter_layer_names
-        for key, parameter in getattr(module, part).items()
-        if key == adapter_name
-    }
-
-
-def _check_weights(expected: dict[str, torch.Size], state_dict: dict[str, torch.Tensor]) -> None:
-    """Compare the weights to load with the adapter that the config built."""
-    for key, shape in expected.items():
-        if key not in state_dict:
-            raise ValueError(
-                f"The adapter's weights have no tensor for {key} (expected shape "
-                f"{tuple(shape)}): adapter_config.json and the weights do not belong together."
+def _warn_of_idle_head(config: AlphaLoraConfig, model: nn.Module) -> None:
+    """Say so where a head gets no experts and is not trained in full either."""
+    if config.saved or not is_all_linear(config):
+        return
+    kept = config.modules_to_save or []
+    for head in head_names(config, model):
+        if hasattr(model, head) and head not in kept:
+            warnings.warn(
+                f"The head {head} of {type(model).__name__} gets no experts, and is not trained: "
+                f"add {head!r} to modules_to_save, or use get_peft_model with the task_type.",
+                stacklevel=2,
             )
-        if state_dict[key].shape != shape:
-            raise ValueError(
-                f"The adapter's weights do not fit its config at {key}: the file holds "
-                f"{tuple(state_dict[key].shape)}, its num_experts, r and rank_pattern give "
-                f"{tuple(shape)}."
-            )
-    left_over = next((k for k in state_dict if "alphalora_" in k and k not in expected), None)
-    if left_over is not None:
-        raise ValueError(
-            f"The adapter's weights hold {left_over}, for which the config or the model has no "
-            "place: adapter_config.json, the weights and the base model do not belong together."
-        )

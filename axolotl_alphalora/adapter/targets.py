@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import copy
-import difflib
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -14,13 +13,27 @@ from peft.tuners.tuners_utils import (
     _maybe_include_all_linear_layers,
     check_target_module_exists,
 )
-from peft.utils import resolve_quantization_backend
+from peft.utils import INCLUDE_LINEAR_LAYERS_SHORTHAND, resolve_quantization_backend
 from torch import nn
+from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from .config import AlphaLoraConfig
 from .layer import AlphaLoraLayer
+from .uncalled import uncalled_layers
 
+_CLASSIFIER, _SPAN = ("classifier", "score"), ("qa_outputs",)
+_HEADS_OF_TASK: Mapping[Any, tuple[str, ...]] = {
+    "SEQ_CLS": _CLASSIFIER,
+    "TOKEN_CLS": _CLASSIFIER,
+    "QUESTION_ANS": _SPAN,
+}
+"""What PEFT's classes for these tasks add to `modules_to_save`."""
+_HEADS_OF_CLASS: Mapping[str, tuple[str, ...]] = {
+    "Classification": _CLASSIFIER,
+    "MultipleChoice": _CLASSIFIER,
+    "QuestionAnswering": _SPAN,
+}
 _REGEX_HINT = (
     ". A single string is a regular expression for the whole name: write a list, such as "
     "[q_proj], to give names."
@@ -30,30 +43,44 @@ _REGEX_HINT = (
 def resolve_targets(config: AlphaLoraConfig, model: nn.Module) -> list[str]:
     """Exact names of the modules that `config` targets in `model`, in the model's order.
 
-    Works on a model on the meta device too. The config is not changed.
+    Works on a model on the meta device too. The config is not changed. `"all-linear"` leaves out
+    the output embeddings, classification and question answering heads, and layers whose weight the
+    model reads without calling them.
 
     Args:
-        config: Its `target_modules`, `exclude_modules`, `layers_to_transform`, `layers_pattern` and
-            `modules_to_save` decide; its counts do not.
+        config: Where its `num_experts` is the list of targets (see [`AlphaLoraConfig.counted`]),
+            that decides; else its `target_modules`, `exclude_modules`, `layers_to_transform`,
+            `layers_pattern` and `modules_to_save`.
         model: The base model, adapted already or not.
 
     Raises:
         TypeError: If a target is not a linear layer that PEFT can adapt; names the module.
-        ValueError: If a target names stacked expert weights of a mixture-of-experts base, or an
-            entry of `target_modules` matches nothing.
+        ValueError: If a target names stacked expert weights of a mixture-of-experts base or a layer
+            that the model does not call, or an entry of `target_modules` matches nothing.
     """
+    modules = outside_adapters(model)
+    counted = None if config.counted is None else set(config.counted)
+    if config.saved and counted is not None:
+        return _supported((name, module) for name, module in modules if name in counted)
     probe = copy.copy(config)
-    all_linear = isinstance(probe.target_modules, str) and probe.target_modules == "all-linear"
-    _maybe_include_all_linear_layers(probe, model)
+    if counted is not None:
+        probe.target_modules = counted
+    all_linear = is_all_linear(probe)
+    uncalled = uncalled_layers(model)
     if all_linear:
-        probe.target_modules = {*(probe.target_modules or ()), *_adapted_layers(model)}
+        _maybe_include_all_linear_layers(probe, model)
+        linear = {*(probe.target_modules or ()), *_adapted_layers(model)}
+        probe.target_modules = linear - uncalled.keys()
+        probe.modules_to_save = [*(probe.modules_to_save or ()), *head_names(config, model)]
     _check_fused_experts(probe, model, refuse=not all_linear)
-    names = []
-    modules = _outside_adapters(model)
-    for name, module in modules:
-        if _is_match(probe, name) and (not all_linear or _in_wanted_block(probe, name)):
-            check_supported(name, module)
-            names.append(name)
+    names = _supported(
+        (name, module)
+        for name, module in modules
+        if _is_match(probe, name)
+        and (counted is None or name in counted)
+        and (not all_linear or _in_wanted_block(probe, name))
+    )
+    _check_called(names, uncalled)
     _check_layers(config, names)
     idle = _idle_targets(probe, [name for name, _ in modules])
     if idle or not names:
@@ -64,6 +91,24 @@ def resolve_targets(config: AlphaLoraConfig, model: nn.Module) -> list[str]:
             + (_REGEX_HINT if isinstance(config.target_modules, str) else "")
         )
     return names
+
+
+def is_all_linear(config: AlphaLoraConfig) -> bool:
+    """Whether a config asks for every linear layer; PEFT takes the word in any case."""
+    targets = config.target_modules
+    return isinstance(targets, str) and targets.lower() == INCLUDE_LINEAR_LAYERS_SHORTHAND
+
+
+def head_names(config: AlphaLoraConfig, model: nn.Module) -> list[str]:
+    """Names of the heads that PEFT trains in full for the config's task and the model's class.
+
+    Args:
+        config: Its `task_type` counts, if it has one.
+        model: The base model; a class of transformers tells its task by its name.
+    """
+    name = type(model).__name__ if isinstance(model, PreTrainedModel) else ""
+    of_class = next((heads for kind, heads in _HEADS_OF_CLASS.items() if kind in name), ())
+    return list(dict.fromkeys((*_HEADS_OF_TASK.get(config.task_type, ()), *of_class)))
 
 
 def check_supported(name: str, module: nn.Module) -> None:
@@ -85,64 +130,35 @@ def check_supported(name: str, module: nn.Module) -> None:
     )
 
 
-def check_known(key: str, names: Iterable[str], model: nn.Module) -> None:
-    """Check that a model has all modules that a mapping of the config names.
+def outside_adapters(model: nn.Module) -> list[tuple[str, nn.Module]]:
+    """The model's modules without the insides of tuner layers that are there already."""
+    inside: tuple[str, ...] = ()
+    found = []
+    for name, module in model.named_modules():
+        if not name or name.startswith(inside):
+            continue
+        found.append((name, module))
+        if isinstance(module, BaseTunerLayer):
+            inside += (name + ".",)
+    return found
 
-    Args:
-        key: The config's field, for the message.
-        names: Exact names of modules.
-        model: The base model, adapted already or not.
 
-    Raises:
-        ValueError: Names the first module that it does not have.
-    """
-    modules = dict(_outside_adapters(model))
+def _supported(found: Iterable[tuple[str, nn.Module]]) -> list[str]:
+    """The names, once PEFT can adapt all modules."""
+    names = []
+    for name, module in found:
+        check_supported(name, module)
+        names.append(name)
+    return names
+
+
+def _check_called(names: list[str], uncalled: Mapping[str, str]) -> None:
     for name in names:
-        if name not in modules:
-            near = difflib.get_close_matches(name, modules, n=1)
-            hint = f" Did you mean {near[0]}?" if near else ""
+        if name in uncalled:
             raise ValueError(
-                f"{key} names {name}, which the model does not have (it takes exact names, no "
-                f"patterns).{hint}"
-            )
-
-
-def check_counts(counts: dict[str, int], targets: list[str]) -> None:
-    """Check that a mapping of experts per module and the targets are about the same modules.
-
-    Raises:
-        ValueError: Names the first module that only one of the two knows.
-    """
-    for name, count in counts.items():
-        if count and name not in targets:
-            raise ValueError(
-                f"num_experts gives {name} {count} experts, but target_modules or "
-                "exclude_modules leave it out."
-            )
-    for name in targets:
-        if name not in counts:
-            raise ValueError(
-                f"Target module {name} has no entry in num_experts. Give it a count (0 leaves it "
-                "alone) or take it out of target_modules."
-            )
-
-
-def check_ranks(ranks: Iterable[str], counts: dict[str, int]) -> None:
-    """Check that every module with a rank of its own has experts.
-
-    Args:
-        ranks: Exact names of the modules in `rank_pattern`.
-        counts: Experts of every target module, as resolved.
-
-    Raises:
-        ValueError: Names the first module that has none.
-    """
-    for name in ranks:
-        if not counts.get(name):
-            reason = "num_experts gives it 0 experts" if name in counts else "it is no target"
-            raise ValueError(
-                f"rank_pattern gives {name} a rank, but {reason}. Take it out of rank_pattern, or "
-                "give the module experts."
+                f"Target {name} would get experts that do not run: {uncalled[name]} reads its "
+                "weight without calling it, in some of its passes at least. Take it out of "
+                "target_modules and num_experts, or name it in exclude_modules."
             )
 
 
@@ -167,7 +183,7 @@ def _adapted_layers(model: nn.Module) -> list[str]:
     head = output_embeddings()
     return [
         name
-        for name, module in _outside_adapters(model)
+        for name, module in outside_adapters(model)
         if isinstance(module, AlphaLoraLayer) and module is not head
     ]
 
@@ -183,19 +199,6 @@ def _check_layers(config: AlphaLoraConfig, names: list[str]) -> None:
             raise ValueError(
                 f"layers_to_transform names block {index}, in which there is no target module."
             )
-
-
-def _outside_adapters(model: nn.Module) -> list[tuple[str, nn.Module]]:
-    """The model's modules without the insides of tuner layers that are there already."""
-    inside: tuple[str, ...] = ()
-    found = []
-    for name, module in model.named_modules():
-        if not name or name.startswith(inside):
-            continue
-        found.append((name, module))
-        if isinstance(module, BaseTunerLayer):
-            inside += (name + ".",)
-    return found
 
 
 def _check_fused_experts(config: AlphaLoraConfig, model: nn.Module, refuse: bool) -> None:
