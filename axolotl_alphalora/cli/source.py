@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
 from ..allocation import Plan
 from ..planning import PlanRequest
 from ..plugin.block import ADAPTER
-from ..plugin.keys import PLUGIN, as_written, check_adapter, check_plugins
+from ..plugin.keys import PLUGIN, as_written, check_adapter, check_plugins, check_spelling
 from ..plugin.request import plan_request, read_block
 from .budgets import common_budget, taken_budget
 from .specs import changed_allocation
@@ -116,7 +115,7 @@ def _read(source: str) -> tuple[dict[str, Any], Path | None]:
         check_plugins(cfg.get("plugins"))
         if cfg.get("adapter") not in (None, ADAPTER):
             raise ValueError(f"`adapter` is {cfg['adapter']}, so there is nothing to plan.")
-        _check_names(cfg)
+        check_spelling(cfg, _known())
         return as_written(cfg), path
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
@@ -131,13 +130,8 @@ def _notes(cfg: dict[str, Any]) -> tuple[str, ...]:
     )
 
 
-def _check_names(cfg: dict[str, Any]) -> None:
-    """Refuse a misspelt adapter option; the host's own validation would take seconds to import."""
+def _known() -> set[str]:
+    """Adapter options of the host, whose own schema would take seconds to import."""
     from ..plugin.refusals import HONOURED, REFUSED
 
-    known = {*HONOURED, *(row.key for row in REFUSED)}
-    for key in cfg:
-        if str(key).startswith(("lora_", "peft_")) and key not in known:
-            near = get_close_matches(key, HONOURED, n=1)
-            hint = f" Did you mean `{near[0]}`?" if near else ""
-            raise ValueError(f"`{key}` is not an option.{hint}")
+    return {*HONOURED, *(row.key.partition(".")[0] for row in REFUSED)}

@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping
-from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -18,7 +17,7 @@ from pydantic import BaseModel, Field, ModelWrapValidatorHandler, model_validato
 
 from axolotl_alphalora.plugin import quantization, refusals
 from axolotl_alphalora.plugin.block import ADAPTER, AlphaLoraConfigBlock
-from axolotl_alphalora.plugin.keys import as_written, check_adapter
+from axolotl_alphalora.plugin.keys import as_written, check_adapter, check_spelling
 from axolotl_alphalora.plugin.learning_rates import ratios
 from axolotl_alphalora.plugin.prequantised import check_checkpoint, checkpoint_quantization
 from axolotl_alphalora.plugin.verb import RUNS_ADAPTER, check_verb, running_verb, trained_adapter
@@ -72,7 +71,7 @@ class AlphaLoraArgs(BaseModel):
         if not isinstance(data, Mapping):
             return data
         if data.get("adapter") == ADAPTER:
-            _check_unread_keys(data, cls.model_fields)
+            check_spelling(data, cls.model_fields)
             verb = running_verb()
             check_verb(verb)
             if verb in RUNS_ADAPTER:
@@ -150,30 +149,6 @@ def _without_start(data: Mapping[str, Any]) -> Mapping[str, Any]:
     return {**data, ADAPTER: kept}
 
 
-def _check_unread_keys(data: Mapping[str, Any], fields: Mapping[str, Any]) -> None:
-    """Refuses misspelt adapter options, which Axolotl would drop without a word."""
-    options = AlphaLoraConfigBlock.model_fields
-    adapter_options = [
-        name for name in fields if name.startswith(("lora_", "peft_", "loraplus_", ADAPTER))
-    ]
-    errors = []
-    for key, value in data.items():
-        if key in fields or value is None or not isinstance(key, str):
-            continue
-        if key in options:
-            errors.append(f"`{key}` belongs into the `alphalora:` block: `alphalora.{key}`.")
-        elif key.startswith(("lora_", "peft_", "loraplus_")) or _resembles(key, ADAPTER):
-            close = get_close_matches(key, adapter_options, n=1)
-            advice = f"Did you mean `{close[0]}`?" if close else "Remove it."
-            errors.append(f"`{key}` is not an option of Axolotl or of a loaded plugin. {advice}")
-    if errors:
-        raise ValueError(" ".join(errors))
-
-
-def _resembles(key: str, name: str) -> bool:
-    return bool(get_close_matches(key.lower(), [name], cutoff=0.8))
-
-
 def _check_lora_options(cfg: Mapping[str, Any]) -> None:
     if cfg.get("lora_model_dir"):
         if cfg[ADAPTER].get("init_from"):
@@ -181,6 +156,8 @@ def _check_lora_options(cfg: Mapping[str, Any]) -> None:
                 "`alphalora.init_from` starts a new adapter from a plain LoRA, and "
                 "`lora_model_dir` continues one that is there. Remove one of them."
             )
+        return
+    if cfg.get("resume_from_checkpoint"):
         return
     missing = [key for key in ("lora_r", "lora_alpha") if not cfg.get(key)]
     if missing:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
@@ -16,11 +16,13 @@ from typing import Annotated, Any, NamedTuple
 from pydantic import Field, TypeAdapter, ValidationError
 
 from ..storage import expanded
-from .block import ADAPTER
+from .block import ADAPTER, AlphaLoraConfigBlock
 
-__all__ = ["KEYS", "PLUGIN", "as_written", "check_adapter", "check_plugins"]
+__all__ = ["KEYS", "PLUGIN", "as_written", "check_adapter", "check_plugins", "check_spelling"]
 
 PLUGIN = "axolotl_alphalora.AlphaLoraPlugin"
+
+_FAMILIES = ("lora_", "peft_", "loraplus_")
 
 _SPELLINGS = {PLUGIN, "axolotl_alphalora.plugin.plugin.AlphaLoraPlugin"}
 
@@ -142,6 +144,39 @@ def check_plugins(names: Any) -> None:
     for entry, name in dotted.items():
         if "alphalora" in _letters(name) or get_close_matches(_letters(name), [_letters(PLUGIN)]):
             raise ValueError(f"`plugins:` holds {entry}. Did you mean `{PLUGIN}`?")
+
+
+def check_spelling(cfg: Mapping[str, Any], known: Collection[str]) -> None:
+    """Refuse misspelt adapter options, which Axolotl would drop without a word.
+
+    Args:
+        cfg: The mapping that a YAML holds.
+        known: The options of the host and of the loaded plugins, of which those of adapters count.
+
+    Raises:
+        ValueError: Names every such key, and the nearest one that there is.
+    """
+    options = [name for name in known if name.startswith((*_FAMILIES, ADAPTER))]
+    bare = {name.partition("_")[2]: name for name in options if name.startswith(_FAMILIES)}
+    errors = []
+    for key, value in cfg.items():
+        if key in known or key == ADAPTER or value is None or not isinstance(key, str):
+            continue
+        letters = _letters(key)
+        if key in AlphaLoraConfigBlock.model_fields:
+            errors.append(f"`{key}` belongs into the `alphalora:` block: `alphalora.{key}`.")
+        elif (
+            key in bare
+            or letters.startswith(("lora", "peft"))
+            or get_close_matches(letters, [ADAPTER], cutoff=0.8)
+        ):
+            spelt = {_letters(name): name for name in [*options, ADAPTER]}
+            close = get_close_matches(letters, spelt, n=1)
+            near = bare.get(key) or (spelt[close[0]] if close else None)
+            advice = f"Did you mean `{near}`?" if near else "Remove it."
+            errors.append(f"`{key}` is not an option of Axolotl or of a loaded plugin. {advice}")
+    if errors:
+        raise ValueError(" ".join(errors))
 
 
 def _letters(name: str) -> str:

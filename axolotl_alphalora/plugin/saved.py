@@ -78,6 +78,12 @@ def read_saved(key: str, source: str) -> dict[str, Any]:
     except ValueError as error:
         raise ValueError(f"{key}: {source}: {error}") from error
     weights = Path(source) / "adapter_model.safetensors"
+    there = weights.exists() or weights.with_suffix(".bin").exists()
+    if key == "lora_model_dir" and Path(source).is_dir() and not there:
+        raise ValueError(
+            f"{key}: {source} has no {weights.name}. Name the directory that a run has saved its "
+            "adapter in."
+        )
     flaw = damage(weights) if weights.exists() else None
     if flaw is not None:
         raise ValueError(f"{key}: {source}: {flaw}. Use another checkpoint, or train again.")
@@ -102,6 +108,9 @@ def check_against_yaml(cfg: Any, key: str, source: str, saved: Mapping[str, Any]
     """
     differences = list(_differences(cfg, plan_request(cfg), saved))
     if differences:
+        base = saved.get("base_model_name_or_path")
+        if base not in (None, cfg.base_model):
+            differences.append(f"it was trained on {base}, and base_model is {cfg.base_model}")
         raise ValueError(
             f"The YAML contradicts the adapter in {key}: {source}, whose settings rule: "
             + "; ".join(differences)

@@ -155,8 +155,36 @@ def test_values_mean_the_same_to_the_plan_and_to_the_run(tmp_path, model):
     cfg = validate(base_model=str(model), **texts)
     assert (cfg.lora_r, cfg.lora_target_linear) == (8, False)
     said = plan(tmp_path, base_model=str(model), **texts, alphalora={"allocation": "uniform"})
-    assert "rank 8" in said and "10 experts on" not in said
-    assert "5 5" not in said and "2,880" in said  # two matrices of 64 x 64, five experts
+    assert "rank 8" in said and "10,880" in said  # two matrices of 64 x 64, five experts each
+
+
+@pytest.mark.parametrize(
+    ("key", "near"),
+    [
+        ("lora_rank", "lora_r"),
+        ("lora-dropout", "lora_dropout"),
+        ("loraDropout", "lora_dropout"),
+        ("lora_exclude_module", "lora_exclude_modules"),
+        ("exclude_modules", "lora_exclude_modules"),
+        ("target_modules", "lora_target_modules"),
+        ("modules_to_save", "lora_modules_to_save"),
+        ("peft_use_rslorra", "peft_use_rslora"),
+        ("use_rslora", "peft_use_rslora"),
+        ("layers_to_transform", "peft_layers_to_transform"),
+        ("lorapluslrratio", "loraplus_lr_ratio"),
+        ("Alphalora", "alphalora"),
+        ("alpha_lora", "alphalora"),
+    ],
+)
+def test_a_misspelt_key_names_the_right_one(tmp_path, key, near):
+    for said in (said_by_host(**{key: [1]}), plan(tmp_path, **{key: [1]})):
+        assert f"`{key}` is not an option" in said and f"Did you mean `{near}`?" in said
+
+
+@pytest.mark.parametrize("key", AlphaLoraConfigBlock.model_fields)
+def test_a_key_of_the_block_outside_of_it_is_refused(tmp_path, key):
+    for said in (said_by_host(**{key: 1}), plan(tmp_path, **{key: 1})):
+        assert f"`{key}` belongs into the `alphalora:` block" in said
 
 
 @pytest.mark.parametrize("key", AlphaLoraConfigBlock.model_fields)
@@ -338,7 +366,7 @@ def test_what_was_settled_before_the_data_serves_the_model(plugin, model, monkey
             ["In 14 of 14 layers", "k_proj (32x64) gets 5 experts of rank 4,096", "lora_r"],
         ),
         (
-            {"alphalora": {"allocation": "uniform", "experts_per_block": 1000000}},
+            {"alphalora": {"allocation": "uniform", "experts_per_block": 1000}},
             ["The adapter is larger than what it adapts", "on base layers of 73,728", "lora_r"],
         ),
     ],
