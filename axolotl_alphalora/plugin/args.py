@@ -58,6 +58,7 @@ class AlphaLoraArgs(BaseModel):
             return handler(data)
         if data.get("adapter") == ADAPTER:
             data = as_written(data)
+            _check_base(data.get("base_model"))
             if data.get("alphalora_given") is None:
                 # Validated configurations hold all defaults and may be validated again.
                 data["alphalora_given"] = _given(data)
@@ -105,6 +106,18 @@ class AlphaLoraArgs(BaseModel):
             self.overrides_of_model_kwargs, self.load_in_4bit, self.load_in_8bit
         )
         return self
+
+
+def _check_base(base: str | None) -> None:
+    """Refuse what is no base model: the host would load an adapter's base, and hide it inside."""
+    if base is None or not Path(base).exists():
+        return
+    from axolotl_alphalora.planning import check_model_files
+
+    try:
+        check_model_files(base)
+    except ValueError as error:
+        raise ValueError(f"`base_model: {base}`: {error}") from error
 
 
 def _given(data: Mapping[str, Any]) -> list[str]:

@@ -6,11 +6,9 @@ in its defaults.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Collection, Mapping, Sequence
 from difflib import get_close_matches
-from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
 from pydantic import Field, TypeAdapter, ValidationError
@@ -95,8 +93,7 @@ def as_written(cfg: Mapping[str, Any]) -> dict[str, Any]:
         The same with the types of `KEYS`, and with `~` in paths read as the home directory.
 
     Raises:
-        ValueError: Names every key with a wrong value, the value, and what it takes; or says that
-            `base_model` is the directory of an adapter.
+        ValueError: Names every key with a wrong value, the value, and what it takes.
     """
     found, errors = dict(cfg), []
     for key, wanted in KEYS.items():
@@ -112,9 +109,7 @@ def as_written(cfg: Mapping[str, Any]) -> dict[str, Any]:
             )
     if errors:
         raise ValueError(" ".join(errors))
-    found |= {key: expanded(found[key]) for key in _PATHS if isinstance(found.get(key), str)}
-    _check_base(found.get("base_model"))
-    return found
+    return found | {key: expanded(found[key]) for key in _PATHS if isinstance(found.get(key), str)}
 
 
 def check_adapter(name: Any) -> None:
@@ -181,24 +176,6 @@ def check_spelling(cfg: Mapping[str, Any], known: Collection[str]) -> None:
 
 def _letters(name: str) -> str:
     return re.sub(r"[\W_]", "", name.lower())
-
-
-def _check_base(base: Any) -> None:
-    """Refuse an adapter as the base: transformers would load both, and hide one in the other."""
-    file = Path(str(base)) / "adapter_config.json"
-    if base is None or not file.is_file():
-        return
-    try:
-        config = json.loads(file.read_bytes())
-    except (OSError, ValueError):
-        config = {}
-    key = f"{ADAPTER}.init_from" if config.get("peft_type") == "LORA" else "lora_model_dir"
-    model = config.get("base_model_name_or_path")
-    was = f" (`base_model: {model}`)" if model else ""
-    raise ValueError(
-        f"`base_model: {base}` is the directory of an adapter, not of a model. Name the model that "
-        f"it was trained on as `base_model`{was}, and this directory as `{key}`."
-    )
 
 
 def _read(wanted: _Key, value: Any) -> Any:

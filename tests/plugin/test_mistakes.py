@@ -289,8 +289,8 @@ def test_an_adapter_is_no_base_model(tmp_path, model, lora):
     key = "alphalora.init_from" if lora else "lora_model_dir"
     wrong = {"base_model": str(tmp_path / "run")}
     for said in (said_by_host(**wrong), plan(tmp_path, **wrong)):
-        assert f"`base_model: {tmp_path / 'run'}` is the directory of an adapter" in said
-        assert f"`base_model: {model}`" in said and f"this directory as `{key}`" in said
+        assert f"{tmp_path / 'run'} holds an adapter and no base model" in said
+        assert f"as `base_model` ({model})" in said and f"as `{key}`" in said
 
 
 @pytest.mark.parametrize(("changes", "parts"), NO_MODULES, ids=str)
