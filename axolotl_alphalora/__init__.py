@@ -30,7 +30,10 @@ _HOMES = {
 
 def __getattr__(name: str) -> Any:
     if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        hint = ""
+        if "plugin" in name.lower() or "lora" in name.lower():
+            hint = f". The plugin for Axolotl is {__name__}.AlphaLoraPlugin"
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}{hint}")
     return getattr(import_module(_HOMES[name], __name__), name)
 
 

@@ -64,8 +64,11 @@ def analyze(
         ``block_score``. ``DataFrame.attrs`` holds ``description`` (source, dtype, revision,
         quantization and digest of the weights), ``settings``, and ``trust``: the share of the
         variance between blocks that is more than the fits' errors, None but for ``hill``, where
-        only resampling can tell. ``description["unmeasured"]`` lists stacked expert weights, if
-        there are any.
+        only resampling can tell. ``description["unmeasured"]`` lists stacked expert weights,
+        ``description["left_out"]`` what else is in the files and belongs to no layer of the model,
+        and ``description["further_blocks"]`` blocks that transformers does not load, such as
+        those that predict further tokens; each if there are any. A directory or hub model is
+        measured whole: an encoder-decoder with its encoder, a multimodal one with its towers.
 
     Raises:
         ValueError: If an option is unknown, or the model or a weight cannot be read.
@@ -139,7 +142,7 @@ def measure_model(
     else:
         name = os.fspath(model)
         name = str(Path(name).expanduser()) if name.startswith("~") else name
-        base = BaseModel(name, revision, trust_remote_code, cache)
+        base = BaseModel(name, revision, trust_remote_code, cache, whole=True)
         shapes = base.layers(_linear_layers, "linear layers")
         unmeasured = list(base.layers(_stacked_weights, "stacked weights"))
         _check_layers(shapes, name)

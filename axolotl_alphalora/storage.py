@@ -1,4 +1,4 @@
-"""Files written whole or not at all, and where what can be made again is kept."""
+"""Paths as users write them, files written whole or not at all, and where the cache is."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 from tempfile import mkstemp
 
-__all__ = ["cache_root", "write_whole"]
+__all__ = ["cache_root", "expanded", "write_whole"]
 
 
 def cache_root() -> Path:
@@ -18,6 +18,11 @@ def cache_root() -> Path:
         return Path(chosen).expanduser().resolve()
     base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
     return Path(base).expanduser().resolve() / "axolotl-alphalora"
+
+
+def expanded(path: str | os.PathLike[str]) -> str:
+    """Return a path from a configuration, with `~` for the home directory as in a shell."""
+    return os.path.expanduser(os.fspath(path))
 
 
 def write_whole(path: Path, content: str | bytes, sync: bool = True) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import difflib
+import re
 import warnings
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -14,6 +16,7 @@ from peft.tuners.tuners_utils import (
     check_target_module_exists,
 )
 from peft.utils import INCLUDE_LINEAR_LAYERS_SHORTHAND, resolve_quantization_backend
+from peft.utils.constants import SEQ_CLS_HEAD_NAMES
 from torch import nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
@@ -56,12 +59,14 @@ def resolve_targets(config: AlphaLoraConfig, model: nn.Module) -> list[str]:
     Raises:
         TypeError: If a target is not a linear layer that PEFT can adapt; names the module.
         ValueError: If a target names stacked expert weights of a mixture-of-experts base or a layer
-            that the model does not call, or an entry of `target_modules` matches nothing.
+            that the model does not call, or an entry of `target_modules` or `exclude_modules`
+            matches nothing.
     """
     modules = outside_adapters(model)
     counted = None if config.counted is None else set(config.counted)
     if config.saved and counted is not None:
         return _supported((name, module) for name, module in modules if name in counted)
+    _check_excludes(config, model)
     probe = copy.copy(config)
     if counted is not None:
         probe.target_modules = counted
@@ -233,6 +238,29 @@ def _idle_targets(config: AlphaLoraConfig, names: list[str]) -> list[str]:
         for entry in config.target_modules
         if not any(name == entry or name.endswith(f".{entry}") for name in names)
     )
+
+
+def _check_excludes(config: AlphaLoraConfig, model: nn.Module) -> None:
+    """Refuse an entry of `exclude_modules` that answers to nothing: what it meant is trained."""
+    excluded = config.exclude_modules or []
+    # Stacked expert weights are excluded by name too, and some loaders add a head to the model.
+    names = [name for name, _ in outside_adapters(model)]
+    names += [name for name, _ in model.named_parameters()] + SEQ_CLS_HEAD_NAMES
+    if isinstance(excluded, str):
+        if not any(re.fullmatch(excluded, name) for name in names):
+            raise ValueError(
+                f"exclude_modules={excluded!r} matches no module of {type(model).__name__}"
+                f"{_REGEX_HINT}"
+            )
+        return
+    leaves = {name.rpartition(".")[2] for name in names}
+    for entry in sorted(excluded):
+        if not any(name == entry or name.endswith(f".{entry}") for name in names):
+            near = difflib.get_close_matches(entry, [*leaves, *names], n=1)
+            hint = f" Did you mean {near[0]}?" if near else ""
+            raise ValueError(
+                f"exclude_modules={entry!r} matches no module of {type(model).__name__}.{hint}"
+            )
 
 
 def _linear_leaf_names(model: nn.Module) -> set[str]:

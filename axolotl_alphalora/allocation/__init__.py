@@ -8,6 +8,7 @@ from axolotl_alphalora.allocation.build import (
     granularity_of,
     resolve_budget,
 )
+from axolotl_alphalora.allocation.cautions import cautions
 from axolotl_alphalora.allocation.hookspecs import hookimpl
 from axolotl_alphalora.allocation.parameters import expert_parameters
 from axolotl_alphalora.allocation.plan import ModulePlan, Plan, UnitPlan
@@ -29,6 +30,7 @@ __all__ = [
     "StrategyError",
     "UnitPlan",
     "build_plan",
+    "cautions",
     "check_budget",
     "expert_parameters",
     "granularity_of",

@@ -75,7 +75,7 @@ from axolotl_alphalora.allocation.reading import (
 )
 from axolotl_alphalora.allocation.rows import ModulePlan, UnitPlan, read_module, read_unit
 from axolotl_alphalora.blocks import group_by_block
-from axolotl_alphalora.storage import write_whole
+from axolotl_alphalora.storage import expanded, write_whole
 
 __all__ = ["FORMAT", "VERSION", "ModulePlan", "Plan", "UnitPlan"]
 
@@ -259,12 +259,15 @@ class Plan:
     def load(cls, path: str | Path) -> Plan:
         """Read a plan that :meth:`save` wrote.
 
+        Args:
+            path: The file; `~` is the home directory.
+
         Raises:
             PlanError: If the file cannot be read, is not JSON or is not a plan. The message names
                 the file and the key.
         """
         try:
-            document = json.loads(Path(path).read_text(encoding="utf-8"))
+            document = json.loads(Path(expanded(path)).read_text(encoding="utf-8"))
         except OSError as error:
             raise PlanError(f"cannot read the plan {path}: {error.strerror}") from error
         except ValueError as error:

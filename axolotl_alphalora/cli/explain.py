@@ -46,7 +46,7 @@ def explain(findings: Findings, experts: Mapping[str, float] | None = None) -> l
         *_extremes(findings, experts or {}),
         *_fits(findings.matrices),
         *_notes(findings.matrices),
-        *_unmeasured(findings.description.get("unmeasured", [])),
+        *_unmeasured(findings.description),
         *_quantised(findings),
         *_ranking(findings),
     ]
@@ -122,14 +122,33 @@ def _notes(matrices: Sequence[MatrixQuality]) -> list[str]:
     ]
 
 
-def _unmeasured(names: Sequence[str]) -> list[str]:
-    if not names:
-        return []
-    more = f" and {len(names) - 1} more" if len(names) > 1 else ""
-    return [
-        f"Not measured: {plural(len(names), 'stacked weight')}, which hold several matrices each "
-        f"and take no experts ({names[0]}{more})."
-    ]
+def _unmeasured(description: Mapping[str, Sequence[str]]) -> list[str]:
+    stacked = description.get("unmeasured", [])
+    further = description.get("further_blocks", [])
+    left_out = description.get("left_out", [])
+    said = []
+    if stacked:
+        said.append(
+            f"Not measured: {plural(len(stacked), 'stacked weight')}, which hold several matrices "
+            f"each and take no experts ({_first(stacked)})."
+        )
+    if further:
+        said.append(
+            f"Not measured: {plural(len(further), 'matrix', 'matrices')} of blocks that "
+            "transformers leaves in the files, such as layers that predict further tokens "
+            f"({_first(further)})."
+        )
+    if left_out:
+        said.append(
+            f"{WARNING}{plural(len(left_out), 'matrix', 'matrices')} in the files belong to no "
+            f"layer of the model as transformers makes it by its config.json, and are left out "
+            f"here and in training: {_first(left_out)}. Do the files hold more than this model?"
+        )
+    return said
+
+
+def _first(names: Sequence[str]) -> str:
+    return f"{names[0]}{f' and {len(names) - 1} more' if len(names) > 1 else ''}"
 
 
 def _quantised(findings: Findings) -> list[str]:

@@ -5,10 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..allocation import Plan
+from ..allocation import Plan, cautions
 from .comparison import Compared, as_document, compare_plans
-from .explain import explain
+from .explain import WARNING, explain
 from .findings import Findings
+from .layout import print_lines
 from .options import Wishes
 from .planner import Planner, shapes_of
 from .scores import BlockScores
@@ -52,6 +53,7 @@ def show_plan(
     console = planner.console
     if not quiet:
         print_plan(plan, console)
+    print_lines(console, [f"{WARNING}{line}" for line in (*source.notes, *cautions(plan))])
     if wishes.per_module and not quiet:
         console.print()
         print_modules(plan, findings, console)

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
 from ..allocation import Plan
 from ..planning import PlanRequest
 from ..plugin.block import ADAPTER
+from ..plugin.keys import PLUGIN, as_written, check_adapter, check_plugins, check_spelling
 from ..plugin.request import plan_request, read_block
 from .budgets import common_budget, taken_budget
 from .specs import changed_allocation
@@ -26,12 +26,14 @@ class Source:
         saved: The saved plan that is to be used instead of making one, and its path.
         config: The keys of the configuration; those that stand for a bare model.
         path: The YAML, None for a bare model.
+        notes: What the run would stumble over, and the plan does not.
     """
 
     request: PlanRequest
     saved: tuple[Path, Plan] | None
     config: dict[str, Any]
     path: Path | None
+    notes: tuple[str, ...] = ()
 
 
 def read_source(source: str | Path, strategy: str | None = None) -> Source:
@@ -66,7 +68,7 @@ def read_source(source: str | Path, strategy: str | None = None) -> Source:
             request = replace(request, strategy=found.pop("strategy"), options=found)
             request = replace(request, budget=taken_budget(request, budget))
         saved = None
-    return Source(request, saved, config, path)
+    return Source(request, saved, config, path, _notes(config))
 
 
 def _as_saved(request: PlanRequest, plan: Plan) -> PlanRequest:
@@ -97,7 +99,7 @@ def _read(source: str) -> tuple[dict[str, Any], Path | None]:
     """The configuration in a YAML file, or one that stands for a bare model."""
     path = Path(source)
     if path.suffix not in (".yml", ".yaml"):
-        return {"base_model": source, "lora_target_linear": True}, None
+        return as_written({"base_model": source, "lora_target_linear": True}), None
     import yaml
 
     try:
@@ -108,19 +110,28 @@ def _read(source: str) -> tuple[dict[str, Any], Path | None]:
         raise ValueError(f"{path} is not YAML: {error}") from error
     if not isinstance(cfg, dict):
         raise ValueError(f"{path} is no Axolotl configuration: it holds no keys.")
-    if cfg.get("adapter") not in (None, ADAPTER):
-        raise ValueError(f"{path}: `adapter` is {cfg['adapter']}, so there is nothing to plan.")
-    _check_names(path, cfg)
-    return cfg, path
+    try:
+        check_adapter(cfg.get("adapter"))
+        check_plugins(cfg.get("plugins"))
+        if cfg.get("adapter") not in (None, ADAPTER):
+            raise ValueError(f"`adapter` is {cfg['adapter']}, so there is nothing to plan.")
+        check_spelling(cfg, _known())
+        return as_written(cfg), path
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
 
 
-def _check_names(path: Path, cfg: dict[str, Any]) -> None:
-    """Refuse a misspelt adapter option; the host's own validation would take seconds to import."""
+def _notes(cfg: dict[str, Any]) -> tuple[str, ...]:
+    if cfg.get("adapter") != ADAPTER or cfg.get("plugins"):
+        return ()
+    return (
+        f"`adapter: {ADAPTER}` needs `plugins: [{PLUGIN}]`, without which `axolotl train` does not "
+        "know it.",
+    )
+
+
+def _known() -> set[str]:
+    """Adapter options of the host, whose own schema would take seconds to import."""
     from ..plugin.refusals import HONOURED, REFUSED
 
-    known = {*HONOURED, *(row.key for row in REFUSED)}
-    for key in cfg:
-        if str(key).startswith(("lora_", "peft_")) and key not in known:
-            near = get_close_matches(key, HONOURED, n=1)
-            hint = f" Did you mean `{near[0]}`?" if near else ""
-            raise ValueError(f"{path}: `{key}` is not an option.{hint}")
+    return {*HONOURED, *(row.key.partition(".")[0] for row in REFUSED)}

@@ -4,6 +4,7 @@ Knows nothing of the host. What a plan needs of transformers and PEFT, the names
 target layers, is kept in the cache: neither is imported when the same question comes again.
 """
 
+from ..spectral import check_model_files
 from .making import (
     Found,
     Gradients,
@@ -30,6 +31,7 @@ __all__ = [
     "WeightsNotReadable",
     "base_model",
     "build",
+    "check_model_files",
     "check_plan",
     "layers",
     "measured_plan",

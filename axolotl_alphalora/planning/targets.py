@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
+from difflib import get_close_matches
 from importlib.metadata import version
 from typing import TYPE_CHECKING
 
@@ -39,7 +41,7 @@ class Targets:
 
         Raises:
             TypeError: If a target is no linear layer; names the module.
-            ValueError: If a target matches nothing; names it.
+            ValueError: If an entry of an option matches nothing; names it.
         """
         from peft.tuners.tuners_utils import _get_in_out_features
 
@@ -51,7 +53,11 @@ class Targets:
         wanted: list[str | list[str]] = ["all-linear"] if self.linear else []
         if self.modules:
             wanted.append(self.modules)
-        chosen = {name for target in wanted for name in self._matches(model, target)}
+        try:
+            chosen = {name for target in wanted for name in self._matches(model, target)}
+        except (TypeError, ValueError) as error:
+            raise type(error)(_in_yaml_words(str(error))) from error
+        _check_whole(self.modules_to_save or (), model)
         shapes = {}
         for name, module in model.named_modules():
             if name in chosen:
@@ -84,3 +90,31 @@ class Targets:
             ),
             model,
         )
+
+
+_IN_YAML = {
+    "target_modules": "lora_target_modules",
+    "exclude_modules": "lora_exclude_modules",
+    "layers_to_transform": "peft_layers_to_transform",
+    "layers_pattern": "peft_layers_pattern",
+}
+
+
+def _in_yaml_words(message: str) -> str:
+    """A message about PEFT's options with the names that the YAML gives them."""
+    names = "|".join(_IN_YAML)
+    return re.sub(rf"\b({names})\b", lambda found: _IN_YAML[found[1]], message)
+
+
+def _check_whole(wanted: Iterable[str], model: nn.Module) -> None:
+    """Refuse a module to train in full that is not there, which PEFT leaves out without a word."""
+    from peft.utils.constants import SEQ_CLS_HEAD_NAMES  # some loaders add one to the model
+
+    names = [name for name, _ in model.named_modules() if name] + SEQ_CLS_HEAD_NAMES
+    for entry in wanted:
+        if not any(name == entry or name.endswith(f".{entry}") for name in names):
+            near = get_close_matches(entry, {name.rpartition(".")[2] for name in names}, n=1)
+            hint = f" Did you mean {near[0]}?" if near else ""
+            raise ValueError(
+                f"lora_modules_to_save={entry!r} matches no module of {type(model).__name__}.{hint}"
+            )

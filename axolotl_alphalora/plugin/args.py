@@ -10,19 +10,21 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping
-from difflib import get_close_matches
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
-from pydantic import BaseModel, Field, model_validator
+from pydantic import BaseModel, Field, ModelWrapValidatorHandler, model_validator
 
 from axolotl_alphalora.plugin import quantization, refusals
 from axolotl_alphalora.plugin.block import ADAPTER, AlphaLoraConfigBlock
+from axolotl_alphalora.plugin.keys import as_written, check_adapter, check_spelling
 from axolotl_alphalora.plugin.learning_rates import ratios
 from axolotl_alphalora.plugin.prequantised import check_checkpoint, checkpoint_quantization
-from axolotl_alphalora.plugin.verb import check_verb, running_verb, trained_adapter
+from axolotl_alphalora.plugin.verb import RUNS_ADAPTER, check_verb, running_verb, trained_adapter
 
 _OUTPUT_DIR = "./model-out"  # the host's default
+FILLED_IN = ("lora_dropout",)
+"""Keys of the host whose defaults in a validated configuration look like what the YAML holds."""
 
 
 class AlphaLoraArgs(BaseModel):
@@ -34,7 +36,8 @@ class AlphaLoraArgs(BaseModel):
     )
     alphalora_given: list[str] | None = Field(
         default=None,
-        description="Set by the plugin: the keys of the `alphalora:` block that the YAML holds.",
+        description="Set by the plugin: the keys of the `alphalora:` block that the YAML holds, "
+        "and those of the host that it would fill in.",
     )
     lora_exclude_modules: str | list[str] | None = Field(
         default=None,
@@ -47,25 +50,36 @@ class AlphaLoraArgs(BaseModel):
         load_in_8bit: bool | None
         overrides_of_model_kwargs: dict[str, Any] | None
 
+    @model_validator(mode="wrap")
+    @classmethod
+    def _read_yaml(cls, data: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
+        """Read the YAML as it is: the host's own validators fill in defaults before ours run."""
+        if not isinstance(data, Mapping):
+            return handler(data)
+        if data.get("adapter") == ADAPTER:
+            data = as_written(data)
+            _check_base(data.get("base_model"))
+            if data.get("alphalora_given") is None:
+                # Validated configurations hold all defaults and may be validated again.
+                data["alphalora_given"] = _given(data)
+        elif not _is_known(data.get("adapter")):
+            check_adapter(data.get("adapter"))
+        return handler(data)
+
     @model_validator(mode="before")
     @classmethod
     def _check_alphalora_keys(cls, data: Any) -> Any:
         if not isinstance(data, Mapping):
             return data
         if data.get("adapter") == ADAPTER:
-            _check_unread_keys(data, cls.model_fields)
+            check_spelling(data, cls.model_fields)
             verb = running_verb()
             check_verb(verb)
-            if verb in ("evaluate", "inference"):
+            if verb in RUNS_ADAPTER:
                 if not data.get("lora_model_dir"):
                     data = _with_trained_adapter(data, verb)
                 data = _without_start(data)
-            given = data.get(ADAPTER)
-            if data.get("alphalora_given") is None and isinstance(given, Mapping | None):
-                # Validated configurations hold all defaults and may be validated again.
-                keys = [key for key, value in (given or {}).items() if value is not None]
-                data = {**data, "alphalora_given": keys}
-            if given is None:
+            if data.get(ADAPTER) is None:
                 return {**data, ADAPTER: {}}
         elif data.get(ADAPTER) is not None:
             raise ValueError(
@@ -83,6 +97,7 @@ class AlphaLoraArgs(BaseModel):
         _check_lora_options(cfg)
         _check_planning(cfg)
         _check_learning_rates(cfg)
+        _check_adapter_to_run(cfg)
         quantised = checkpoint_quantization(cfg)
         if quantised is not None:
             check_checkpoint(cfg, quantised)
@@ -91,6 +106,32 @@ class AlphaLoraArgs(BaseModel):
             self.overrides_of_model_kwargs, self.load_in_4bit, self.load_in_8bit
         )
         return self
+
+
+def _check_base(base: str | None) -> None:
+    """Refuse what is no base model: the host would load an adapter's base, and hide it inside."""
+    if base is None or not Path(base).exists():
+        return
+    from axolotl_alphalora.planning import check_model_files
+
+    try:
+        check_model_files(base)
+    except ValueError as error:
+        raise ValueError(f"`base_model: {base}`: {error}") from error
+
+
+def _given(data: Mapping[str, Any]) -> list[str]:
+    block = data.get(ADAPTER)
+    keys = block if isinstance(block, Mapping) else {}
+    found = [str(key) for key, value in keys.items() if value is not None]
+    return found + [key for key in FILLED_IN if data.get(key) is not None]
+
+
+def _is_known(adapter: Any) -> bool:
+    """Whether the host or a plugin has an adapter of that name."""
+    from axolotl.integrations.base import PluginManager
+
+    return isinstance(adapter, str) and PluginManager.get_instance().supports_adapter(adapter)
 
 
 def _with_trained_adapter(data: Mapping[str, Any], verb: str) -> Mapping[str, Any]:
@@ -121,30 +162,6 @@ def _without_start(data: Mapping[str, Any]) -> Mapping[str, Any]:
     return {**data, ADAPTER: kept}
 
 
-def _check_unread_keys(data: Mapping[str, Any], fields: Mapping[str, Any]) -> None:
-    """Refuses misspelt adapter options, which Axolotl would drop without a word."""
-    options = AlphaLoraConfigBlock.model_fields
-    adapter_options = [
-        name for name in fields if name.startswith(("lora_", "peft_", "loraplus_", ADAPTER))
-    ]
-    errors = []
-    for key, value in data.items():
-        if key in fields or value is None or not isinstance(key, str):
-            continue
-        if key in options:
-            errors.append(f"`{key}` belongs into the `alphalora:` block: `alphalora.{key}`.")
-        elif key.startswith(("lora_", "peft_", "loraplus_")) or _resembles(key, ADAPTER):
-            close = get_close_matches(key, adapter_options, n=1)
-            advice = f"Did you mean `{close[0]}`?" if close else "Remove it."
-            errors.append(f"`{key}` is not an option of Axolotl or of a loaded plugin. {advice}")
-    if errors:
-        raise ValueError(" ".join(errors))
-
-
-def _resembles(key: str, name: str) -> bool:
-    return bool(get_close_matches(key.lower(), [name], cutoff=0.8))
-
-
 def _check_lora_options(cfg: Mapping[str, Any]) -> None:
     if cfg.get("lora_model_dir"):
         if cfg[ADAPTER].get("init_from"):
@@ -152,6 +169,8 @@ def _check_lora_options(cfg: Mapping[str, Any]) -> None:
                 "`alphalora.init_from` starts a new adapter from a plain LoRA, and "
                 "`lora_model_dir` continues one that is there. Remove one of them."
             )
+        return
+    if cfg.get("resume_from_checkpoint"):
         return
     missing = [key for key in ("lora_r", "lora_alpha") if not cfg.get(key)]
     if missing:
@@ -165,10 +184,14 @@ def _check_lora_options(cfg: Mapping[str, Any]) -> None:
             "`adapter: alphalora` needs `lora_target_linear: true`, or `lora_target_modules` with "
             "the names of the linear layers that get experts."
         )
-    for key, valid in (("lora_r", cfg["lora_r"] >= 1), ("lora_dropout", _is_rate(cfg))):
-        if not valid:
-            limits = "at least 1" if key == "lora_r" else "at least 0 and below 1"
-            raise ValueError(f"`{key}: {cfg[key]}` must be {limits}.")
+
+
+def _check_adapter_to_run(cfg: Mapping[str, Any]) -> None:
+    """Check an adapter before the verbs that load their data without asking a plugin first."""
+    if running_verb() in RUNS_ADAPTER and cfg.get("lora_model_dir"):
+        from axolotl_alphalora.plugin.saved import read_saved
+
+        read_saved("lora_model_dir", str(cfg["lora_model_dir"]))
 
 
 def _check_planning(cfg: Mapping[str, Any]) -> None:
@@ -222,7 +245,3 @@ def _deepspeed_settings(cfg: Mapping[str, Any]) -> Mapping[str, Any]:
     if isinstance(settings, str) and Path(settings).is_file():
         settings = json.loads(Path(settings).read_text(encoding="utf-8"))
     return settings if isinstance(settings, Mapping) else {}
-
-
-def _is_rate(cfg: Mapping[str, Any]) -> bool:
-    return bool(0 <= cfg.get("lora_dropout", 0) < 1)

@@ -8,6 +8,8 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from ..storage import expanded
+
 __all__ = ["ADAPTER", "BUDGET", "AlphaLoraConfigBlock", "plain"]
 
 ADAPTER = "alphalora"
@@ -116,7 +118,8 @@ class AlphaLoraConfigBlock(BaseModel):
 
     @model_validator(mode="before")
     @classmethod
-    def _name_unknown_keys(cls, data: Any) -> Any:
+    def _read_keys(cls, data: Any) -> Any:
+        """Name unknown keys; one that is left blank means its default."""
         if not isinstance(data, Mapping):
             raise ValueError(
                 f"`alphalora:` must be a block of options, got {data!r}. Write for example "
@@ -127,7 +130,7 @@ class AlphaLoraConfigBlock(BaseModel):
             raise ValueError(
                 " ".join(_unknown(f"{ADAPTER}.", key, cls.model_fields) for key in unknown)
             )
-        return data
+        return _without_blanks(data)
 
     @field_validator(
         "experts_per_block",
@@ -151,8 +154,6 @@ class AlphaLoraConfigBlock(BaseModel):
     @field_validator("allocation", mode="before")
     @classmethod
     def _as_mapping(cls, value: Any) -> Any:
-        if value is None:
-            return None
         if isinstance(value, str):
             value = _read(value)
         if not isinstance(value, Mapping):
@@ -166,7 +167,12 @@ class AlphaLoraConfigBlock(BaseModel):
                 "`alphalora.allocation` needs a `strategy`, for example "
                 "`allocation: {strategy: alphalora}`"
             )
-        return plain(value)
+        return _without_blanks(plain(value))
+
+    @field_validator("init_from", "plan")
+    @classmethod
+    def _expand(cls, value: str) -> str:
+        return expanded(value)
 
     @model_validator(mode="after")
     def _settle_what_rules(self) -> AlphaLoraConfigBlock:
@@ -175,7 +181,7 @@ class AlphaLoraConfigBlock(BaseModel):
                 f"`alphalora.init_split: {self.init_split}` says how to start from a LoRA, but "
                 "`alphalora.init_from` names none. Set it, or remove `alphalora.init_split`."
             )
-        given = {name for name in self.model_fields_set if getattr(self, name) is not None}
+        given = set(self.model_fields_set)
         if self.plan is not None:
             self._yield_to_plan(given)
             return self
@@ -233,6 +239,10 @@ class AlphaLoraConfigBlock(BaseModel):
                 f"`alphalora.top_k: {self.top_k}` is more than `alphalora.max_experts: {most}`, "
                 "so no block has that many experts to route to."
             )
+
+
+def _without_blanks(data: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in data.items() if value is not None}
 
 
 def _read(text: str) -> dict[str, Any]:

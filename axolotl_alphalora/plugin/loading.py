@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ from torch import nn
 from ..adapter import AlphaLoraConfig
 from ..adapter.saved_lora import read_lora
 from ..adapter.warm_start import WarmStart
-from ..allocation import Plan
+from ..allocation import Plan, cautions
 from ..planning import (
     ModelNeeded,
     PlanRequest,
@@ -22,7 +22,7 @@ from ..planning import (
     plan_from_model,
 )
 from .request import plan_request, read_block
-from .saved import check_against_yaml, read_saved, saved_adapter
+from .saved import changes, check_against_yaml, read_saved, saved_adapter
 from .shared import is_first_process, on_one_process, progress_bar
 
 _DATA = (
@@ -84,6 +84,7 @@ class Allocation:
         if saved is not None:
             config = read_saved(*saved)
             check_against_yaml(cfg, *saved, config)
+            _report_changes(cfg, config)
             self.saved = config
             self.counts, self.plan = config["num_experts"], config["plan"]
             self.ranks = config.get("rank_pattern", {})
@@ -114,6 +115,8 @@ class Allocation:
             from ..cli.tables import print_plan
 
             print_plan(plan)
+            for line in cautions(plan):
+                _logger().warning("AlphaLoRA: %s", line)
 
 
 def _key(cfg: Any) -> tuple[PlanRequest, tuple[str, str] | None, str | None, str]:
@@ -178,18 +181,20 @@ def _peft_config(cfg: Any, allocation: Allocation) -> AlphaLoraConfig:
         "use_rslora": bool(cfg.peft_use_rslora),
         "modules_to_save": allocation.request.targets.modules_to_save,
         "top_k": block.top_k,
+        "lora_dropout": cfg.lora_dropout or 0.0,
+        "aux_loss_coef": block.aux_loss_coef,
+        "balance_over": block.balance_over,
     }
-    settings |= {key: allocation.saved[key] for key in settings if key in allocation.saved}
+    if allocation.saved:
+        settings |= {key: allocation.saved[key] for key in settings if key in allocation.saved}
+        settings |= changes(cfg)
     if block.init_from is not None and not allocation.saved:
         settings |= {"init_from": block.init_from, "init_split": block.init_split}
     return AlphaLoraConfig(
         base_model_name_or_path=cfg.base_model,
         revision=cfg.revision_of_model,
-        lora_dropout=cfg.lora_dropout or 0.0,
         num_experts=dict(allocation.counts),
         rank_pattern=dict(allocation.ranks),
-        aux_loss_coef=block.aux_loss_coef,
-        balance_over=block.balance_over,
         plan=allocation.plan,
         **settings,
     )
@@ -204,10 +209,8 @@ def adapt(cfg: Any, allocation: Allocation, model: Any) -> tuple[peft.PeftModel,
         options["autocast_adapter_dtype"] = cfg.peft_autocast_adapter_dtype
     if cfg.lora_model_dir:
         config = AlphaLoraConfig.from_pretrained(cfg.lora_model_dir)
-        # These do not change what was learnt, so the YAML may.
-        config.lora_dropout = cfg.lora_dropout or 0.0
-        config.aux_loss_coef = read_block(cfg).aux_loss_coef
-        config.balance_over = read_block(cfg).balance_over
+        for name, value in changes(cfg).items():
+            setattr(config, name, value)
         if cfg.lora_on_cpu:
             options |= {"max_memory": {"cpu": "256GiB"}, "device_map": {"": "cpu"}}
         adapted = peft.PeftModel.from_pretrained(
@@ -220,6 +223,17 @@ def adapt(cfg: Any, allocation: Allocation, model: Any) -> tuple[peft.PeftModel,
     if is_first_process():
         adapted.print_trainable_parameters()
     return adapted, adapted.peft_config["default"]
+
+
+def _report_changes(cfg: Any, saved: Mapping[str, Any]) -> None:
+    for name, value in changes(cfg).items():
+        if value != saved.get(name, value):
+            _logger().info(
+                "AlphaLoRA: %s is %s as the YAML says, and no longer %s as in the adapter.",
+                name,
+                value,
+                saved[name],
+            )
 
 
 def _progress(names: Sequence[str]) -> Callable[[Any], None]:

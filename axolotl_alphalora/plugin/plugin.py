@@ -33,17 +33,16 @@ class AlphaLoraPlugin(BasePlugin):
         """Not `lora_like`: the host's LoRA loader must not stand in for ours."""
         return [AdapterCapabilities(name=ADAPTER, lora_like=False, relora=False)]
 
+    def load_datasets(self, cfg: Any, preprocess: bool = False) -> None:
+        """Settle the counts before `axolotl train` tokenises, so that errors come first."""
+        if cfg.adapter == ADAPTER and not preprocess:
+            self._settle(cfg)
+
     def pre_model_load(self, cfg: Any) -> None:
         """Settle the counts and the base's quantisation; errors come before the model does."""
         if cfg.adapter != ADAPTER:
             return
-        from .checkpoints import skip_unfinished
-        from .loading import Allocation
-
-        skip_unfinished(cfg)
-        # A reference model is loaded with the same configuration, and needs no second plan.
-        if self._allocation is None or not self._allocation.serves(cfg):
-            self._allocation = Allocation(cfg)
+        self._settle(cfg)
         quantization.apply(cfg)
 
     def post_model_build(self, cfg: Any, model: Any) -> None:
@@ -94,3 +93,12 @@ class AlphaLoraPlugin(BasePlugin):
         callback = AlphaLoraCallback(block.log_blocks_every)
         callback.attach(trainer)
         return [callback]
+
+    def _settle(self, cfg: Any) -> None:
+        from .checkpoints import skip_unfinished
+        from .loading import Allocation
+
+        skip_unfinished(cfg)
+        # A reference model is loaded with the same configuration, and needs no second plan.
+        if self._allocation is None or not self._allocation.serves(cfg):
+            self._allocation = Allocation(cfg)

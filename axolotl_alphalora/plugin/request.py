@@ -15,7 +15,7 @@ def plan_request(cfg: Mapping[str, Any]) -> PlanRequest:
     """Read a plan request from the keys of a configuration.
 
     Args:
-        cfg: The host's configuration, or the mapping that a YAML file holds.
+        cfg: The host's configuration, or what `as_written` makes of the mapping in a YAML file.
 
     Raises:
         ValueError: If `base_model` is missing, or the `alphalora:` block is wrong; names the key.
@@ -37,7 +37,7 @@ def plan_request(cfg: Mapping[str, Any]) -> PlanRequest:
             layers_pattern=_plain(cfg.get("peft_layers_pattern")),
             modules_to_save=_plain(cfg.get("lora_modules_to_save")),
         ),
-        rank=int(cfg.get("lora_r") or 8),
+        rank=cfg.get("lora_r") or 8,
         top_k=block.top_k,
         strategy=allocation.pop("strategy"),
         options=allocation,

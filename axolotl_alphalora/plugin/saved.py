@@ -13,8 +13,29 @@ from typing import Any
 from ..allocation import Budget, Plan
 from ..planning import PlanRequest, layers
 from ..saved_format import check_version
+from .block import ADAPTER
 from .checkpoints import damage
 from .request import plan_request, read_block
+
+KEPT: Mapping[str, str] = {
+    "lora_r": "r",
+    "lora_alpha": "lora_alpha",
+    "peft_use_rslora": "use_rslora",
+    "lora_modules_to_save": "modules_to_save",
+    "alphalora.top_k": "top_k",
+}
+"""Keys of the YAML that an adapter rules, and the names of the settings in its config; besides
+those that decide how many experts there are, and where."""
+
+CHANGEABLE: Mapping[str, str] = {
+    "lora_dropout": "lora_dropout",
+    "alphalora.aux_loss_coef": "aux_loss_coef",
+    "alphalora.balance_over": "balance_over",
+}
+"""Keys that may say otherwise than the adapter: they change how it learns, not what it computes."""
+
+OF_THE_RUN = ("router_lr_ratio", "log_blocks_every")
+"""Keys of the block that no adapter holds: the optimizer's and the log's. The YAML rules them."""
 
 
 def saved_adapter(cfg: Any) -> tuple[str, str] | None:
@@ -57,10 +78,26 @@ def read_saved(key: str, source: str) -> dict[str, Any]:
     except ValueError as error:
         raise ValueError(f"{key}: {source}: {error}") from error
     weights = Path(source) / "adapter_model.safetensors"
+    there = weights.exists() or weights.with_suffix(".bin").exists()
+    if key == "lora_model_dir" and Path(source).is_dir() and not there:
+        raise ValueError(
+            f"{key}: {source} has no {weights.name}. Name the directory that a run has saved its "
+            "adapter in."
+        )
     flaw = damage(weights) if weights.exists() else None
     if flaw is not None:
         raise ValueError(f"{key}: {source}: {flaw}. Use another checkpoint, or train again.")
     return config
+
+
+def changes(cfg: Any) -> dict[str, Any]:
+    """What the YAML itself says of the settings that an adapter leaves to it, by their names."""
+    written, found = set(cfg.alphalora_given or ()), {}
+    for key, name in CHANGEABLE.items():
+        if name in written:
+            source = read_block(cfg) if key.startswith(f"{ADAPTER}.") else cfg
+            found[name] = getattr(source, name)
+    return found
 
 
 def check_against_yaml(cfg: Any, key: str, source: str, saved: Mapping[str, Any]) -> None:
@@ -71,6 +108,9 @@ def check_against_yaml(cfg: Any, key: str, source: str, saved: Mapping[str, Any]
     """
     differences = list(_differences(cfg, plan_request(cfg), saved))
     if differences:
+        base = saved.get("base_model_name_or_path")
+        if base not in (None, cfg.base_model):
+            differences.append(f"it was trained on {base}, and base_model is {cfg.base_model}")
         raise ValueError(
             f"The YAML contradicts the adapter in {key}: {source}, whose settings rule: "
             + "; ".join(differences)
@@ -82,19 +122,20 @@ def check_against_yaml(cfg: Any, key: str, source: str, saved: Mapping[str, Any]
 def _differences(cfg: Any, request: PlanRequest, saved: Mapping[str, Any]) -> Iterator[str]:
     """Only what the YAML itself says can contradict; defaults do not."""
     written = set(cfg.alphalora_given or ())
-    given: dict[tuple[str, str], Any] = {
-        ("lora_r", "r"): cfg.lora_r,
-        ("lora_alpha", "lora_alpha"): cfg.lora_alpha,
-        ("peft_use_rslora", "use_rslora"): cfg.peft_use_rslora,
+    given = {
+        "lora_r": cfg.lora_r,
+        "lora_alpha": cfg.lora_alpha,
+        "peft_use_rslora": cfg.peft_use_rslora,
+        "lora_modules_to_save": request.targets.modules_to_save,
+        "alphalora.top_k": request.top_k if "top_k" in written else None,
     }
-    if "top_k" in written:
-        given["alphalora.top_k", "top_k"] = request.top_k
-    modules = request.targets.modules_to_save
-    if modules is not None and set(modules) != set(saved["modules_to_save"] or ()):
-        given["lora_modules_to_save", "modules_to_save"] = modules
-    for (yaml_key, saved_key), value in given.items():
-        if value is not None and value != saved[saved_key]:
-            yield f"{yaml_key} is {value} in the YAML and {saved[saved_key]} in the adapter"
+    for key, name in KEPT.items():
+        value, found = given[key], saved[name]
+        same = value == found
+        if name == "modules_to_save":
+            same = set(value or ()) == set(found or ())
+        if value is not None and not same:
+            yield f"{key} is {value} in the YAML and {found} in the adapter"
     yield from _target_differences(request, saved["num_experts"])
     path = read_block(cfg).plan
     if path is not None:

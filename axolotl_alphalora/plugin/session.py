@@ -13,8 +13,7 @@ from ..allocation import Plan
 from ..planning import Found, PlanRequest, plan_from_model
 from ..sensitivity import Sample
 from .block import ADAPTER
-
-PLUGIN = "axolotl_alphalora.AlphaLoraPlugin"
+from .keys import PLUGIN
 
 
 class HostModel:

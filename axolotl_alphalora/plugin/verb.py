@@ -12,6 +12,9 @@ from typing import Any
 
 ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
 
+RUNS_ADAPTER = ("evaluate", "inference")
+"""Verbs that run an adapter which is there."""
+
 WHOLE_MODEL: Mapping[str, str] = {
     "quantize": "quantises a whole model",
     "export": "converts a whole model to GGUF",

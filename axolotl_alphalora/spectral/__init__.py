@@ -5,7 +5,7 @@ from axolotl_alphalora.spectral.aggregate import unit_scores
 from axolotl_alphalora.spectral.cache import Cache, default_cache
 from axolotl_alphalora.spectral.checkpoint import CheckpointWeights, MissingTensor
 from axolotl_alphalora.spectral.confidence import interval
-from axolotl_alphalora.spectral.files import UnreadableCheckpoint
+from axolotl_alphalora.spectral.files import UnreadableCheckpoint, check_model_files
 from axolotl_alphalora.spectral.loaded import LoadedWeights
 from axolotl_alphalora.spectral.measure import (
     Measurement,
@@ -38,6 +38,7 @@ __all__ = [
     "UnreadableCheckpoint",
     "WeightSource",
     "assess",
+    "check_model_files",
     "default_cache",
     "fit_power_law",
     "interval",

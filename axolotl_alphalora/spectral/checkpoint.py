@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import version
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
@@ -36,6 +36,8 @@ class CheckpointWeights:
         keys: Module name to the keys of the stored tensors that its weight is made of.
         converted: Names of the modules whose weight is computed from what is stored.
         names: Returns the conversions; called only for a module in ``converted``.
+        left_out: What of the files no module takes, see
+            :meth:`~axolotl_alphalora.spectral.definition.WeightNames.left_out`.
 
     Raises:
         MissingTensor: If a module has no keys.
@@ -49,7 +51,9 @@ class CheckpointWeights:
         keys: Mapping[str, Sequence[str]],
         converted: Sequence[str] = (),
         names: Callable[[], WeightNames] | None = None,
+        left_out: Mapping[str, Sequence[str]] | None = None,
     ) -> None:
+        self._left_out = dict(left_out or {})
         self._stored = stored
         self._keys = {module: tuple(found) for module, found in keys.items()}
         self._converted = frozenset(converted)
@@ -58,13 +62,13 @@ class CheckpointWeights:
             self._check(module, found)
 
     @property
-    def description(self) -> dict[str, str | None]:
+    def description(self) -> dict[str, Any]:
         """What a plan records.
 
         Returns:
             ``source``: ``"safetensors"`` or ``"bin"``; ``dtype``: that of the weights, several
             joined by ``+``; ``revision``: the commit of a repository, None for a directory;
-            ``quantization``: None.
+            ``quantization``: None. Where there are any, also the lists of what no module took.
         """
         infos = self._stored.infos
         dtypes = {infos[key].dtype for found in self._keys.values() for key in found}
@@ -73,6 +77,7 @@ class CheckpointWeights:
             "dtype": "+".join(sorted(dtypes)) or None,
             "revision": self._stored.revision,
             "quantization": None,
+            **self._left_out,
         }
 
     def fingerprint(self, module_name: str) -> str | None:

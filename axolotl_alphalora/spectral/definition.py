@@ -6,21 +6,21 @@ Needs transformers; everything else in this package does without it.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Mapping
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
-from axolotl_alphalora.blocks import block_name
+from axolotl_alphalora.blocks import block_name, stack_of
+from axolotl_alphalora.spectral.classes import bare_model, trained_class, whole_class
 
 __all__ = [
     "WeightNames",
     "linear_layers",
     "load_config",
-    "model_class",
     "skeleton",
     "stacked_weights",
 ]
@@ -56,30 +56,12 @@ def load_config(
         raise ValueError(_unopened(model, error)) from error
 
 
-def model_class(config: Any, model: str) -> Any:
-    """Return the auto class that makes a language model of a config.
-
-    Raises:
-        ValueError: If transformers has none for it.
-    """
-    from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
-
-    own_code = "AutoModelForCausalLM" in (getattr(config, "auto_map", None) or {})
-    if own_code or type(config) in AutoModelForCausalLM._model_mapping:
-        return AutoModelForCausalLM
-    if type(config) in AutoModelForImageTextToText._model_mapping:
-        return AutoModelForImageTextToText
-    raise ValueError(
-        f"{model} is a {config.model_type} model, for which transformers has no language model "
-        "head. Experts are planned for language models."
-    )
-
-
 def skeleton(
     model: str,
     revision: str | None = None,
     trust_remote_code: bool = False,
     gguf_file: str | None = None,
+    whole: bool = False,
 ) -> nn.Module:
     """Return a model's modules on the meta device: names and sizes, no weights.
 
@@ -88,18 +70,19 @@ def skeleton(
         revision: Branch, tag or commit of a repository.
         trust_remote_code: Whether the model's own code may run.
         gguf_file: Name of a GGUF file in the directory that holds the config.
+        whole: Whether all of the model is meant, or what is trained of it, see
+            :mod:`~axolotl_alphalora.spectral.classes`.
 
     Raises:
-        ValueError: If the config cannot be read, or transformers has no language model for it.
+        ValueError: If the config cannot be read, or transformers has no such class for it.
     """
     config = load_config(model, revision, trust_remote_code, gguf_file)
     # Quantised or not, the linear layers have the same names.
     if hasattr(config, "quantization_config"):
         del config.quantization_config
-    factory = model_class(config, model)
+    factory = (whole_class if whole else trained_class)(config, model)
     try:
-        with torch.device("meta"):
-            return factory.from_config(config, trust_remote_code=trust_remote_code)
+        return bare_model(factory, config, trust_remote_code)
     except Exception as error:
         raise ValueError(_unopened(model, error)) from error
 
@@ -161,6 +144,13 @@ def _is_linear(module: Any) -> bool:
     return all(isinstance(size, int) for size in sizes) and not any(module.children())
 
 
+_NO_LAYER = re.compile(r"embed|rotary|relative_attention_bias|norm|\bw[tp]e\b")
+"""Names of what holds a matrix in a block without being a linear layer."""
+
+_MTP = re.compile(r"(^|[._])(mtp|nextn)([._]|$)")
+"""Names of layers that predict further tokens."""
+
+
 @dataclass(frozen=True)
 class _Source:
     keys: tuple[str, ...]
@@ -203,6 +193,9 @@ class WeightNames:
             if name not in state and key in state:
                 name, pattern = key, None
             collected.setdefault(name, {})[key] = pattern
+        self._unknown = {
+            key: name for name, keys in collected.items() if name not in state for key in keys
+        }
         self._sources: dict[str, _Source] = {}
         for name, found in collected.items():
             patterns = tuple(pattern for pattern in found.values() if pattern is not None)
@@ -218,6 +211,37 @@ class WeightNames:
         """Return the keys of the tensors that make up a module's weight, none if there are none."""
         source = self._sources.get(f"{module_name}.weight")
         return source.keys if source is not None else ()
+
+    def left_out(self, shapes: Mapping[str, Sequence[int]]) -> dict[str, list[str]]:
+        """Return the modules in numbered blocks whose matrices are stored and go nowhere.
+
+        Args:
+            shapes: Stored key to shape.
+
+        Returns:
+            ``further_blocks``: those of blocks beyond the model's own and those that transformers
+            leaves out on purpose, such as layers for predicting several tokens; ``left_out``: all
+            others, of which the model is perhaps a part. Only lists that are not empty. Embeddings
+            and what belongs to a layer of the model, such as its scales, are not among them.
+        """
+        modules = dict(self._model.named_modules())
+        leaves = {name for name, module in modules.items() if not any(module.children())}
+        stacks = {stack_of(name) for name in leaves if block_name(name) != name}
+        found: dict[str, dict[str, None]] = {"left_out": {}, "further_blocks": {}}
+        for key, name in self._unknown.items():
+            module = name.rpartition(".")[0]
+            matrix = len(shapes[key]) == 2 and min(shapes[key]) > 1
+            ours = module in modules or leaves & _parents(name)
+            if not matrix or ours or block_name(module) == module or _NO_LAYER.search(module):
+                continue
+            further = block_name(module) not in modules and stack_of(module) in stacks
+            listed = "further_blocks" if further or self._is_ignored(name) else "left_out"
+            found[listed][key.rpartition(".")[0]] = None
+        return {listed: list(names) for listed, names in found.items() if names}
+
+    def _is_ignored(self, name: str) -> bool:
+        patterns = self._model._keys_to_ignore_on_load_unexpected or ()
+        return any(re.search(pattern, name) for pattern in patterns) or bool(_MTP.search(name))
 
     def is_converted(self, module_name: str) -> bool:
         """Whether a module's weight is computed from what is stored, by more than renaming."""
@@ -244,6 +268,11 @@ def _targets(converter: Any, name: str) -> list[str]:
     """Return the names of all weights that a converter makes, given that of the first."""
     first, *others = converter.target_patterns
     return [name, *(name.replace(first, other) for other in others)]
+
+
+def _parents(name: str) -> set[str]:
+    parts = name.split(".")
+    return {".".join(parts[:end]) for end in range(1, len(parts))}
 
 
 def _giving(tensor: Tensor) -> Any:

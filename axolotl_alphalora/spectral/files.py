@@ -2,12 +2,33 @@
 
 from __future__ import annotations
 
+import json
+import re
 from pathlib import Path
 from typing import Protocol
 
-__all__ = ["CheckpointFiles", "UnreadableCheckpoint", "locate"]
+__all__ = [
+    "ADAPTER_CONFIG",
+    "FORMATS",
+    "CheckpointFiles",
+    "UnreadableCheckpoint",
+    "check_model_files",
+    "check_pointer",
+    "holds_model",
+    "locate",
+]
 
+ADAPTER_CONFIG = "adapter_config.json"
+
+_POINTER = b"version https://git-lfs.github.com/spec/"
 _WEIGHT_SUFFIXES = (".safetensors", ".bin", ".gguf", ".pt", ".pth", ".h5", ".msgpack")
+_NO_MODEL = re.compile(r"(adapter_model|optimizer|scheduler|scaler|rng_state|training_args).*")
+"""Names of files that training leaves beside an adapter."""
+
+FORMATS = ("model.safetensors", "pytorch_model.bin")
+"""Names of weight files, the one that is preferred first; in shards with an index beside them."""
+
+_TOKENIZER = ("tokenizer.json", "*.model")
 
 
 class UnreadableCheckpoint(ValueError):
@@ -43,6 +64,53 @@ def locate(model: str | Path, revision: str | None = None) -> CheckpointFiles:
     return _Directory(directory) if directory.is_dir() else _Repository(str(model), revision)
 
 
+def check_model_files(model: str | Path, tokenizer: bool = True) -> None:
+    """Check that what is given as a base model can be one, before anything of it is read.
+
+    Args:
+        model: Directory, path of a ``.gguf`` file, or repository id, which is taken as it is.
+        tokenizer: Whether its tokenizer will be needed too.
+
+    Raises:
+        UnreadableCheckpoint: If it is the directory of an adapter, or of a run that holds adapters,
+            or if a file that is needed is a pointer of git-lfs; says what to do.
+    """
+    path = Path(model)
+    if path.is_file():
+        check_pointer(path)
+    if not path.is_dir():
+        return
+    adapter = _adapter_in(path)
+    if adapter is not None and not holds_model(path):
+        raise UnreadableCheckpoint(_no_base_model(path, adapter))
+    needed = ["config.json", *_weights_of(path), *(_TOKENIZER if tokenizer else ())]
+    for file in (file for pattern in needed for file in sorted(path.glob(pattern))):
+        check_pointer(file)
+
+
+def holds_model(directory: Path) -> bool:
+    """Whether a directory holds the weights of a whole model, as far as names tell."""
+    return any(
+        file.suffix in _WEIGHT_SUFFIXES and not _NO_MODEL.fullmatch(file.name)
+        for file in directory.iterdir()
+    )
+
+
+def check_pointer(path: Path) -> None:
+    """Check that a file is what it should be, and not what git keeps in its place.
+
+    Raises:
+        UnreadableCheckpoint: If it is a pointer of git-lfs; says what to do.
+    """
+    with path.open("rb") as file:
+        pointer = file.read(len(_POINTER)) == _POINTER
+    if pointer:
+        raise UnreadableCheckpoint(
+            f"{path} is a pointer of git-lfs and not the file itself, which was never fetched: run "
+            f"`git lfs pull` in {path.parent}"
+        )
+
+
 class _Directory:
     revision = None
 
@@ -55,7 +123,10 @@ class _Directory:
 
     def find(self, filename: str) -> Path | None:
         path = self._path / filename
-        return path if path.is_file() else None
+        if not path.is_file():
+            return None
+        check_pointer(path)
+        return path
 
     def what_else(self) -> str:
         files = sorted(p.name for p in self._path.iterdir() if p.suffix in _WEIGHT_SUFFIXES)
@@ -90,3 +161,36 @@ class _Repository:
 
     def what_else(self) -> str:
         return " in the cache or on the hub"
+
+
+def _weights_of(directory: Path) -> list[str]:
+    """Patterns of the weight files that loading a model takes: one format, the first there is."""
+    for name in FORMATS:
+        stem, _, suffix = name.partition(".")
+        index = f"{name}.index.json"
+        if any((directory / file).is_file() for file in (name, index)):
+            return [index, name, f"{stem}-*.{suffix}"]
+    return []
+
+
+def _adapter_in(directory: Path) -> Path | None:
+    """The directory of an adapter: this one, or the newest below it, such as a checkpoint."""
+    if (directory / ADAPTER_CONFIG).is_file():
+        return directory
+    below = sorted(directory.glob(f"*/{ADAPTER_CONFIG}"), key=lambda path: path.stat().st_mtime)
+    return below[-1].parent if below else None
+
+
+def _no_base_model(directory: Path, adapter: Path) -> str:
+    try:
+        settings = json.loads((adapter / ADAPTER_CONFIG).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        settings = None
+    known = settings if isinstance(settings, dict) else {}
+    base = known.get("base_model_name_or_path")
+    key = "alphalora.init_from" if known.get("peft_type") == "LORA" else "lora_model_dir"
+    what = "an adapter" if adapter == directory else f"the adapter {adapter.name}"
+    return (
+        f"{directory} holds {what} and no base model. Name the model that it was trained on as "
+        f"`base_model`{f' ({base})' if base else ''}, and {adapter} as `{key}`."
+    )

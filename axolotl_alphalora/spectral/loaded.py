@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
 from threading import Lock
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -40,6 +41,8 @@ class LoadedWeights:
             known before need no loading.
         cache: Keeps the files' digests and what is known of the weights' dtypes.
         revision: The commit that the files come from.
+        left_out: What of the files no module takes, see
+            :meth:`~axolotl_alphalora.spectral.definition.WeightNames.left_out`.
     """
 
     def __init__(
@@ -50,7 +53,9 @@ class LoadedWeights:
         files: list[Path],
         cache: Cache,
         revision: str | None = None,
+        left_out: Mapping[str, Sequence[str]] | None = None,
     ) -> None:
+        self._left_out = dict(left_out or {})
         self._name = name
         self._kind = kind
         self._load = load
@@ -62,12 +67,13 @@ class LoadedWeights:
         self._known: dict[str, str | None] | None = cache.get("loaded", self._files)
 
     @property
-    def description(self) -> dict[str, str | None]:
+    def description(self) -> dict[str, Any]:
         """What a plan records.
 
         Returns:
             ``source``: the kind; ``dtype`` and ``quantization``: of the weights as loaded, now and
-            before; ``revision``: the commit of a repository, None for a file or directory.
+            before; ``revision``: the commit of a repository, None for a file or directory. Where
+            there are any, also the lists of what no module took.
         """
         live = self._live.description if self._live is not None else {}
         return {
@@ -75,6 +81,7 @@ class LoadedWeights:
             "dtype": self._all("dtype", live),
             "revision": self._revision,
             "quantization": self._all("quantization", live),
+            **self._left_out,
         }
 
     def fingerprint(self, module_name: str) -> str | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from functools import cache, cached_property
 from importlib.metadata import version
 from pathlib import Path
@@ -13,7 +13,7 @@ from torch import nn
 from axolotl_alphalora.spectral.cache import Cache, file_digest
 from axolotl_alphalora.spectral.checkpoint import FLOATS, CheckpointWeights, quantization_method
 from axolotl_alphalora.spectral.digest import text_digest
-from axolotl_alphalora.spectral.files import UnreadableCheckpoint, locate
+from axolotl_alphalora.spectral.files import UnreadableCheckpoint, check_model_files, locate
 from axolotl_alphalora.spectral.loaded import LoadedWeights
 from axolotl_alphalora.spectral.tensors import StoredTensors
 from axolotl_alphalora.spectral.weights import WeightSource
@@ -37,6 +37,12 @@ class BaseModel:
         revision: Branch, tag or commit of a repository.
         trust_remote_code: Whether the model's own code may run.
         cache: Where layers, digests and spectra are kept; None keeps nothing.
+        whole: Whether all of the model is meant, or what is trained of it, see
+            :mod:`~axolotl_alphalora.spectral.classes`.
+
+    Raises:
+        UnreadableCheckpoint: If there is no such file, it is the directory of an adapter, or a
+            pointer of git-lfs takes a file's place.
     """
 
     def __init__(
@@ -45,14 +51,17 @@ class BaseModel:
         revision: str | None = None,
         trust_remote_code: bool = False,
         cache: Cache | None = None,
+        whole: bool = False,
     ) -> None:
         self.name = name
+        self.whole = whole
         self.cache = cache or Cache(None)
         self._revision = revision
         self._trust_remote_code = trust_remote_code
         self._gguf = Path(name) if name.endswith(".gguf") else None
         if self._gguf is not None and not self._gguf.is_file():
             raise UnreadableCheckpoint(f"there is no file {name}")
+        check_model_files(name, tokenizer=False)
         self._files = locate(self._gguf.parent if self._gguf else name, revision)
 
     @cached_property
@@ -65,10 +74,9 @@ class BaseModel:
         from axolotl_alphalora.spectral.definition import skeleton
 
         if self._gguf is not None:
-            return skeleton(
-                str(self._gguf.parent), trust_remote_code=False, gguf_file=self._gguf.name
-            )
-        return skeleton(self.name, self._revision, self._trust_remote_code)
+            folder, file = str(self._gguf.parent), self._gguf.name
+            return skeleton(folder, gguf_file=file, whole=self.whole)
+        return skeleton(self.name, self._revision, self._trust_remote_code, whole=self.whole)
 
     @cached_property
     def quantization(self) -> str | None:
@@ -111,6 +119,10 @@ class BaseModel:
                 f"{self.name} is quantised ({self.quantization}): its files hold codes, not weights"
             )
         files = self._quantised_files()
+        left_out: Mapping[str, Sequence[str]] = {}
+        if self._gguf is None:
+            stored = StoredTensors(self._files)
+            left_out = self._left_out(stored, lambda: self._weight_names(stored))
         return LoadedWeights(
             self.name,
             self.quantization,
@@ -119,6 +131,7 @@ class BaseModel:
             # A model's own code can change what its files mean.
             Cache(None) if self._trust_remote_code else self.cache,
             self._files.revision,
+            left_out,
         )
 
     def _stored_weights(self, shapes: Mapping[str, tuple[int, int]]) -> CheckpointWeights:
@@ -127,16 +140,15 @@ class BaseModel:
         kept, identity = self._definition_cache()
         key = " ".join([identity, stored.layout, text_digest("\n".join(names))])
         found = kept.get("names", key)
+        table = cache(lambda: self._weight_names(stored))
         if found is None:
-            table = self._weight_names(stored)
             found = {
-                "keys": {name: table.keys_of(name) for name in names},
-                "converted": [name for name in names if table.is_converted(name)],
+                "keys": {name: table().keys_of(name) for name in names},
+                "converted": [name for name in names if table().is_converted(name)],
             }
             kept.put("names", key, found)
-        weights = CheckpointWeights(
-            stored, found["keys"], found["converted"], cache(lambda: self._weight_names(stored))
-        )
+        left_out = self._left_out(stored, table)
+        weights = CheckpointWeights(stored, found["keys"], found["converted"], table, left_out)
         for name in names:
             if name in found["converted"]:
                 continue
@@ -147,6 +159,19 @@ class BaseModel:
                     f"{shapes[name]}: they belong to different models"
                 )
         return weights
+
+    def _left_out(
+        self, stored: StoredTensors, table: Callable[[], Any]
+    ) -> Mapping[str, Sequence[str]]:
+        """Return the matrices in the files that no module of the model takes."""
+        kept, identity = self._definition_cache()
+        key = f"{identity} {stored.layout}"
+        found = kept.get("left-out", key)
+        if found is None:
+            shapes = {name: info.shape for name, info in stored.infos.items()}
+            found = table().left_out(shapes)
+            kept.put("left-out", key, found)
+        return found
 
     def _weight_names(self, stored: StoredTensors) -> Any:
         from axolotl_alphalora.spectral.definition import WeightNames
@@ -159,7 +184,8 @@ class BaseModel:
         if config is None or self._trust_remote_code:  # own code can change what a config means
             return Cache(None), ""
         versions = [version("transformers"), version("axolotl-alphalora")]
-        return self.cache, " ".join([file_digest(config, self.cache), *versions])
+        extent = "whole" if self.whole else "trained"
+        return self.cache, " ".join([file_digest(config, self.cache), *versions, extent])
 
     def _quantised_files(self) -> list[Path]:
         if self._gguf is not None:
@@ -172,7 +198,8 @@ class BaseModel:
     def _load(self, names: Collection[str]) -> nn.Module:
         import torch
 
-        from axolotl_alphalora.spectral.definition import load_config, model_class
+        from axolotl_alphalora.spectral.classes import trained_class, whole_class
+        from axolotl_alphalora.spectral.definition import load_config
 
         options: dict[str, Any]
         if self._gguf is not None:
@@ -187,7 +214,8 @@ class BaseModel:
 
             if not AutoHfQuantizer.supports_quant_method(config.quantization_config):
                 raise ValueError("it does not know the method and would take codes for weights")
-        model, report = model_class(config, self.name).from_pretrained(
+        factory = (whole_class if self.whole else trained_class)(config, self.name)
+        model, report = factory.from_pretrained(
             place,
             dtype=dtype,
             device_map={"": 0 if torch.cuda.is_available() else "cpu"},

@@ -16,11 +16,10 @@ from torch import Tensor
 
 from axolotl_alphalora.spectral.cache import Cache
 from axolotl_alphalora.spectral.digest import combined_digest, file_state, is_settled, tensor_digest
-from axolotl_alphalora.spectral.files import CheckpointFiles, UnreadableCheckpoint
+from axolotl_alphalora.spectral.files import FORMATS, CheckpointFiles, UnreadableCheckpoint
 
 __all__ = ["StoredTensors", "TensorInfo", "read_json"]
 
-_FORMATS = ("model.safetensors", "pytorch_model.bin")
 _DTYPES = {
     "F64": "float64",
     "F32": "float32",
@@ -154,7 +153,7 @@ class _FileDigests:
 
 def _weight_files(source: CheckpointFiles) -> list[Path]:
     """Return the files of the first format there is, each once."""
-    for single in _FORMATS:
+    for single in FORMATS:
         path = source.find(single)
         if path is not None:
             return [path]
@@ -162,7 +161,7 @@ def _weight_files(source: CheckpointFiles) -> list[Path]:
         if index is not None:
             return _shards(source, index)
     raise UnreadableCheckpoint(
-        f"{source.name} has neither {' nor '.join(_FORMATS)}, whole or in shards with an index"
+        f"{source.name} has neither {' nor '.join(FORMATS)}, whole or in shards with an index"
         f"{source.what_else()}"
     )
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from collections.abc import Mapping
+from typing import Any, Protocol
 
 from torch import Tensor, nn
 
@@ -16,7 +17,7 @@ class WeightSource(Protocol):
     """A source of weight matrices, addressed by the name of the module that owns them."""
 
     @property
-    def description(self) -> dict[str, str | None]:
+    def description(self) -> Mapping[str, Any]:
         """What a plan records about the weights read so far: plain JSON values."""
 
     def fingerprint(self, module_name: str) -> str | None:

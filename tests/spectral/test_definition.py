@@ -9,11 +9,11 @@ import torch
 from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, BertConfig, ViTConfig
 
 from axolotl_alphalora.spectral import LiveWeights
+from axolotl_alphalora.spectral.classes import trained_class
 from axolotl_alphalora.spectral.definition import (
     WeightNames,
     linear_layers,
     load_config,
-    model_class,
     skeleton,
     stacked_weights,
 )
@@ -61,10 +61,10 @@ def test_the_layers_of_a_llama_block_are_its_seven_projections():
 
 
 def test_text_models_are_causal_and_models_with_images_are_their_own_class():
-    assert model_class(CONFIGS["llama"], "x") is AutoModelForCausalLM
-    assert model_class(CONFIGS["llava"], "x") is AutoModelForImageTextToText
+    assert trained_class(CONFIGS["llama"], "x") is AutoModelForCausalLM
+    assert trained_class(CONFIGS["llava"], "x") is AutoModelForImageTextToText
     with pytest.raises(ValueError, match="some/vit is a vit model, .* no language model head"):
-        model_class(ViTConfig(), "some/vit")
+        trained_class(ViTConfig(), "some/vit")
 
 
 def test_a_model_without_a_readable_config_is_named(tmp_path):

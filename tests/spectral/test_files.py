@@ -1,5 +1,6 @@
 """A checkpoint's files are found in a directory or in the hub's cache, and what is not is named."""
 
+import json
 import shutil
 
 import huggingface_hub
@@ -7,10 +8,12 @@ import pytest
 import torch
 from huggingface_hub import constants
 
+from axolotl_alphalora import analyze
+from axolotl_alphalora.planning import PlanRequest, Targets, check_model_files, plan_from_files
 from axolotl_alphalora.spectral import BaseModel, UnreadableCheckpoint
 from axolotl_alphalora.spectral.files import locate
 from axolotl_alphalora.spectral.tensors import StoredTensors
-from checkpoints import opened, tiny_model
+from checkpoints import opened, pickled, tiny_model
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 MODULE = "model.layers.1.mlp.up_proj"
@@ -89,3 +92,91 @@ def test_other_weight_files_are_named_in_the_refusal(tmp_path, name):
     assert str(tmp_path) in str(caught.value)
     assert "neither model.safetensors nor pytorch_model.bin" in str(caught.value)
     assert str(caught.value).endswith(f"(it has {name})")
+
+
+POINTER = (
+    b"version https://git-lfs.github.com/spec/v1\noid sha256:" + b"0" * 64 + b"\nsize 269060552\n"
+)
+
+
+@pytest.mark.parametrize(
+    ("stored", "file"),
+    [
+        ("whole", "model.safetensors"),
+        ("whole", "config.json"),
+        ("sharded", "model-00002-of-*.safetensors"),
+        ("bin", "pytorch_model.bin"),
+        ("sharded bin", "pytorch_model-00002-of-*.bin"),
+    ],
+)
+def test_a_pointer_of_git_lfs_is_called_one(tmp_path, stored, file):
+    size = "20KB" if "sharded" in stored else "1GB"
+    tiny_model("llama").save_pretrained(tmp_path, max_shard_size=size)
+    if "bin" in stored:
+        pickled(tmp_path)
+    (path,) = tmp_path.glob(file)
+    path.write_bytes(POINTER)
+    for open_it in (lambda: analyze(tmp_path), lambda: opened(tmp_path)):
+        with pytest.raises(UnreadableCheckpoint) as caught:
+            open_it()
+        assert f"{path} is a pointer of git-lfs" in str(caught.value)
+        assert f"run `git lfs pull` in {tmp_path}" in str(caught.value)
+
+
+def test_a_pointer_matters_where_the_file_is_needed(directory):
+    """Other formats, and the tokenizer of a model whose weights alone are read."""
+    (directory / "pytorch_model.bin").write_bytes(POINTER)
+    (directory / "tokenizer.json").write_bytes(POINTER)
+    opened(directory)
+    check_model_files(directory, tokenizer=False)
+    with pytest.raises(UnreadableCheckpoint, match=r"tokenizer.json is a pointer of git-lfs"):
+        check_model_files(directory)
+
+
+def test_a_gguf_file_can_be_a_pointer_too(tmp_path):
+    (tmp_path / "model.gguf").write_bytes(POINTER)
+    with pytest.raises(UnreadableCheckpoint, match=r"model.gguf is a pointer of git-lfs"):
+        BaseModel(str(tmp_path / "model.gguf"))
+
+
+def run_with_an_adapter(folder, adapter, method="ALPHALORA"):
+    """What Axolotl leaves in a run's directory: the base's config beside the adapter."""
+    (folder / adapter).mkdir(parents=True, exist_ok=True)
+    settings = {"peft_type": method, "base_model_name_or_path": "some/base"}
+    (folder / adapter / "adapter_config.json").write_text(json.dumps(settings))
+    (folder / adapter / "adapter_model.safetensors").write_bytes(b"")
+    (folder / adapter / "optimizer.pt").write_bytes(b"")
+    (folder / adapter / "training_args.bin").write_bytes(b"")
+    (folder / "config.json").write_text(json.dumps({"model_type": "llama"}))
+
+
+@pytest.mark.parametrize("adapter", [".", "checkpoint-20"])
+@pytest.mark.parametrize(
+    ("method", "key"), [("ALPHALORA", "lora_model_dir"), ("LORA", "alphalora.init_from")]
+)
+def test_an_adapter_is_no_base_model_and_its_base_is_named(tmp_path, adapter, method, key):
+    run_with_an_adapter(tmp_path, adapter, method)
+    request = PlanRequest(str(tmp_path), Targets(linear=True))
+    for refuse in (
+        lambda: check_model_files(tmp_path),
+        lambda: analyze(tmp_path),
+        lambda: plan_from_files(request),
+    ):
+        with pytest.raises(ValueError, match="no base model") as caught:
+            refuse()
+        assert "as `base_model` (some/base)" in str(caught.value)
+        assert f"{tmp_path / adapter} as `{key}`" in str(caught.value)
+
+
+@pytest.mark.parametrize("settings", ["{", "[]", "{}"])
+def test_an_adapter_that_does_not_name_its_base_is_refused_all_the_same(tmp_path, settings):
+    (tmp_path / "adapter_config.json").write_text(settings)
+    with pytest.raises(UnreadableCheckpoint, match="as `base_model`, and"):
+        check_model_files(tmp_path)
+
+
+def test_a_model_beside_adapters_is_a_base(directory):
+    run_with_an_adapter(directory / "runs", "out")
+    shutil.copytree(directory / "runs" / "out", directory / "checkpoint-20")
+    opened(directory)
+    check_model_files(directory)

@@ -1,0 +1,171 @@
+"""Continuing an adapter: what the YAML leaves out comes from it, for every setting."""
+
+from dataclasses import fields
+
+import pytest
+import torch
+from peft import PeftConfig, get_peft_model
+from transformers import LlamaForCausalLM
+
+import settings
+from axolotl_alphalora.adapter import AlphaLoraConfig, AlphaLoraLayer
+from axolotl_alphalora.allocation import build_plan
+from axolotl_alphalora.planning import Targets
+from axolotl_alphalora.plugin.block import AlphaLoraConfigBlock
+from axolotl_alphalora.plugin.loading import Allocation, adapt, adapter_config
+from axolotl_alphalora.plugin.saved import CHANGEABLE, KEPT, OF_THE_RUN
+from conftest import tiny_llama_config
+from settings import validate
+
+# Where the experts are and how many: told apart by their names, not one by one.
+LAYERS = {
+    "num_experts",
+    "rank_pattern",
+    "plan",
+    "target_modules",
+    "exclude_modules",
+    "layers_to_transform",
+    "layers_pattern",
+}
+START = {"init_weights", "init_from", "init_split"}
+PEFTS = {field.name for field in fields(PeftConfig)} | {"needs_version"}
+LEARNT = {
+    "r": 3,
+    "lora_alpha": 5,
+    "use_rslora": True,
+    "modules_to_save": ["lm_head"],
+    "top_k": 1,
+    "lora_dropout": 0.25,
+    "aux_loss_coef": 0.5,
+    "balance_over": "global_batch",
+}
+"""No setting as it is by default."""
+CHANGES = {
+    "lora_dropout": 0.0,
+    "alphalora.aux_loss_coef": 0.001,
+    "alphalora.balance_over": "micro_batch",
+}
+"""The defaults, written out."""
+CONTRADICTIONS = {
+    "lora_r": 4,
+    "lora_alpha": 8,
+    "peft_use_rslora": False,
+    "lora_modules_to_save": ["embed_tokens"],
+    "alphalora.top_k": 2,
+}
+BARE = dict.fromkeys(("lora_r", "lora_alpha", "lora_target_linear"))
+DOORS = ("lora_model_dir", "resume_from_checkpoint")
+
+
+@pytest.fixture(autouse=True)
+def plugin(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    settings.register(monkeypatch)
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("base") / "tiny"
+    torch.manual_seed(0)
+    LlamaForCausalLM(tiny_llama_config()).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def learnt(tmp_path_factory, base):
+    """The folder of an adapter, and its config."""
+    model = LlamaForCausalLM.from_pretrained(base)
+    shapes = Targets(modules=["q_proj"]).resolve(model)
+    plan = build_plan(
+        base_model=str(base),
+        shapes=shapes,
+        strategy="counts",
+        options={"experts": [2, 3]},
+        top_k=LEARNT["top_k"],
+        rank=LEARNT["r"],
+    )
+    (first, *_) = shapes
+    config = AlphaLoraConfig(
+        num_experts=plan.counts, plan=plan.to_dict(), rank_pattern={first: 7}, **LEARNT
+    )
+    folder = tmp_path_factory.mktemp("learnt")
+    get_peft_model(model, config).save_pretrained(folder)
+    return folder, AlphaLoraConfig.from_pretrained(folder)
+
+
+def yaml_keys(values):
+    """Keys of the YAML as changes of a configuration: those of the block in it."""
+    block = {k.removeprefix("alphalora."): v for k, v in values.items() if "." in k}
+    rest = {k: v for k, v in values.items() if "." not in k}
+    return rest | ({"alphalora": block} if block else {})
+
+
+def continued(base, learnt, door, values=None):
+    """The config of the adapted model: by `lora_model_dir`, or on resume as DPO asks for it."""
+    cfg = validate(base_model=str(base), **BARE | {door: str(learnt[0])} | yaml_keys(values or {}))
+    model = LlamaForCausalLM.from_pretrained(base)
+    allocation = Allocation(cfg)
+    if door == "lora_model_dir":
+        adapted, config = adapt(cfg, allocation, model)
+    else:
+        config = adapter_config(cfg, allocation, model)
+        adapted = get_peft_model(model, config)
+    return adapted, config
+
+
+def test_every_setting_and_every_key_is_decided():
+    names = [*KEPT.values(), *CHANGEABLE.values(), *LAYERS, *START, *PEFTS]
+    assert sorted(names) == sorted({f.name for f in fields(AlphaLoraConfig)})
+    assert set(LEARNT) == {*KEPT.values(), *CHANGEABLE.values()}
+    assert (set(CHANGES), set(CONTRADICTIONS)) == (set(CHANGEABLE), set(KEPT))
+    ruled = {*AlphaLoraConfigBlock.RULED_BY_PLAN, "plan", *START - {"init_weights"}}
+    ours = {key.removeprefix("alphalora.") for key in (*KEPT, *CHANGEABLE) if "." in key}
+    assert sorted([*ruled, *ours, *OF_THE_RUN]) == sorted(AlphaLoraConfigBlock.model_fields)
+
+
+@pytest.mark.parametrize("door", DOORS)
+def test_what_the_yaml_leaves_out_is_the_adapters(base, learnt, door):
+    adapted, config = continued(base, learnt, door)
+    for name in {*LEARNT, *LAYERS, *START} - {"target_modules"}:
+        assert getattr(config, name) == getattr(learnt[1], name), name
+    for name, value in LEARNT.items():
+        assert getattr(config, name) == value, name
+    layers = [module for module in adapted.modules() if isinstance(module, AlphaLoraLayer)]
+    assert [layer.num_experts["default"] for layer in layers] == [2, 3]
+    assert [layer.r["default"] for layer in layers] == [7, 3]
+
+
+@pytest.mark.parametrize("door", DOORS)
+@pytest.mark.parametrize("key", CHANGES)
+def test_how_it_learns_the_yaml_may_say_even_with_a_default(base, learnt, door, key):
+    _, config = continued(base, learnt, door, {key: CHANGES[key]})
+    assert getattr(config, CHANGEABLE[key]) == CHANGES[key] != LEARNT[CHANGEABLE[key]]
+    for other in set(LEARNT) - {CHANGEABLE[key]}:
+        assert getattr(config, other) == LEARNT[other], other
+
+
+@pytest.mark.parametrize("door", DOORS)
+@pytest.mark.parametrize("key", CONTRADICTIONS)
+def test_what_it_computes_the_yaml_cannot_change(base, learnt, door, key):
+    value, found = CONTRADICTIONS[key], LEARNT[KEPT[key]]
+    changes = BARE | {door: str(learnt[0])} | yaml_keys({key: value})
+    with pytest.raises(ValueError, match=f"contradicts the adapter in {door}") as error:
+        Allocation(validate(base_model=str(base), **changes))
+    assert f"{key} is {value} in the YAML and {found} in the adapter" in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        ({"lora_target_modules": ["k_proj"]}, "target module model.layers.0.self_attn.k_proj"),
+        ({"alphalora.allocation": "uniform"}, "alphalora.allocation.strategy is uniform"),
+        ({"alphalora.total_experts": 9}, "the YAML's budget is total_experts 9"),
+        ({"alphalora.spend": "rank"}, "alphalora.spend is rank"),
+    ],
+    ids=str,
+)
+def test_where_experts_are_the_yaml_cannot_change(base, learnt, values, said):
+    changes = BARE | {"lora_model_dir": str(learnt[0])} | yaml_keys(values)
+    with pytest.raises(ValueError) as error:
+        Allocation(validate(base_model=str(base), **changes))
+    assert said in str(error.value)
