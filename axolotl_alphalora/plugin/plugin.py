@@ -50,7 +50,10 @@ class AlphaLoraPlugin(BasePlugin):
         """Check that the base is what the YAML asked for, and ready it for training."""
         if cfg.adapter != ADAPTER:
             return
+        from .unquantised import warn_unquantised
+
         quantization.assert_quantized(model, cfg)
+        warn_unquantised(model)
         quantization.prepare(model, cfg)
 
     def load_adapter(

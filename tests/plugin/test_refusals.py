@@ -65,6 +65,53 @@ def test_each_row_is_refused_by_the_host_s_validation(row):
     assert HOST_IS_FIRST.get(row.key, f"`{row.key}`: {row.reason}") in str(error.value)
 
 
+@pytest.mark.parametrize(
+    ("key", "changes"),
+    [
+        (
+            "fsdp_config.cpu_ram_efficient_loading",
+            {
+                "fsdp_config": {"cpu_ram_efficient_loading": True},
+                "qlora_sharded_model_loading": True,
+                "load_in_4bit": True,
+            },
+        ),
+        (
+            "fsdp_config.cpu_ram_efficient_loading",
+            {"fsdp_config": {"fsdp_cpu_ram_efficient_loading": True}, "load_in_4bit": True},
+        ),
+        (
+            "fsdp_config.cpu_ram_efficient_loading",
+            {"fsdp_config": {"cpu_ram_efficient_loading": True}, "load_in_8bit": True},
+        ),
+        ("quantize_moe_experts", {"quantize_moe_experts": True, "load_in_4bit": True}),
+    ],
+    ids=str,
+)
+def test_where_the_host_would_advise_what_fails_here_this_advice_comes_first(key, changes):
+    row = next(row for row in REFUSED if row.key == key)
+    with pytest.raises(ValidationError) as error:
+        validate_config(yaml_with(changes), GPU, {"torch_version": "2.10.0"})
+    assert row.message() in str(error.value)
+
+
+@pytest.mark.parametrize("key", ["quantize_moe_experts", "lora_target_parameters"])
+def test_who_wants_to_train_a_base_s_own_experts_is_told_what_does(key):
+    row = next(row for row in REFUSED if row.key == key)
+    wanted = {
+        "adapter": "qlora",
+        "load_in_4bit": True,
+        "lora_target_linear": None,
+        "lora_target_modules": ["q_proj"],
+        "lora_target_parameters": ["mlp.experts.gate_up_proj"],
+        "quantize_moe_experts": True,
+    }
+    for name in ("adapter: qlora", "lora_target_parameters", "quantize_moe_experts: true"):
+        assert f"`{name}`" in row.remedy
+    cfg = validate_config(yaml_with(wanted), GPU, {"torch_version": "2.10.0"})
+    assert cfg.quantize_moe_experts and cfg.lora_target_parameters
+
+
 def test_all_offending_options_are_named_at_once():
     with pytest.raises(ValidationError) as error:
         validate_config(
@@ -93,6 +140,10 @@ def test_a_plain_configuration_is_accepted():
         {"fsdp_config": {"reshard_after_forward": True}},
         {"load_in_4bit": True, "bnb_config_kwargs": {"bnb_4bit_use_double_quant": False}},
         {"load_in_8bit": True},
+        {"load_in_4bit": True, "fsdp_config": {"reshard_after_forward": True}},
+        {"load_in_8bit": True, "fsdp_config": {"reshard_after_forward": True}},
+        {"fsdp_config": {"cpu_ram_efficient_loading": True}},
+        {"fp16": True, "fsdp_config": {"reshard_after_forward": True}},
         {"rl": "dpo"},
         {
             "peft_use_rslora": True,
