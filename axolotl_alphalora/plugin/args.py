@@ -52,7 +52,6 @@ class AlphaLoraArgs(BaseModel):
             return data
         if data.get("adapter") == ADAPTER:
             _check_unread_keys(data, cls.model_fields)
-            refusals.check(data, early=True)
             verb = running_verb()
             check_verb(verb)
             if verb in ("evaluate", "inference"):

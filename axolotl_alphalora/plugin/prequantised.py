@@ -89,9 +89,9 @@ def _check_sharding(cfg: Mapping[str, Any], found: Mapping[str, Any]) -> None:
     flag = next((key for key in ("load_in_4bit", "load_in_8bit") if found.get(key)), None)
     if flag is None:
         raise ValueError(
-            f"`fsdp_config`: the layers of the checkpoint {base}, quantised with {_method(found)}, "
-            "cannot be sharded. Remove `fsdp_config`, or name the unquantised checkpoint and set "
-            "`load_in_4bit: true`."
+            "`fsdp_config`: of quantised layers the host shards those of bitsandbytes only, and "
+            f"{base} is quantised with {_method(found)}. Remove `fsdp_config`, or name "
+            "the unquantised checkpoint and set `load_in_4bit: true`."
         )
     if not cfg.get(flag):
         raise ValueError(

@@ -47,10 +47,6 @@ def plugin(monkeypatch):
     return settings.register(monkeypatch, Recording())
 
 
-def validate_again(cfg) -> DictDefault:
-    return validate_config(DictDefault(cfg.to_dict()))
-
-
 @pytest.fixture
 def checkpoint(tiny_llama, tmp_path):
     tiny_llama.save_pretrained(tmp_path / "tiny")
@@ -162,14 +158,19 @@ def test_under_fsdp_each_rank_loads_on_its_own_device(
     cfg = config(checkpoint, fsdp_config=LAYERS, bf16=True, **{flag: True})
     kwargs = cfg.to_dict()["overrides_of_model_kwargs"]
     assert json.loads(json.dumps(kwargs)) == kwargs
-    again = validate_again(cfg)
-    assert again.overrides_of_model_kwargs == cfg.overrides_of_model_kwargs
     loader = ModelLoader(cfg, tokenizer)
     monkeypatch.setattr("axolotl.utils.distributed.get_device_type", lambda: torch.device(device))
     monkeypatch.setenv("LOCAL_RANK", rank) if rank else monkeypatch.delenv("LOCAL_RANK", False)
     quantization.apply(cfg)
     assert loader.model_kwargs["device_map"] == {"": wanted}
     assert loader.model_kwargs["quantization_config"][flag] is True
+
+
+def test_a_second_validation_keeps_the_placeholders():
+    first = settings.validate(load_in_4bit=True, fsdp_config=LAYERS)
+    second = validate_config(DictDefault(first.to_dict()))
+    assert set(first.overrides_of_model_kwargs) == {"device_map", "quantization_config"}
+    assert second.overrides_of_model_kwargs == first.overrides_of_model_kwargs
 
 
 def test_a_device_map_of_the_user_s_own_is_left_alone(checkpoint, patched):

@@ -70,6 +70,16 @@ def test_a_size_is_in_gib(tmp_path):
     assert "2.00 GiB" in describe_unquantised(model)
 
 
+def test_a_weight_that_zero3_has_partitioned_counts_whole(tmp_path):
+    model = load("mixtral", tmp_path, bits=4)
+    whole = describe_unquantised(model)
+    for name, parameter in model.named_parameters():
+        if "experts." in name:
+            parameter.ds_shape = parameter.shape
+            parameter.data = torch.empty(0, dtype=parameter.dtype)
+    assert describe_unquantised(model) == whole
+
+
 @pytest.mark.parametrize(("family", "bits"), [("llama", 4), ("mixtral", None)])
 def test_nothing_is_said_where_nothing_is_left(family, bits, tmp_path):
     assert describe_unquantised(load(family, tmp_path, bits)) is None

@@ -154,7 +154,7 @@ def on_nf4(folder: Path) -> PeftModel:
     return fresh(folder, quantization_config=BitsAndBytesConfig(**NF4))
 
 
-def by_the_host(**changes: Any) -> Callable[[Path], PeftModel]:
+def by_the_host(base: str = "base", **changes: Any) -> Callable[[Path], PeftModel]:
     """The base as Axolotl's loader makes it with the real plugin, but for the experts' numbers."""
 
     def load(folder: Path) -> PeftModel:
@@ -173,7 +173,7 @@ def by_the_host(**changes: Any) -> Callable[[Path], PeftModel]:
         PluginManager.get_instance().plugins[settings.NAME] = Adapting()
         cfg = settings.validate(
             settings.GPU,
-            base_model=str(folder / "base"),
+            base_model=str(folder / base),
             attn_implementation="sdpa",
             tf32=False,
             fp16=False,
@@ -295,9 +295,7 @@ RUNS = {
         1, lambda: ddp(bf16=True, **ONE_STEP), by_the_host(load_in_4bit=True, bf16=True)
     ),
     "nf4-fsdp-bf16": sharded(load_in_4bit=True, bf16=True, engine=ONE_STEP),
-    "nf4-fsdp-bf16-bytes": sharded(
-        load_in_4bit=True, bf16=True, bnb_config_kwargs=BYTES, engine=ONE_STEP
-    ),
+    "nf4-fsdp-bf16-bytes": sharded(load_in_4bit=True, bf16=True, engine=ONE_STEP, base="nf4"),
     "int8-single": Run(1, ddp, by_the_host(load_in_8bit=True)),
     "int8-fsdp": sharded(load_in_8bit=True),
     "nf4-zero3": Run(2, lambda: zero(3), on_nf4),
@@ -371,9 +369,13 @@ def _logits(trainer: Trainer) -> torch.Tensor:
 
 
 def make(folder: Path) -> None:
-    """The base model, and the adapter that every run starts with."""
+    """The base model, also quantised, and the adapter that every run starts with."""
     torch.manual_seed(0)
     LlamaForCausalLM(tiny_llama_config()).save_pretrained(folder / "base")
+    config = BitsAndBytesConfig(**NF4 | BYTES | {"bnb_4bit_compute_dtype": torch.bfloat16})
+    LlamaForCausalLM.from_pretrained(
+        folder / "base", quantization_config=config, dtype=torch.bfloat16
+    ).save_pretrained(folder / "nf4")
     fresh(folder).save_pretrained(folder / "start")
 
 

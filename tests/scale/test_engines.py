@@ -200,7 +200,8 @@ def test_fsdp2_on_an_nf4_base_in_bf16(runs):
     check_sharded_base(runs, "nf4-fsdp-bf16", "nf4-bf16", "Params4bit")
 
 
-def test_the_storage_of_packed_weights_changes_nothing(runs):
+@pytest.mark.works("Scale-out", "FSDP2, a checkpoint quantised by bitsandbytes (nf4 in uint8)")
+def test_packed_in_bytes_and_by_the_checkpoint_the_base_is_the_same(runs):
     one, other = runs.gradients("nf4-fsdp-bf16"), runs.gradients("nf4-fsdp-bf16-bytes")
     assert all(other[name].equal(gradient) for name, gradient in one.items())
 
