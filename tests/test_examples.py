@@ -22,7 +22,12 @@ def load(path, **changes) -> DictDefault:
 
 
 def test_there_is_one_of_each_kind():
-    assert [path.stem for path in EXAMPLES] == ["cpu", "full-precision", "qlora-8b"]
+    assert [path.stem for path in EXAMPLES] == [
+        "cpu",
+        "full-precision",
+        "qlora-32b-two-gpus",
+        "qlora-8b",
+    ]
 
 
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
@@ -30,7 +35,8 @@ def test_the_host_accepts_it(path, monkeypatch):
     settings.register(monkeypatch)
     cfg = load(path)
     assert cfg.adapter == "alphalora"
-    assert bool(cfg.load_in_4bit) == (path.stem == "qlora-8b")
+    assert bool(cfg.load_in_4bit) == path.stem.startswith("qlora")
+    assert bool(cfg.fsdp_config) == path.stem.endswith("two-gpus")
     request = plan_request(cfg)
     assert request.targets.linear or len(request.targets.modules) == 7
     assert request.rank == 8

@@ -46,8 +46,6 @@ class AlphaLoraArgs(BaseModel):
 
     if TYPE_CHECKING:
         adapter: str | None
-        load_in_4bit: bool | None
-        load_in_8bit: bool | None
         overrides_of_model_kwargs: dict[str, Any] | None
 
     @model_validator(mode="wrap")
@@ -101,9 +99,8 @@ class AlphaLoraArgs(BaseModel):
         quantised = checkpoint_quantization(cfg)
         if quantised is not None:
             check_checkpoint(cfg, quantised)
-            return self
         self.overrides_of_model_kwargs = quantization.request(
-            self.overrides_of_model_kwargs, self.load_in_4bit, self.load_in_8bit
+            self.overrides_of_model_kwargs, cfg, quantised=quantised is not None
         )
         return self
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from axolotl.integrations.base import AdapterCapabilities, BasePlugin
 
-from . import quantization
+from . import quantization, refusals
 from .block import ADAPTER
 from .host import check_host
 
@@ -24,6 +24,11 @@ class AlphaLoraPlugin(BasePlugin):
     def __init__(self) -> None:
         super().__init__()
         self._allocation: Allocation | None = None
+
+    def register(self, cfg: Any) -> None:
+        """Refuse, before the host's validators, what they would give their adapters' advice on."""
+        if cfg.get("adapter") == ADAPTER:
+            refusals.check(cfg, early=True)
 
     def get_input_args(self) -> str:
         """The schema of the `alphalora:` block, by its dotted name."""
@@ -49,7 +54,10 @@ class AlphaLoraPlugin(BasePlugin):
         """Check that the base is what the YAML asked for, and ready it for training."""
         if cfg.adapter != ADAPTER:
             return
+        from .unquantised import warn_unquantised
+
         quantization.assert_quantized(model, cfg)
+        warn_unquantised(model)
         quantization.prepare(model, cfg)
 
     def load_adapter(

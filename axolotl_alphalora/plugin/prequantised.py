@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from importlib.util import find_spec
 from typing import Any
 
+from axolotl_alphalora.plugin import sharding
+
 PACKAGES: Mapping[str, str] = {
     "bitsandbytes": "bitsandbytes",
     "torchao": "torchao",
@@ -48,7 +50,8 @@ def check_checkpoint(cfg: Mapping[str, Any], found: Mapping[str, Any]) -> None:
 
     Raises:
         ValueError: If the YAML asks for another precision, the checkpoint's method is one that
-            experts cannot be added to, or the package that loads it is missing.
+            experts cannot be added to, the package that loads it is missing, or FSDP cannot shard
+            its layers.
     """
     base, method = cfg.get("base_model"), _method(found)
     asked = next((key for key in ("load_in_4bit", "load_in_8bit") if cfg.get(key)), None)
@@ -76,6 +79,32 @@ def check_checkpoint(cfg: Mapping[str, Any], found: Mapping[str, Any]) -> None:
         raise ValueError(
             f"The checkpoint `base_model: {base}` is quantised with {method}, which needs a "
             f"package that is not installed: `pip install {PACKAGES[method]}`."
+        )
+    if sharding.is_sharded(cfg):
+        _check_sharding(cfg, found)
+
+
+def _check_sharding(cfg: Mapping[str, Any], found: Mapping[str, Any]) -> None:
+    base = f"`base_model: {cfg.get('base_model')}`"
+    flag = next((key for key in ("load_in_4bit", "load_in_8bit") if found.get(key)), None)
+    if flag is None:
+        raise ValueError(
+            "`fsdp_config`: of quantised layers the host shards those of bitsandbytes only, and "
+            f"{base} is quantised with {_method(found)}. Remove `fsdp_config`, or name "
+            "the unquantised checkpoint and set `load_in_4bit: true`."
+        )
+    if not cfg.get(flag):
+        raise ValueError(
+            f"`fsdp_config`: the checkpoint {base} is quantised ({_spelt(found)}), and the host "
+            f"shards such layers only where the YAML says so as well. Set `{flag}: true`."
+        )
+    if flag == "load_in_4bit":
+        storage = str(found.get("bnb_4bit_quant_storage") or "uint8").removeprefix("torch.")
+        sharding.check_storage(
+            cfg,
+            storage,
+            f"`fsdp_config`: the checkpoint {base} keeps its weights in {storage}",
+            "Name a checkpoint that keeps them in bfloat16 or uint8, or the unquantised one.",
         )
 
 

@@ -20,6 +20,7 @@ import inspect
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from axolotl_alphalora.plugin import sharding
 from axolotl_alphalora.plugin.prequantised import checkpoint_quantization
 
 if TYPE_CHECKING:
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 KEY = "quantization_config"
+_STORAGE = "bnb_4bit_quant_storage"
 
 # The host stores the packed weights of these models as fp32 unless a sharding engine runs.
 _FP32_STORAGE_MODELS = frozenset({"jamba", "qwen2_moe", "nemotron_h"})
@@ -43,26 +45,39 @@ def placeholder(load_in_4bit: bool | None, load_in_8bit: bool | None) -> dict[st
 
 
 def request(
-    model_kwargs: Mapping[str, Any] | None, load_in_4bit: bool | None, load_in_8bit: bool | None
+    model_kwargs: Mapping[str, Any] | None, cfg: Mapping[str, Any], quantised: bool
 ) -> dict[str, Any] | None:
-    """Adds the placeholder that `apply` fills in to the host's `overrides_of_model_kwargs`.
+    """Adds the placeholders that `apply` fills in to the host's `overrides_of_model_kwargs`.
 
     Args:
         model_kwargs: The validated `overrides_of_model_kwargs` (YAML: `model_kwargs`).
-        load_in_4bit: The YAML's `load_in_4bit`.
-        load_in_8bit: The YAML's `load_in_8bit`.
+        cfg: The rest of the validated configuration.
+        quantised: Whether the checkpoint itself says how it is quantised.
 
     Returns:
         The new mapping, of JSON types only; the old one if no quantisation is asked for.
 
     Raises:
-        ValueError: If `model_kwargs.quantization_config` is the user's own as well.
+        ValueError: If `model_kwargs.quantization_config` is the user's own as well, or FSDP would
+            cast the packed weights of `bnb_config_kwargs.bnb_4bit_quant_storage`.
     """
-    current = None if model_kwargs is None else dict(model_kwargs)
-    wanted = placeholder(load_in_4bit, load_in_8bit)
+    wanted = placeholder(cfg.get("load_in_4bit"), cfg.get("load_in_8bit"))
     if wanted is None:
-        return current
-    existing = (current or {}).get(KEY)
+        return None if model_kwargs is None else dict(model_kwargs)
+    current = dict(model_kwargs or {})
+    if sharding.is_sharded(cfg):
+        current = sharding.request(current)
+    if quantised:
+        return current or None
+    storage = (cfg.get("bnb_config_kwargs") or {}).get(_STORAGE)
+    if storage is not None:
+        sharding.check_storage(
+            cfg,
+            storage,
+            f"`bnb_config_kwargs.{_STORAGE}: {storage}`",
+            "Remove it, or set it to bfloat16 or uint8.",
+        )
+    existing = current.get(KEY)
     if existing is not None and existing != wanted:
         flag = next(iter(wanted))
         raise ValueError(
@@ -70,7 +85,7 @@ def request(
             f"Keep one of them; to change single bitsandbytes settings of `load_in_4bit`, use "
             "`bnb_config_kwargs`."
         )
-    return {**(current or {}), KEY: wanted}
+    return {**current, KEY: wanted}
 
 
 def bnb_config(cfg: Any) -> dict[str, Any] | None:
@@ -95,14 +110,21 @@ def bnb_config(cfg: Any) -> dict[str, Any] | None:
 
 
 def apply(cfg: Any) -> None:
-    """Completes the placeholder with what only the normalised configuration knows.
+    """Completes the placeholders with what only the normalised configuration knows.
 
-    The model loader holds the same mapping object, so it has to be changed in place. If a host
-    ever copies it deeply, `assert_quantized` says so.
+    The model loader holds the same mapping objects, so they have to be changed in place. If a host
+    ever copies them deeply, `assert_quantized` says so.
 
     Args:
         cfg: The configuration that the model loader was constructed with.
+
+    Raises:
+        ValueError: If a setting is one that bitsandbytes ignores or FSDP cannot shard.
+        RuntimeError: If the quantisation was asked for too late, or the host cannot shard it.
     """
+    if _asked(cfg) is not None and sharding.is_sharded(cfg):
+        sharding.check_run(cfg)
+        sharding.place(cfg.overrides_of_model_kwargs)
     config = bnb_config(cfg)
     if config is None or checkpoint_quantization(cfg) is not None:
         return
@@ -175,12 +197,12 @@ def prepare(model: PreTrainedModel, cfg: Any) -> None:
 
 
 def _four_bit(cfg: Any) -> dict[str, Any]:
-    sharded = bool(cfg.deepspeed or cfg.fsdp_config or cfg.fsdp)
     dtype = _dtype_name(cfg.torch_dtype)
-    # The host's inference casts the model to `torch_dtype`, packed weights included, which would
-    # destroy them in another storage. For bf16 this is the host's own choice.
-    storage = "bfloat16" if sharded else dtype
-    if cfg.model_config_type in _FP32_STORAGE_MODELS and not sharded:
+    # FSDP gathers in `torch_dtype`, and the host's inference casts the model to it, packed weights
+    # included, which would destroy them in another storage. For bf16 this is the host's own choice.
+    storage = "bfloat16" if cfg.deepspeed else dtype
+    engine = cfg.deepspeed or sharding.is_sharded(cfg)
+    if cfg.model_config_type in _FP32_STORAGE_MODELS and not engine:
         storage = "float32"
     config: dict[str, Any] = {
         "load_in_4bit": True,
@@ -189,7 +211,7 @@ def _four_bit(cfg: Any) -> dict[str, Any]:
         "bnb_4bit_quant_type": "nf4",
         "bnb_4bit_use_double_quant": True,
         "bnb_4bit_compute_dtype": dtype,
-        "bnb_4bit_quant_storage": storage,
+        _STORAGE: storage,
     }
     skipped = _skipped_in_4bit(cfg.model_config_type)
     if skipped is not None:
@@ -235,8 +257,7 @@ def _host_skips_preparation(cfg: Any) -> bool:
     from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 
     return bool(
-        cfg.fsdp_config
-        or cfg.fsdp
+        sharding.is_sharded(cfg)
         or is_deepspeed_zero3_enabled()
         or (cfg.model_config_type == "qwen" and cfg.load_in_8bit)
     )

@@ -39,6 +39,10 @@ def under_fsdp(value: Any, cfg: Mapping[str, Any]) -> bool:
     return bool(value) and bool(cfg.get("fsdp_config") or cfg.get("fsdp"))
 
 
+def with_4bit_under_fsdp(value: Any, cfg: Mapping[str, Any]) -> bool:
+    return with_4bit(value, cfg) and under_fsdp(value, cfg)
+
+
 def is_ebft(value: Any, _cfg: Mapping[str, Any]) -> bool:
     return value == "ebft"
 
@@ -53,6 +57,8 @@ class Refusal:
         remedy: What to do instead.
         example: YAML that is refused because of this row.
         applies: Whether a value of the key, in its configuration, is refused.
+        early: Whether it is refused before the host's own validators speak, whose advice is for
+            its own adapters.
     """
 
     key: str
@@ -60,6 +66,7 @@ class Refusal:
     remedy: str
     example: Mapping[str, Any]
     applies: Callable[[Any, Mapping[str, Any]], bool] = field(default=is_on, repr=False)
+    early: bool = False
 
     def message(self) -> str:
         """The sentence shown to the user."""

@@ -18,6 +18,7 @@ from axolotl_alphalora.plugin.refusal import (
     under_fsdp,
     where_trl_wraps,
     with_4bit,
+    with_4bit_under_fsdp,
     without_4bit,
 )
 
@@ -48,6 +49,10 @@ _REMOVE = "Remove the option"
 _OR_FALSE = "Remove the option or set it to false"
 _PLAIN_LORA = "Remove the option, or use `adapter: lora`"
 _ONE_WEIGHT = "a routed adapter chooses experts per token, so there is no single weight to merge"
+_BASE_EXPERTS = (
+    "to train LoRA on the stacked experts of a mixture-of-experts base, and to quantise them, use "
+    "`adapter: qlora` with `lora_target_parameters` and `quantize_moe_experts: true`"
+)
 
 
 def _flag(key: str, reason: str, remedy: str = _REMOVE) -> Refusal:
@@ -82,7 +87,7 @@ REFUSED: tuple[Refusal, ...] = (
     Refusal(
         "lora_target_parameters",
         "experts can be added to linear layers only, not to bare parameters",
-        "Name linear layers in `lora_target_modules`",
+        f"Name linear layers in `lora_target_modules`; {_BASE_EXPERTS}",
         {"lora_target_parameters": ["mlp.experts.gate_up_proj"]},
     ),
     _flag(
@@ -192,9 +197,12 @@ REFUSED: tuple[Refusal, ...] = (
             ("qlora_sharded_model_loading", False, True),
         )
     ),
-    _flag(
+    Refusal(
         "quantize_moe_experts",
         "the host quantises a base model's own experts for `lora` and `qlora` only",
+        f"Remove the option; {_BASE_EXPERTS}",
+        {"quantize_moe_experts": True},
+        early=True,
     ),
     _flag("nvfp4_merge_aware", f"it trains against merged weights, but {_ONE_WEIGHT}"),
     Refusal(
@@ -220,11 +228,20 @@ REFUSED: tuple[Refusal, ...] = (
         without_4bit,
     ),
     Refusal(
-        "fsdp_config",
-        "the host places and shards a quantised base for `adapter: qlora` only",
-        "Use an unquantised base with FSDP, or DDP with `load_in_4bit` or `load_in_8bit`",
-        {"fsdp_config": {"reshard_after_forward": True}, "load_in_4bit": True},
+        "fsdp_config.cpu_ram_efficient_loading",
+        "one rank alone would quantise the base, which the host hands on to the others for "
+        "`adapter: qlora` only",
+        "Set it to false: each rank then loads and quantises the whole base before it is sharded",
+        {"fsdp_config": {"cpu_ram_efficient_loading": True}, "load_in_4bit": True},
         on_quantised_base,
+        early=True,
+    ),
+    Refusal(
+        "fp16",
+        "under FSDP a 4-bit base works in bf16 and fp32 only",
+        "Set `bf16: true` in its stead, or use DDP",
+        {"fp16": True, "fsdp_config": {"reshard_after_forward": True}, "load_in_4bit": True},
+        with_4bit_under_fsdp,
     ),
     Refusal(
         "lora_modules_to_save",
@@ -314,21 +331,28 @@ REFUSED: tuple[Refusal, ...] = (
 )
 
 
-def offending(cfg_dict: Mapping[str, Any]) -> list[Refusal]:
-    """The rows of `REFUSED` that a configuration runs into, in the table's order."""
-    return [row for row in REFUSED if row.applies(_value(cfg_dict, row.key), cfg_dict)]
+def offending(cfg_dict: Mapping[str, Any], early: bool = False) -> list[Refusal]:
+    """The rows of `REFUSED` that a configuration runs into, in the table's order.
+
+    Args:
+        cfg_dict: The configuration as nested mappings.
+        early: Go by the rows alone that come before the host's own validators.
+    """
+    rows = [row for row in REFUSED if row.early or not early]
+    return [row for row in rows if row.applies(_value(cfg_dict, row.key), cfg_dict)]
 
 
-def check(cfg_dict: Mapping[str, Any]) -> None:
+def check(cfg_dict: Mapping[str, Any], early: bool = False) -> None:
     """Refuses a configuration, naming every offending option at once.
 
     Args:
         cfg_dict: The configuration as nested mappings, with `adapter: alphalora`.
+        early: As for `offending`.
 
     Raises:
         ValueError: If an option is set that does nothing or does harm.
     """
-    rows = offending(cfg_dict)
+    rows = offending(cfg_dict, early)
     if rows:
         lines = "\n".join(f"  - {row.message()}" for row in rows)
         raise ValueError(f"`adapter: alphalora` does not support:\n{lines}")
@@ -337,5 +361,8 @@ def check(cfg_dict: Mapping[str, Any]) -> None:
 def _value(cfg_dict: Mapping[str, Any], key: str) -> Any:
     value: Any = cfg_dict
     for part in key.split("."):
-        value = value.get(part) if isinstance(value, Mapping) else None
+        if not isinstance(value, Mapping):
+            return None
+        # The host still takes the keys of `fsdp_config` with this prefix.
+        value = value.get(part, value.get(f"fsdp_{part}"))
     return value

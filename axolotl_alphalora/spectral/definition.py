@@ -103,8 +103,10 @@ def stacked_weights(model: nn.Module) -> dict[str, tuple[int, ...]]:
     for name, parameter in model.named_parameters():
         owner = modules[name.rpartition(".")[0]]
         convolution = isinstance(owner, nn.modules.conv._ConvNd)
-        if parameter.ndim > 2 and block_name(name) != name and not convolution:
-            found[name] = tuple(parameter.shape)
+        # ZeRO-3 keeps the shape of a weight that it has partitioned apart.
+        shape = tuple(getattr(parameter, "ds_shape", parameter.shape))
+        if len(shape) > 2 and block_name(name) != name and not convolution:
+            found[name] = shape
     return found
 
 

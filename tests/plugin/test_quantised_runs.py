@@ -192,6 +192,42 @@ def test_a_quantised_checkpoint_cannot_be_quantised_again(host, tmp_path):
     assert "`bnb_config_kwargs` says how to quantise the base model" in flat(run.log)
 
 
+NF4_CHECKPOINT = {"quant_method": "bitsandbytes", "load_in_4bit": True}
+
+
+@pytest.mark.refused(
+    "Scale-out", "FSDP2, checkpoints of other methods, packed in fp32, or not named in the YAML"
+)
+@pytest.mark.parametrize(
+    ("found", "asked", "words"),
+    [
+        (NF4_CHECKPOINT, {}, "Set `load_in_4bit: true`"),
+        ({"quant_method": "bitsandbytes", "load_in_8bit": True}, {}, "Set `load_in_8bit: true`"),
+        (
+            NF4_CHECKPOINT | {"bnb_4bit_quant_storage": "float32"},
+            {"load_in_4bit": True, "bf16": "auto"},
+            "keeps its weights in float32.*in bfloat16 or uint8",
+        ),
+        ({"quant_method": "torchao"}, {}, "those of bitsandbytes only.*quantised with torchao"),
+    ],
+    ids=str,
+)
+def test_a_quantised_checkpoint_that_fsdp_cannot_shard_is_refused(found, asked, words):
+    cfg = {"base_model": "./nf4", **asked}
+    prequantised.check_checkpoint(cfg, found)
+    with pytest.raises(ValueError, match=words) as error:
+        prequantised.check_checkpoint(cfg | {"fsdp_config": {"fsdp_version": 2}}, found)
+    assert "`base_model: ./nf4`" in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("storage", "bf16"), [("uint8", True), ("bfloat16", True), (None, True), ("float32", False)]
+)
+def test_a_quantised_checkpoint_whose_packing_fits_is_accepted_under_fsdp(storage, bf16):
+    cfg = {"base_model": "./nf4", "load_in_4bit": True, "bf16": bf16, "fsdp_config": {"a": 1}}
+    prequantised.check_checkpoint(cfg, NF4_CHECKPOINT | {"bnb_4bit_quant_storage": storage})
+
+
 @pytest.mark.parametrize(
     "package",
     [

@@ -1,25 +1,28 @@
 """`load_in_4bit` and `load_in_8bit` give the base the host builds for its own adapters."""
 
 import json
+from contextlib import nullcontext
 
 import pytest
 import torch
 import yaml
 from axolotl.loaders.model import ModelLoader
-from axolotl.utils.config import normalize_config
+from axolotl.monkeypatch import fsdp2_qlora
+from axolotl.utils.config import normalize_config, validate_config
 from axolotl.utils.dict import DictDefault
 from bitsandbytes.nn import Linear4bit, Linear8bitLt
 from pydantic import ValidationError
-from tokenizers import Tokenizer, models
 from torch import nn
-from transformers import BitsAndBytesConfig, PreTrainedTokenizerFast
+from transformers import BitsAndBytesConfig
 
 import settings
 from axolotl_alphalora import AlphaLoraPlugin
 from axolotl_alphalora.plugin import quantization
 
+PATCHES = ["apply_init_sharded_param_patch", "apply_init_unsharded_param_patch"]
 BITS = {"load_in_4bit": Linear4bit, "load_in_8bit": Linear8bitLt}
 STORAGE = "bnb_4bit_quant_storage"  # the host's inference would cast any other than the dtype
+LAYERS = {"transformer_layer_cls_to_wrap": "LlamaDecoderLayer"}
 HOST_ADAPTER = {"load_in_4bit": "qlora", "load_in_8bit": "lora"}
 
 
@@ -52,13 +55,7 @@ def checkpoint(tiny_llama, tmp_path):
 
 @pytest.fixture
 def tokenizer():
-    words = {f"w{i}": i for i in range(97)}
-    return PreTrainedTokenizerFast(
-        tokenizer_object=Tokenizer(models.WordLevel(words, unk_token="w0")),
-        unk_token="w0",
-        pad_token="w0",
-        eos_token="w1",
-    )
+    return settings.tokenizer()
 
 
 def config(checkpoint, **changes) -> DictDefault:
@@ -88,7 +85,11 @@ def checkpointing_kwargs(model):
     return layer._gradient_checkpointing_func.keywords if layer.gradient_checkpointing else None
 
 
-@pytest.mark.parametrize("deepspeed", [None, {"zero_optimization": {"stage": 1}}], ids=["", "zero"])
+@pytest.mark.parametrize(
+    "engine",
+    [{}, {"deepspeed": {"zero_optimization": {"stage": 1}}}, {"fsdp_config": LAYERS}],
+    ids=["", "zero", "fsdp"],
+)
 @pytest.mark.parametrize(
     "changes",
     [
@@ -106,17 +107,18 @@ def checkpointing_kwargs(model):
     ],
     ids=["4bit", "4bit-bf16", "4bit-kwargs", "8bit"],
 )
-def test_the_settings_are_those_of_the_host_s_own_adapters(
-    changes, deepspeed, checkpoint, tokenizer
-):
+def test_the_settings_are_those_of_the_host_s_own_adapters(changes, engine, checkpoint, tokenizer):
     ours = config(checkpoint, **changes)
     theirs = config(checkpoint, **changes, adapter=HOST_ADAPTER[next(iter(changes))])
     for model_type in ("llama", "jamba", "qwen2_moe", "nemotron_h", "falcon_h1"):
         for cfg in (ours, theirs):
-            cfg.model_config_type, cfg.deepspeed = model_type, deepspeed
+            cfg.model_config_type = model_type
+            cfg.update(engine)
         built = BitsAndBytesConfig(**quantization.bnb_config(ours)).to_dict()
         wanted = host_config(theirs, tokenizer)
-        if "load_in_4bit" in changes and not (deepspeed or wanted[STORAGE] == "float32"):
+        if "load_in_4bit" in changes and not (
+            "deepspeed" in engine or wanted[STORAGE] == "float32"
+        ):
             wanted[STORAGE] = str(ours.torch_dtype).removeprefix("torch.")
         assert built == wanted, model_type
 
@@ -137,6 +139,88 @@ def test_the_configuration_stays_plain_data(flag, checkpoint):
         assert kwargs["quantization_config"][flag] is True
         assert json.loads(json.dumps(kwargs)) == kwargs
         assert yaml.safe_load(yaml.safe_dump(kwargs)) == kwargs
+
+
+@pytest.fixture
+def patched(monkeypatch):
+    """As if the host had patched FSDP2, which would outlive the test."""
+    for name in PATCHES:
+        monkeypatch.setattr(getattr(fsdp2_qlora, name), "_axolotl_patched", True, raising=False)
+
+
+@pytest.mark.parametrize("flag", BITS)
+@pytest.mark.parametrize(
+    ("device", "rank", "wanted"), [("cuda", "3", 3), ("cuda", None, 0), ("cpu", "3", "cpu")]
+)
+def test_under_fsdp_each_rank_loads_on_its_own_device(
+    flag, device, rank, wanted, checkpoint, tokenizer, patched, monkeypatch
+):
+    cfg = config(checkpoint, fsdp_config=LAYERS, bf16=True, **{flag: True})
+    kwargs = cfg.to_dict()["overrides_of_model_kwargs"]
+    assert json.loads(json.dumps(kwargs)) == kwargs
+    loader = ModelLoader(cfg, tokenizer)
+    monkeypatch.setattr("axolotl.utils.distributed.get_device_type", lambda: torch.device(device))
+    monkeypatch.setenv("LOCAL_RANK", rank) if rank else monkeypatch.delenv("LOCAL_RANK", False)
+    quantization.apply(cfg)
+    assert loader.model_kwargs["device_map"] == {"": wanted}
+    assert loader.model_kwargs["quantization_config"][flag] is True
+
+
+def test_a_second_validation_keeps_the_placeholders():
+    first = settings.validate(load_in_4bit=True, fsdp_config=LAYERS)
+    second = validate_config(DictDefault(first.to_dict()))
+    assert set(first.overrides_of_model_kwargs) == {"device_map", "quantization_config"}
+    assert second.overrides_of_model_kwargs == first.overrides_of_model_kwargs
+
+
+def test_a_device_map_of_the_user_s_own_is_left_alone(checkpoint, patched):
+    cfg = config(
+        checkpoint, load_in_4bit=True, fsdp_config=LAYERS, model_kwargs={"device_map": "cpu"}
+    )
+    quantization.apply(cfg)
+    assert cfg.overrides_of_model_kwargs.device_map == "cpu"
+
+
+@pytest.mark.parametrize("changes", [{"load_in_4bit": True}, {"fsdp_config": LAYERS}], ids=str)
+def test_a_device_map_is_set_under_fsdp_on_a_quantised_base_only(changes, checkpoint):
+    assert "device_map" not in (config(checkpoint, **changes).overrides_of_model_kwargs or {})
+
+
+@pytest.mark.parametrize("name", PATCHES)
+def test_a_patch_of_fsdp2_that_did_not_take_stops_the_run(name, checkpoint, patched, monkeypatch):
+    cfg = config(checkpoint, load_in_4bit=True, fsdp_config=LAYERS)
+    monkeypatch.delattr(getattr(fsdp2_qlora, name), "_axolotl_patched")
+    with pytest.raises(RuntimeError, match=f"{name} did not take.*remove `fsdp_config`"):
+        quantization.apply(cfg)
+
+
+def test_fp16_that_bf16_auto_came_to_is_refused_under_fsdp(checkpoint, patched):
+    cfg = config(checkpoint, load_in_4bit=True, fsdp_config=LAYERS, bf16="auto", fp16=None)
+    assert cfg.torch_dtype == torch.float16
+    with pytest.raises(ValueError, match="`bf16: auto`.*`fsdp_config`"):
+        quantization.apply(cfg)
+
+
+@pytest.mark.parametrize(
+    ("storage", "bf16", "refused"),
+    [
+        ("float32", True, True),
+        ("float16", "auto", True),
+        ("float32", False, False),
+        ("bfloat16", True, False),
+        ("uint8", True, False),
+    ],
+)
+@pytest.mark.refused("Scale-out", "FSDP2 in bf16, 4-bit weights packed in fp32 or fp16")
+def test_a_storage_that_fsdp_would_cast_is_refused(storage, bf16, refused, checkpoint):
+    changes = {"load_in_4bit": True, "bnb_config_kwargs": {STORAGE: storage}, "bf16": bf16}
+    with (
+        pytest.raises(ValidationError, match=f"{STORAGE}: {storage}`.*bfloat16 or uint8")
+        if (refused)
+        else nullcontext()
+    ):
+        config(checkpoint, fsdp_config=LAYERS, **changes)
+    config(checkpoint, **changes)
 
 
 def test_the_user_s_other_model_kwargs_are_kept(checkpoint):

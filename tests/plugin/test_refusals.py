@@ -7,7 +7,7 @@ from axolotl.integrations.config import merge_input_args
 from axolotl.integrations.expert_parallel.args import ExpertParallelArgs
 from axolotl.integrations.lm_eval.args import LMEvalArgs
 from axolotl.integrations.mora.args import MoraArgs
-from axolotl.utils.config import validate_config
+from axolotl.utils.config import prepare_plugins, validate_config
 from axolotl.utils.dict import DictDefault
 from pydantic import ValidationError
 
@@ -34,7 +34,7 @@ OTHER_PLUGINS = {
 
 @pytest.fixture(autouse=True)
 def plugin(monkeypatch):
-    settings.register(monkeypatch)
+    return settings.register(monkeypatch)
 
 
 def yaml_with(changes) -> DictDefault:
@@ -59,10 +59,69 @@ def test_each_row_refuses_its_example_and_says_why(row):
 @pytest.mark.parametrize(
     "row", [row for row in REFUSED if row.key not in OTHER_PLUGINS], ids=by_key
 )
-def test_each_row_is_refused_by_the_host_s_validation(row):
-    with pytest.raises(ValidationError) as error:
+def test_each_row_is_refused_by_the_host_s_validation(row, plugin):
+    with pytest.raises(ValueError) as error:
+        plugin.register(yaml_with(row.example))
         validate_config(yaml_with(row.example))
     assert HOST_IS_FIRST.get(row.key, f"`{row.key}`: {row.reason}") in str(error.value)
+
+
+@pytest.mark.refused("Scale-out", "FSDP2, quantised base, `cpu_ram_efficient_loading`")
+@pytest.mark.parametrize(
+    ("key", "changes"),
+    [
+        (
+            "fsdp_config.cpu_ram_efficient_loading",
+            {
+                "fsdp_config": {"cpu_ram_efficient_loading": True},
+                "qlora_sharded_model_loading": True,
+                "load_in_4bit": True,
+            },
+        ),
+        (
+            "fsdp_config.cpu_ram_efficient_loading",
+            {"fsdp_config": {"fsdp_cpu_ram_efficient_loading": True}, "load_in_4bit": True},
+        ),
+        (
+            "fsdp_config.cpu_ram_efficient_loading",
+            {"fsdp_config": {"cpu_ram_efficient_loading": True}, "load_in_8bit": True},
+        ),
+        ("quantize_moe_experts", {"quantize_moe_experts": True, "load_in_4bit": True}),
+    ],
+    ids=str,
+)
+def test_where_the_host_would_advise_what_fails_here_this_advice_comes_first(key, changes):
+    row = next(row for row in REFUSED if row.key == key)
+    with pytest.raises(ValueError) as error:
+        prepare_plugins(yaml_with(changes))
+    assert row.message() in str(error.value)
+    prepare_plugins(yaml_with(changes | {"adapter": "qlora"}))
+
+
+@pytest.mark.refused("Scale-out", "FSDP2, 4-bit base, fp16")
+def test_fp16_on_a_4_bit_base_under_fsdp_is_refused_and_each_two_of_them_are_not():
+    asked = {"fp16": True, "load_in_4bit": True, "fsdp_config": {"reshard_after_forward": True}}
+    with pytest.raises(ValidationError, match="`fp16`: under FSDP a 4-bit base works in bf16"):
+        validate_config(yaml_with(asked))
+    for left_out in asked:
+        validate_config(yaml_with({k: v for k, v in asked.items() if k != left_out}))
+
+
+@pytest.mark.parametrize("key", ["quantize_moe_experts", "lora_target_parameters"])
+def test_who_wants_to_train_a_base_s_own_experts_is_told_what_does(key):
+    row = next(row for row in REFUSED if row.key == key)
+    wanted = {
+        "adapter": "qlora",
+        "load_in_4bit": True,
+        "lora_target_linear": None,
+        "lora_target_modules": ["q_proj"],
+        "lora_target_parameters": ["mlp.experts.gate_up_proj"],
+        "quantize_moe_experts": True,
+    }
+    for name in ("adapter: qlora", "lora_target_parameters", "quantize_moe_experts: true"):
+        assert f"`{name}`" in row.remedy
+    cfg = validate_config(yaml_with(wanted), GPU, {"torch_version": "2.10.0"})
+    assert cfg.quantize_moe_experts and cfg.lora_target_parameters
 
 
 def test_all_offending_options_are_named_at_once():
@@ -93,6 +152,10 @@ def test_a_plain_configuration_is_accepted():
         {"fsdp_config": {"reshard_after_forward": True}},
         {"load_in_4bit": True, "bnb_config_kwargs": {"bnb_4bit_use_double_quant": False}},
         {"load_in_8bit": True},
+        {"load_in_4bit": True, "fsdp_config": {"reshard_after_forward": True}},
+        {"load_in_8bit": True, "fsdp_config": {"reshard_after_forward": True}},
+        {"fsdp_config": {"cpu_ram_efficient_loading": True}},
+        {"fp16": True, "fsdp_config": {"reshard_after_forward": True}},
         {"rl": "dpo"},
         {
             "peft_use_rslora": True,

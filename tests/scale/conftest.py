@@ -31,7 +31,8 @@ class Runs:
 
     def report(self, name: str) -> dict:
         """`losses` of all steps, those before a resume too; `steps` that the run itself made;
-        `held`, the elements of the adapter that rank 0 keeps."""
+        `held`, the elements of the adapter that rank 0 keeps; `base`, the bytes of the base's
+        linear layers, by the class of the weights."""
         return json.loads((self.of(name) / "report.json").read_text())
 
     def gradients(self, name: str) -> dict[str, torch.Tensor]:

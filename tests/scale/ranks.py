@@ -5,6 +5,7 @@ state of accelerate outlives it. Every run leaves a folder of its own: `gradient
 step's, whole), `report.json`, `logits.pt`, `checkpoint-*`, `final`; or `error.txt`.
 """
 
+import gc
 import importlib
 import json
 import os
@@ -33,6 +34,7 @@ from transformers import (  # noqa: E402
 )
 from worlds import in_a_world  # noqa: E402
 
+import settings  # noqa: E402
 from axolotl_alphalora.trainer import AlphaLoraCallback  # noqa: E402
 from balancing import Rows, adapted, stack, uneven_rows  # noqa: E402
 from conftest import tiny_llama_config  # noqa: E402
@@ -43,6 +45,14 @@ REENTRANT = {
     "gradient_checkpointing_kwargs": {"use_reentrant": True},
 }
 ONE_STEP = {"max_steps": 1, "save_steps": 1}
+NF4 = {
+    "load_in_4bit": True,
+    "bnb_4bit_quant_type": "nf4",
+    "bnb_4bit_use_double_quant": True,
+    "bnb_4bit_compute_dtype": torch.float32,
+}
+BYTES = {"bnb_4bit_quant_storage": "uint8"}
+LAYERS = {"transformer_layer_cls_to_wrap": "LlamaDecoderLayer"}
 ROWS = uneven_rows(32, 40)
 
 
@@ -81,8 +91,10 @@ def ddp(**changes: Any) -> dict[str, Any]:
     return {"use_cpu": True, "ddp_find_unused_parameters": False, **changes}
 
 
-def fsdp(**changes: Any) -> dict[str, Any]:
+def fsdp(mixed_precision: str | None = None, **changes: Any) -> dict[str, Any]:
     as_on_gpus()
+    if mixed_precision:
+        os.environ["ACCELERATE_MIXED_PRECISION"] = mixed_precision
     config = {
         "version": 2,
         "auto_wrap_policy": "TRANSFORMER_BASED_WRAP",
@@ -91,8 +103,8 @@ def fsdp(**changes: Any) -> dict[str, Any]:
     return {"fsdp": True, "fsdp_config": config | changes}
 
 
-def fsdp_of_the_host() -> dict[str, Any]:
-    """FSDP2 as Axolotl has patched it, base on meta but for rank 0, layers recomputed."""
+def fsdp_of_the_host(staged: bool = True, **changes: Any) -> dict[str, Any]:
+    """FSDP2 as Axolotl has patched it, layers recomputed; staged: base on meta but for rank 0."""
     from axolotl.monkeypatch.accelerate import fsdp2, fsdp2_checkpoint
     from axolotl.monkeypatch.peft.state_dict import patch_peft_checkpoint_wrapper_prefixes
 
@@ -100,7 +112,10 @@ def fsdp_of_the_host() -> dict[str, Any]:
     fsdp2.patch_accelerate_fsdp2()
     fsdp2_checkpoint.patch_fsdp2_full_checkpoint()
     return fsdp(
-        state_dict_type=SHARDED, cpu_ram_efficient_loading=True, activation_checkpointing=True
+        state_dict_type=SHARDED,
+        cpu_ram_efficient_loading=staged,
+        activation_checkpointing=True,
+        **changes,
     )
 
 
@@ -135,10 +150,40 @@ def balanced_globally(folder: Path) -> PeftModel:
 
 
 def on_nf4(folder: Path) -> PeftModel:
-    config = BitsAndBytesConfig(
-        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.float32
-    )
-    return fresh(folder, quantization_config=config)
+    return fresh(folder, quantization_config=BitsAndBytesConfig(**NF4))
+
+
+def by_the_host(base: str = "base", **changes: Any) -> Callable[[Path], PeftModel]:
+    """The base as Axolotl's loader makes it with the real plugin, but for the experts' numbers."""
+
+    def load(folder: Path) -> PeftModel:
+        from axolotl.integrations.base import PluginManager
+        from axolotl.loaders.model import ModelLoader
+        from axolotl.utils.config import normalize_config
+
+        from axolotl_alphalora import AlphaLoraPlugin
+
+        class Adapting(AlphaLoraPlugin):
+            def load_adapter(self, model, cfg, **options):
+                return adapted(model), None
+
+        # A mesh of CUDA devices, whatever there is.
+        ModelLoader._set_parallel_config = lambda self: None
+        PluginManager.get_instance().plugins[settings.NAME] = Adapting()
+        cfg = settings.validate(
+            settings.GPU,
+            base_model=str(folder / base),
+            attn_implementation="sdpa",
+            tf32=False,
+            fp16=False,
+            **changes,
+        )
+        normalize_config(cfg)
+        if not cfg.bf16:
+            cfg.torch_dtype = torch.float32  # in fp16, which 8 bits are put in, rounding would show
+        return ModelLoader(cfg, settings.tokenizer()).load()[0]
+
+    return load
 
 
 def on_meta_but_for_rank_0(folder: Path) -> PeftModel:
@@ -216,8 +261,20 @@ class Run:
                 if "loss" in entry
             ]
             report = {"losses": losses, "steps": catch.steps, "held": _held(model)}
-            report["routers"] = routers
+            report["routers"], report["base"] = routers, _base_held(model)
             (folder / name / "report.json").write_text(json.dumps(report))
+
+
+def sharded(resume: str | None = None, engine: Any = None, **asked: Any) -> Run:
+    """FSDP2 on a quantised base: loaded, sharded and saved by Axolotl."""
+    mixed_precision = "bf16" if asked.get("bf16") else None
+    return Run(
+        2,
+        lambda: fsdp_of_the_host(False, mixed_precision=mixed_precision) | (engine or {}),
+        by_the_host(fsdp_config=LAYERS, **asked),
+        save_as_the_host,
+        resume,
+    )
 
 
 RUNS = {
@@ -229,6 +286,18 @@ RUNS = {
     "ddp-balanced": Run(2, lambda: ddp(**REENTRANT, **ONE_STEP), balanced_globally),
     "nf4-single": Run(1, ddp, on_nf4),
     "nf4": Run(2, ddp, on_nf4),
+    "nf4-fsdp": sharded(load_in_4bit=True, bnb_config_kwargs=BYTES),
+    "nf4-fsdp-resumed": sharded(
+        load_in_4bit=True, bnb_config_kwargs=BYTES, resume="nf4-fsdp/checkpoint-2"
+    ),
+    "nf4-bf16": Run(
+        1, lambda: ddp(bf16=True, **ONE_STEP), by_the_host(load_in_4bit=True, bf16=True)
+    ),
+    "nf4-fsdp-bf16": sharded(load_in_4bit=True, bf16=True, engine=ONE_STEP),
+    "nf4-fsdp-bf16-bytes": sharded(load_in_4bit=True, bf16=True, engine=ONE_STEP, base="nf4"),
+    "int8-single": Run(1, ddp, by_the_host(load_in_8bit=True)),
+    "int8-fsdp": sharded(load_in_8bit=True),
+    "nf4-zero3": Run(2, lambda: zero(3), on_nf4),
     "fsdp": Run(2, fsdp),
     "fsdp-sharded": Run(2, lambda: fsdp(state_dict_type=SHARDED) | {"save_steps": 1}),
     "fsdp-2-to-1": Run(
@@ -270,11 +339,24 @@ def _catch_before_the_engine_steps(catch: FirstGradients) -> None:
 
 def _held(model: PeftModel) -> int:
     """How many elements of the adapter this rank keeps between its forwards."""
-    adapter = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    parts = [
-        p.to_local() if isinstance(p, DTensor) else getattr(p, "ds_tensor", p) for p in adapter
-    ]
-    return sum(part.numel() for part in parts)
+    return sum(_part(p).numel() for p in model.parameters() if p.requires_grad)
+
+
+def _base_held(model: PeftModel) -> dict[str, int]:
+    """The same for the base's linear layers: bytes, by the class that the weights are of."""
+    held: dict[str, int] = {}
+    for name, parameter in model.named_parameters():
+        if "_proj" in name and not parameter.requires_grad:
+            part = _part(parameter)
+            kind = type(part).__name__
+            held[kind] = held.get(kind, 0) + part.numel() * part.element_size()
+    return held
+
+
+def _part(parameter: torch.Tensor) -> torch.Tensor:
+    if isinstance(parameter, DTensor):
+        return parameter._local_tensor  # to_local() forgets the class
+    return getattr(parameter, "ds_tensor", parameter)
 
 
 @torch.no_grad()
@@ -286,15 +368,21 @@ def _logits(trainer: Trainer) -> torch.Tensor:
 
 
 def make(folder: Path) -> None:
-    """The base model, and the adapter that every run starts with."""
+    """The base model, also quantised, and the adapter that every run starts with."""
     torch.manual_seed(0)
     LlamaForCausalLM(tiny_llama_config()).save_pretrained(folder / "base")
+    config = BitsAndBytesConfig(**NF4 | BYTES | {"bnb_4bit_compute_dtype": torch.bfloat16})
+    LlamaForCausalLM.from_pretrained(
+        folder / "base", quantization_config=config, dtype=torch.bfloat16
+    ).save_pretrained(folder / "nf4")
     fresh(folder).save_pretrained(folder / "start")
 
 
 def main(folder: Path) -> None:
     transformers.logging.set_verbosity_error()
-    importlib.import_module("deepspeed")  # once for all runs
+    for name in ("deepspeed", "axolotl.loaders.model"):  # once for all runs
+        importlib.import_module(name)
+    gc.freeze()  # what is imported need not be searched for garbage in every run
     in_a_world(1, folder / "store", lambda: make(folder), folder / "error.txt")
     for name, run in RUNS.items():
         work = folder / name

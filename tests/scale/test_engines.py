@@ -20,6 +20,15 @@ from balancing import (
 )
 
 ROWS = uneven_rows(32, 40)
+BASES = {
+    "nf4": BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=torch.float32,
+    ),
+    "int8": BitsAndBytesConfig(load_in_8bit=True),
+}
 FIRST_STEP = [stack(ROWS[start : start + 2]) for start in range(0, 8, 2)]
 
 
@@ -152,10 +161,57 @@ def test_ddp_on_an_nf4_base(runs):
     check_training(runs, "nf4", runs.gradients("nf4-single"), like="nf4-single")
     plain, quantised = runs.report("ddp")["losses"], runs.report("nf4")["losses"]
     assert abs(plain[0] - quantised[0]) > 1e-4, "the base must be quantised for this test to matter"
-    config = BitsAndBytesConfig(
-        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.float32
-    )
-    check_saved(runs, "nf4", quantization_config=config)
+    check_saved(runs, "nf4", quantization_config=BASES["nf4"])
+
+
+def check_sharded_base(runs, name, single, kind):
+    """Rank 0 keeps half of the bytes, of the class that bitsandbytes knows them by."""
+    (whole,) = runs.report(single)["base"].values()
+    held = runs.report(name)["base"]
+    assert list(held) == [kind]
+    assert held[kind] == whole // 2
+
+
+@pytest.mark.works("Scale-out", "FSDP2, 4-bit base (nf4), as Axolotl loads, shards and saves it")
+@pytest.mark.works("Scale-out", "FSDP2, 8-bit base, as Axolotl loads, shards and saves it")
+@pytest.mark.parametrize(("bits", "kind"), [("nf4", "Params4bit"), ("int8", "Int8Params")])
+def test_fsdp2_on_a_quantised_base(runs, bits, kind):
+    run, single = f"{bits}-fsdp", f"{bits}-single"
+    check_training(runs, run, runs.gradients(single), like=single)
+    check_sharded(runs, run)
+    check_sharded_base(runs, run, single, kind)
+    check_saved(runs, run, quantization_config=BASES[bits])
+
+
+@pytest.mark.works("Scale-out", "FSDP2, 4-bit base, resume from a sharded checkpoint")
+def test_a_resumed_run_under_fsdp2_on_an_nf4_base_equals_the_uninterrupted_one(runs):
+    check_steps(runs, "nf4-fsdp-resumed", like="nf4-single")
+    assert runs.report("nf4-fsdp-resumed")["steps"] == 2
+    check_saved(runs, "nf4-fsdp-resumed", quantization_config=BASES["nf4"])
+
+
+@pytest.mark.works("Scale-out", "FSDP2, 4-bit base in bf16 (packed weights in bfloat16 or uint8)")
+def test_fsdp2_on_an_nf4_base_in_bf16(runs):
+    got, want = runs.gradients("nf4-fsdp-bf16"), runs.gradients("nf4-bf16")
+    assert got.keys() == want.keys()
+    for name, gradient in want.items():
+        # FSDP rounds gradients to bf16's 8 bits as it takes their mean, a single process does not.
+        assert (got[name] - gradient).norm() <= 2**-7 * gradient.norm(), name
+    check_sharded_base(runs, "nf4-fsdp-bf16", "nf4-bf16", "Params4bit")
+
+
+@pytest.mark.works("Scale-out", "FSDP2, a checkpoint quantised by bitsandbytes (nf4 in uint8)")
+def test_packed_in_bytes_and_by_the_checkpoint_the_base_is_the_same(runs):
+    one, other = runs.gradients("nf4-fsdp-bf16"), runs.gradients("nf4-fsdp-bf16-bytes")
+    assert all(other[name].equal(gradient) for name, gradient in one.items())
+
+
+@pytest.mark.works("Scale-out", "DeepSpeed ZeRO-3, 4-bit base (nf4)")
+def test_zero3_on_an_nf4_base(runs):
+    check_training(runs, "nf4-zero3", runs.gradients("nf4-single"), like="nf4-single")
+    check_sharded(runs, "nf4-zero3")
+    check_sharded_base(runs, "nf4-zero3", "nf4-single", "Tensor")
+    check_saved(runs, "nf4-zero3", quantization_config=BASES["nf4"])
 
 
 @pytest.mark.works("Scale-out", "FSDP2")
