@@ -3,6 +3,7 @@
 import atexit
 import os
 import shutil
+import sys
 import tempfile
 import traceback
 from importlib.util import find_spec
@@ -17,6 +18,17 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 # What one run of the tests keeps must not come from, or stay for, another.
 os.environ["ALPHALORA_CACHE"] = tempfile.mkdtemp(prefix="alphalora-tests-")
+if sys.dont_write_bytecode:
+    # Every process would compile all packages anew, which takes longer than most tests.
+    sys.dont_write_bytecode = False
+    os.environ["PYTHONDONTWRITEBYTECODE"] = ""
+    sys.pycache_prefix = tempfile.mkdtemp(prefix="alphalora-bytecode-")
+    os.environ["PYTHONPYCACHEPREFIX"] = sys.pycache_prefix
+    atexit.register(shutil.rmtree, sys.pycache_prefix, ignore_errors=True)
+if "ATEN_CPU_CAPABILITY" in os.environ:
+    # torch would take kernels that another run compiled for the whole processor, and get NaN.
+    os.environ["TORCHINDUCTOR_CACHE_DIR"] = tempfile.mkdtemp(prefix="alphalora-kernels-")
+    atexit.register(shutil.rmtree, os.environ["TORCHINDUCTOR_CACHE_DIR"], ignore_errors=True)
 
 import pytest
 import torch
