@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+import conftest
+
 PACKAGE = Path(__file__).parents[1] / "axolotl_alphalora"
 
 
@@ -142,3 +144,29 @@ def test_an_unknown_name_is_an_attribute_error():
 
     with pytest.raises(AttributeError, match="no attribute 'Nothing'"):
         axolotl_alphalora.Nothing  # noqa: B018
+
+
+@pytest.mark.parametrize(
+    ("importer", "skipped"),
+    [
+        ("tests/adapter/test_layer.py", True),
+        ("axolotl_alphalora/plugin/loading.py", True),
+        ("axolotl_alphalora/spectral/model.py", False),
+        ("axolotl_alphalora/cli/plan.py", False),
+    ],
+)
+def test_only_what_a_test_wants_and_not_what_the_core_wants_is_skipped_without_the_host(
+    monkeypatch, importer, skipped
+):
+    code = compile("import no_such_package", PACKAGE.parent / importer, "exec")
+    with pytest.raises(ModuleNotFoundError) as caught:
+        exec(code)
+    for without_the_host in (True, False):
+        monkeypatch.setattr(conftest, "WITHOUT_THE_HOST", without_the_host)
+        want = "no_such_package" if skipped and without_the_host else None
+        assert conftest.wanted_package(caught.value) == want
+
+
+def test_every_module_is_written_for_the_oldest_python():
+    for path in PACKAGE.rglob("*.py"):
+        ast.parse(path.read_text(), path.name, feature_version=(3, 11))

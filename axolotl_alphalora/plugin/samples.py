@@ -157,7 +157,7 @@ def draw_validation(cfg: Any, count: int, seed: int = 0) -> list[Sample]:
     ]
 
 
-type _Row = tuple[list[int], list[int]]
+_Row = tuple[list[int], list[int]]
 
 
 @dataclass

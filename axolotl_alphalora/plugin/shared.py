@@ -6,9 +6,11 @@ import copy
 import pickle
 from collections.abc import Callable
 from datetime import timedelta
-from typing import Any
+from typing import Any, TypeVar
 
 import torch.distributed as dist
+
+_Result = TypeVar("_Result")
 
 # A collective of the host's own would give up on a long wait, and NCCL would take the run with it.
 _PATIENCE = timedelta(days=2)
@@ -38,7 +40,7 @@ def progress_bar(what: str, unit: str, total: int) -> Callable[[Any], None]:
     return step
 
 
-def on_one_process[Result](work: Callable[[], Result]) -> Result:
+def on_one_process(work: Callable[[], _Result]) -> _Result:
     """Let the first process of a launch work, and give its result to all.
 
     The others wait. Where the work fails, the same error is raised in every process; where the
@@ -53,7 +55,7 @@ def on_one_process[Result](work: Callable[[], Result]) -> Result:
     if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
         return work()
     group: Any = dist.new_group(backend="gloo", timeout=_PATIENCE)
-    outcome: list[tuple[Result | None, BaseException | None]] = [(None, None)]
+    outcome: list[tuple[_Result | None, BaseException | None]] = [(None, None)]
     if dist.get_rank() == 0:
         try:
             outcome = [(work(), None)]

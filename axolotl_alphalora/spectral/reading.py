@@ -7,6 +7,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import groupby
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -18,6 +19,9 @@ from axolotl_alphalora.spectral.threads import same_threads_after
 from axolotl_alphalora.spectral.weights import WeightSource
 
 __all__ = ["Spectra", "read_spectra"]
+
+_Item = TypeVar("_Item")
+_Result = TypeVar("_Result")
 
 _KIND = "spectra-1"
 _ONE_THREAD_UP_TO = 1024
@@ -227,14 +231,14 @@ def _naming(job: _Job, name: str) -> Iterator[None]:
         raise ValueError(f"{job.weights.location(name)}: {error}") from error
 
 
-def _ahead[Item, Result](
+def _ahead(
     pool: ThreadPoolExecutor,
-    work: Callable[[Item], Result],
-    items: Sequence[Item],
+    work: Callable[[_Item], _Result],
+    items: Sequence[_Item],
     ahead: int,
-) -> Iterator[Result]:
+) -> Iterator[_Result]:
     """Yield results in order, with a bounded number of items under way beyond the one in hand."""
-    waiting: list[Future[Result]] = []
+    waiting: list[Future[_Result]] = []
     queue = iter(items)
     try:
         for item in queue:

@@ -5,6 +5,7 @@ answers each with a line holding the child's exit code, or in the background its
 plugin itself is imported by the child, as in a real run.
 """
 
+import gc
 import io
 import json
 import os
@@ -14,7 +15,8 @@ from importlib import import_module
 
 VERBS = ("evaluate", "inference", "merge_lora", "preprocess", "quantize", "train", "vllm_serve")
 HOST = [f"axolotl.cli.{verb}" for verb in VERBS]
-HEAVY = ["axolotl.core.builders", "bitsandbytes", "transformers.models.llama.modeling_llama"]
+HEAVY = ["axolotl.core.builders", "bitsandbytes", "deepspeed"]
+HEAVY += ["transformers.models.llama.modeling_llama"]
 
 
 def serve() -> None:
@@ -25,6 +27,8 @@ def serve() -> None:
     for name in [*HOST, *HEAVY]:
         import_module(name)
     import_module("torch").set_num_threads(1)
+    # The children's collections would search, and so copy, all that stands here.
+    gc.freeze()
     for line in sys.stdin:
         request = json.loads(line)
         child = os.fork()

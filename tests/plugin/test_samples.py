@@ -105,7 +105,7 @@ def configure(base, tmp_path):
     return cfg
 
 
-type Key = tuple[tuple[int, ...], tuple[int, ...]]
+Key = tuple[tuple[int, ...], tuple[int, ...]]
 
 
 def prepared(cfg) -> tuple[Counter[Key], Counter[Key]]:
