@@ -232,7 +232,7 @@ class Run:
             "logging_steps": 1,
             "train_sampling_strategy": "sequential",
             "learning_rate": 1e-2,
-            # Rounding of a gradient moves a weight by no more than learning_rate / epsilon times it.
+            # A gradient's rounding moves a weight by at most learning_rate / epsilon times itself.
             "adam_epsilon": 1e-3,
             "max_grad_norm": 0.0,
             "report_to": "none",
