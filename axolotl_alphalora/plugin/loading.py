@@ -182,7 +182,7 @@ def _peft_config(cfg: Any, allocation: Allocation) -> AlphaLoraConfig:
     settings |= {key: allocation.saved[key] for key in settings if key in allocation.saved}
     if block.init_from is not None and not allocation.saved:
         settings |= {"init_from": block.init_from, "init_split": block.init_split}
-    return AlphaLoraConfig(
+    config = AlphaLoraConfig(
         base_model_name_or_path=cfg.base_model,
         revision=cfg.revision_of_model,
         lora_dropout=cfg.lora_dropout or 0.0,
@@ -193,6 +193,8 @@ def _peft_config(cfg: Any, allocation: Allocation) -> AlphaLoraConfig:
         plan=allocation.plan,
         **settings,
     )
+    config.saved = bool(allocation.saved)
+    return config
 
 
 def adapt(cfg: Any, allocation: Allocation, model: Any) -> tuple[peft.PeftModel, peft.PeftConfig]:
