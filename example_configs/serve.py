@@ -23,7 +23,7 @@ from peft import AutoPeftModelForCausalLM, PeftConfig
 from pydantic import BaseModel, Field
 from transformers import AutoTokenizer, BitsAndBytesConfig
 
-import axolotl_alphalora.adapter  # noqa: F401  PEFT learns of the method
+import axolotl_alphalora  # noqa: F401  PEFT learns of the method
 
 
 class Sampling(BaseModel):

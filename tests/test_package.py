@@ -3,6 +3,7 @@
 import ast
 import subprocess
 import sys
+from multiprocessing import get_context
 from pathlib import Path
 
 import pytest
@@ -50,6 +51,41 @@ def loaded_by(statement: str) -> set[str]:
 )
 def test_imports_stay_cheap_and_the_core_stands_without_the_host(statement, absent):
     assert not absent & loaded_by(statement)
+
+
+REGISTRATION = "axolotl_alphalora.registration"
+ORDERS = {
+    "ours first": "import axolotl_alphalora; assert 'peft' not in sys.modules; import peft",
+    "PEFT first": "import peft, axolotl_alphalora",
+    "the adapter": "import axolotl_alphalora.adapter, peft",
+    "looked for before": "import axolotl_alphalora, importlib.util; "
+    "assert importlib.util.find_spec('peft').origin; from peft.tuners import lora; import peft",
+}
+
+
+def check_registration(order):
+    """In a process that has forgotten the two, and still has what they need."""
+    for name in [n for n in sys.modules if n.partition(".")[0] in ("peft", "axolotl_alphalora")]:
+        del sys.modules[name]
+    sys.meta_path[:] = [f for f in sys.meta_path if type(f).__module__ != REGISTRATION]
+    names = {"sys": sys}
+    exec(order, names)
+    peft = names["peft"]
+    adapter = sys.modules["axolotl_alphalora.adapter"]
+    assert peft.mapping.PEFT_TYPE_TO_CONFIG_MAPPING["ALPHALORA"] is adapter.AlphaLoraConfig
+    assert peft.__spec__.loader is peft.__loader__
+    assert type(peft.__loader__).__module__ != REGISTRATION
+
+
+@pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
+@pytest.mark.parametrize("order", ORDERS)
+def test_peft_knows_the_method_in_whatever_order_the_two_are_imported(order):
+    import peft  # noqa: F401  its dependencies take long
+
+    child = get_context("fork").Process(target=check_registration, args=(ORDERS[order],))
+    child.start()
+    child.join()
+    assert child.exitcode == 0
 
 
 class Imports(ast.NodeVisitor):

@@ -32,7 +32,7 @@ from .fit import (
     weight_shapes,
 )
 from .layer import MERGE_REFUSAL, AlphaLoraLayer
-from .targets import head_names, is_all_linear, resolve_targets
+from .targets import heads, is_all_linear, resolve_targets
 from .tokens import tokens_of
 from .warm_start import WarmStart
 
@@ -81,6 +81,7 @@ class AlphaLoraModel(BaseTuner):
 
     def _prepare_model(self, peft_config: AlphaLoraConfig, model: nn.Module) -> None:
         """Resolve the counts and refuse what does not fit, before any module is replaced."""
+        _keep_heads(peft_config, model)
         check_known(peft_config, "num_experts", model)
         check_known(peft_config, "rank_pattern", model)
         targets = resolve_targets(peft_config, model)
@@ -303,15 +304,26 @@ def _tell_tokens(model: nn.Module) -> None:
         layer.tokens = seen[layer.module_name]
 
 
+def _keep_heads(config: AlphaLoraConfig, model: nn.Module) -> None:
+    """Train the heads of the config's task in full.
+
+    For some tasks PEFT says so only later, in the caller's config, which is not the model's.
+    """
+    kept = list(config.modules_to_save or ())
+    kept += [h for task, h in heads(config, model) if task == config.task_type and h not in kept]
+    config.modules_to_save = kept or None
+
+
 def _warn_of_idle_head(config: AlphaLoraConfig, model: nn.Module) -> None:
     """Say so where a head gets no experts and is not trained in full either."""
     if config.saved or not is_all_linear(config):
         return
     kept = config.modules_to_save or []
-    for head in head_names(config, model):
+    for task, head in heads(config, model):
         if hasattr(model, head) and head not in kept:
             warnings.warn(
-                f"The head {head} of {type(model).__name__} gets no experts, and is not trained: "
-                f"add {head!r} to modules_to_save, or use get_peft_model with the task_type.",
+                f"The head {head} of {type(model).__name__} gets no experts and is not trained: "
+                f"give get_peft_model a config with task_type={task!r}, or add {head!r} to "
+                "modules_to_save.",
                 stacklevel=2,
             )

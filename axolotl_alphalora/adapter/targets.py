@@ -6,7 +6,7 @@ import copy
 import difflib
 import re
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -26,17 +26,13 @@ from .layer import AlphaLoraLayer
 from .uncalled import uncalled_layers
 
 _CLASSIFIER, _SPAN = ("classifier", "score"), ("qa_outputs",)
-_HEADS_OF_TASK: Mapping[Any, tuple[str, ...]] = {
-    "SEQ_CLS": _CLASSIFIER,
-    "TOKEN_CLS": _CLASSIFIER,
-    "QUESTION_ANS": _SPAN,
+_HEADS = {
+    "TOKEN_CLS": ("TokenClassification", _CLASSIFIER),
+    "SEQ_CLS": ("Classification|MultipleChoice", _CLASSIFIER),
+    "QUESTION_ANS": ("QuestionAnswering", _SPAN),
 }
-"""What PEFT's classes for these tasks add to `modules_to_save`."""
-_HEADS_OF_CLASS: Mapping[str, tuple[str, ...]] = {
-    "Classification": _CLASSIFIER,
-    "MultipleChoice": _CLASSIFIER,
-    "QuestionAnswering": _SPAN,
-}
+"""PEFT's task to what names of transformers' classes have, and what PEFT adds to
+`modules_to_save`."""
 _REGEX_HINT = (
     ". A single string is a regular expression for the whole name: write a list, such as "
     "[q_proj], to give names."
@@ -76,7 +72,10 @@ def resolve_targets(config: AlphaLoraConfig, model: nn.Module) -> list[str]:
         _maybe_include_all_linear_layers(probe, model)
         linear = {*(probe.target_modules or ()), *_adapted_layers(model)}
         probe.target_modules = linear - uncalled.keys()
-        probe.modules_to_save = [*(probe.modules_to_save or ()), *head_names(config, model)]
+        probe.modules_to_save = [
+            *(probe.modules_to_save or ()),
+            *(head for _, head in heads(config, model)),
+        ]
     _check_fused_experts(probe, model, refuse=not all_linear)
     names = _supported(
         (name, module)
@@ -104,16 +103,17 @@ def is_all_linear(config: AlphaLoraConfig) -> bool:
     return isinstance(targets, str) and targets.lower() == INCLUDE_LINEAR_LAYERS_SHORTHAND
 
 
-def head_names(config: AlphaLoraConfig, model: nn.Module) -> list[str]:
-    """Names of the heads that PEFT trains in full for the config's task and the model's class.
+def heads(config: AlphaLoraConfig, model: nn.Module) -> Iterator[tuple[str, str]]:
+    """PEFT's task and the name of each head that it trains in full for that, if it is there.
 
     Args:
         config: Its `task_type` counts, if it has one.
-        model: The base model; a class of transformers tells its task by its name.
+        model: The base model; a class of transformers tells its task by its name too.
     """
     name = type(model).__name__ if isinstance(model, PreTrainedModel) else ""
-    of_class = next((heads for kind, heads in _HEADS_OF_CLASS.items() if kind in name), ())
-    return list(dict.fromkeys((*_HEADS_OF_TASK.get(config.task_type, ()), *of_class)))
+    for task, (part, names) in _HEADS.items():
+        if task == config.task_type or re.search(part, name):
+            yield from ((task, head) for head in names)
 
 
 def check_supported(name: str, module: nn.Module) -> None:

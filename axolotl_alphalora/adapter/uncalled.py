@@ -43,7 +43,7 @@ _TRANSFORMERS: Mapping[str, frozenset[str]] = {
     "DabDetrMHAttentionMap": frozenset({"k_linear"}),
     "LayoutLMv2Encoder": _BUCKETS,
     "LayoutLMv3Encoder": _BUCKETS,
-    "PPDocLayoutV2ReadingOrderEncoder": _BUCKETS,
+    "PPDocLayoutV2ReadingOrderEncoder": frozenset({"rel_pos_bias"}),
     "MobileBertLMPredictionHead": frozenset({"dense", "decoder"}),
     "NeoMMEForMaskedLM": frozenset({"unembedding_projection"}),
 }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from copy import deepcopy
 from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any
 
@@ -157,7 +158,7 @@ def build_plan(
             "package": found.package,
             "options": problem.options.model_dump(mode="json"),
         },
-        sample=None if known.sample is None else dict(known.sample),
+        sample=None if known.sample is None else deepcopy(dict(known.sample)),
         budget=_as_spent(problem.budget, costs, decision, optimizer),
         spend=spend,
         top_k=top_k,

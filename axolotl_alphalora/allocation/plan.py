@@ -56,6 +56,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from copy import deepcopy
 from dataclasses import asdict, dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -182,10 +183,10 @@ class Plan:
             "format": FORMAT,
             "version": VERSION,
             "base_model": self.base_model,
-            "weights": dict(self.weights),
-            "strategy": dict(self.strategy),
-            "sample": self.sample,
-            "budget": dict(self.budget),
+            "weights": deepcopy(self.weights),
+            "strategy": deepcopy(self.strategy),
+            "sample": deepcopy(self.sample),
+            "budget": deepcopy(self.budget),
             "spend": self.spend,
             "top_k": self.top_k,
             "rank": self.rank,
@@ -308,7 +309,7 @@ def _strategy(value: Any) -> dict[str, Any]:
     for key in ("name", "package"):
         read_text(strategy[key], f"strategy.{key}")
     check_object(strategy["options"], "strategy.options")
-    return dict(strategy)
+    return deepcopy(strategy)
 
 
 def _sample(value: Any) -> dict[str, Any] | None:
@@ -320,7 +321,7 @@ def _sample(value: Any) -> dict[str, Any] | None:
         read_count(number, f"sample.tasks.{task}", 1)
     read_count(sample["seed"], "sample.seed")
     read_text(sample["digest"], "sample.digest")
-    return dict(sample)
+    return deepcopy(sample)
 
 
 def _budget(value: Any) -> dict[str, Any]:

@@ -31,9 +31,10 @@ def attach(model: Any, updates: Mapping[str, Factors], name: str = "export") -> 
         lora_alpha=1.0,
         num_experts=dict.fromkeys(updates, 1),
         rank_pattern={module: update.rank for module, update in updates.items()},
-        modules_to_save=routed.modules_to_save,
+        modules_to_save=list(routed.modules_to_save or ()) or None,
         inference_mode=True,
     )
+    config.saved = True  # the layers are those of the routed adapter, as it was opened
     model.add_adapter(name, config)
     for module in model.modules():
         if isinstance(module, AlphaLoraLayer) and name in module.alphalora_A:

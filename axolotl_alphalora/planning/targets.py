@@ -15,6 +15,9 @@ if TYPE_CHECKING:
 
 __all__ = ["Targets"]
 
+_RULES = 2
+"""Raised within a release where the same targets come to choose other layers."""
+
 
 @dataclass(frozen=True)
 class Targets:
@@ -22,7 +25,8 @@ class Targets:
 
     Attributes:
         modules: Names, or one regex.
-        linear: Whether every linear layer but the output head is a target, besides `modules`.
+        linear: Whether every linear layer but the output head is a target, besides `modules`; also
+            left out are classification and question answering heads, and layers that never run.
         exclude: Names or a regex of modules to leave alone.
         layers: Indices of the blocks to adapt.
         layers_pattern: Name of the list of blocks.
@@ -41,7 +45,8 @@ class Targets:
 
         Raises:
             TypeError: If a target is no linear layer; names the module.
-            ValueError: If an entry of an option matches nothing; names it.
+            ValueError: If an entry of an option matches nothing, or a target is named that would
+                never run; names it.
         """
         from peft.tuners.tuners_utils import _get_in_out_features
 
@@ -69,7 +74,7 @@ class Targets:
     @property
     def identity(self) -> str:
         """A text that differs where the layers chosen may differ."""
-        return json.dumps([asdict(self), version("peft"), version("axolotl-alphalora")])
+        return json.dumps([asdict(self), version("peft"), version("axolotl-alphalora"), _RULES])
 
     def _matches(self, model: nn.Module, target: str | list[str]) -> list[str]:
         from ..adapter import AlphaLoraConfig, resolve_targets

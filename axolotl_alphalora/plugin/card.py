@@ -80,7 +80,7 @@ def section(config: AlphaLoraConfig) -> str:
         "Load it with `pip install axolotl-alphalora`:",
         "",
         "```python",
-        "import axolotl_alphalora.adapter  # makes PEFT know the method",
+        "import axolotl_alphalora  # makes PEFT know the method",
         "from peft import AutoPeftModelForCausalLM",
         "",
         'model = AutoPeftModelForCausalLM.from_pretrained("path/to/this/directory")',

@@ -190,7 +190,7 @@ def _peft_config(cfg: Any, allocation: Allocation) -> AlphaLoraConfig:
         settings |= changes(cfg)
     if block.init_from is not None and not allocation.saved:
         settings |= {"init_from": block.init_from, "init_split": block.init_split}
-    return AlphaLoraConfig(
+    config = AlphaLoraConfig(
         base_model_name_or_path=cfg.base_model,
         revision=cfg.revision_of_model,
         num_experts=dict(allocation.counts),
@@ -198,6 +198,8 @@ def _peft_config(cfg: Any, allocation: Allocation) -> AlphaLoraConfig:
         plan=allocation.plan,
         **settings,
     )
+    config.saved = bool(allocation.saved)
+    return config
 
 
 def adapt(cfg: Any, allocation: Allocation, model: Any) -> tuple[peft.PeftModel, peft.PeftConfig]:

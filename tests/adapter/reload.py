@@ -8,7 +8,7 @@ import torch
 from peft import AutoPeftModelForCausalLM, PeftModel
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
-import axolotl_alphalora.adapter  # noqa: F401
+import axolotl_alphalora  # noqa: F401
 
 folder = Path(sys.argv[1])
 ids = torch.load(folder / "ids.pt")

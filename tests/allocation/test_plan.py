@@ -2,6 +2,7 @@
 
 import json
 import os
+from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
 
@@ -60,6 +61,21 @@ def test_a_plan_survives_the_file(plan, tmp_path):
     plan.save(path)
     assert Plan.load(path) == plan
     assert Plan.from_dict(plan.to_dict()) == plan
+
+
+def scribble(value):
+    """Change every list and object in a JSON value."""
+    for inner in list(value.values() if isinstance(value, dict) else value):
+        if isinstance(inner, dict | list):
+            scribble(inner)
+    value.clear()
+
+
+def test_a_plan_shares_nothing_with_its_json(plan):
+    before, document = deepcopy(plan), plan.to_dict()
+    read = Plan.from_dict(document)
+    scribble(document)
+    assert plan == read == before
 
 
 def test_the_file_states_format_version_and_totals(plan, tmp_path):
