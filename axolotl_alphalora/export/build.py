@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Literal
 
 from torch import Tensor, nn
@@ -31,6 +31,7 @@ def build(
     rank: int | None = None,
     same_rank: bool = False,
     adapter: str = "default",
+    progress: Callable[[Sequence[str]], Callable[[str], None]] | None = None,
 ) -> dict[str, Factors]:
     """Replace the mixture of every module by one update.
 
@@ -42,14 +43,19 @@ def build(
         rank: Compress modules of a higher rank to this one.
         same_rank: Pad all modules with zeros to the highest rank.
         adapter: Name of the adapter.
+        progress: Takes the modules' names; what it returns is called after each.
 
     Returns:
         Exact module name to its update, in the model's order.
     """
     updates: dict[str, Factors] = {}
-    for layer in model.modules():
-        if not isinstance(layer, AlphaLoraLayer) or adapter not in layer.alphalora_A:
-            continue
+    layers = [
+        module
+        for module in model.modules()
+        if isinstance(module, AlphaLoraLayer) and adapter in module.alphalora_A
+    ]
+    step = progress([layer.module_name for layer in layers]) if progress else None
+    for layer in layers:
         a, b = layer.alphalora_A[adapter].detach().cpu(), layer.alphalora_B[adapter].detach().cpu()
         scaling = layer.scaling[adapter]
         second: Tensor | None = None
@@ -63,6 +69,8 @@ def build(
             if seen.tokens:
                 second = mixing @ seen.ff @ mixing.T
         updates[layer.module_name] = update if rank is None else compress(update, rank, second)
+        if step is not None:
+            step(layer.module_name)
     if same_rank:
         most = max(update.rank for update in updates.values())
         updates = {name: pad(update, most) for name, update in updates.items()}
