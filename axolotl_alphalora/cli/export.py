@@ -11,7 +11,7 @@ import click
 from .options import errors_in_words
 from .output import only_output
 from .paths import FilePath
-from .trained import Data, Trained, data_options
+from .trained import Data, Trained, data_options, let_waiting_threads_yield
 
 if TYPE_CHECKING:
     from ..evaluation import Price
@@ -92,6 +92,7 @@ def export(
     """
     from rich.console import Console
 
+    let_waiting_threads_yield()
     console = Console(stderr=as_json)
     data = Data(source, samples, seed, base_model, load_in_4bit, load_in_8bit)
     data.check()

@@ -13,7 +13,7 @@ from ..plots import check_plot
 from .options import errors_in_words
 from .output import only_output
 from .paths import FilePath
-from .trained import Data, data_options
+from .trained import Data, data_options, let_waiting_threads_yield
 
 if TYPE_CHECKING:
     from ..inspection import Inspection
@@ -67,6 +67,7 @@ def inspect(
     (`messages`, `instruction` and `output`, `prompt` and `completion`, or `text`), or training rows
     of the run whose YAML is named. A column `task` names the tasks, which are told apart.
     """
+    let_waiting_threads_yield()
     data = None
     if source is not None:
         data = Data(source, samples, seed, base_model, load_in_4bit, load_in_8bit)
@@ -78,12 +79,16 @@ def inspect(
             data.check_source()
         if plot is not None:
             check_plot(plot)
-        from ..inspection import inspect_weights
+        from rich.console import Console
 
-        found = inspect_weights(adapter_dir)
+        from ..inspection import inspect_weights
+        from ..progress import working
+
+        with working(Console(stderr=True)) as doing:
+            found = inspect_weights(adapter_dir, doing("Reading experts"))
         if data is not None:
             found = _watched(found, adapter_dir, data)
-        show(found, adapter_dir, per_module, plot, emit if as_json else None)
+        show(found, adapter_dir, per_module, plot, as_json, emit)
 
 
 def _watched(found: Inspection, adapter_dir: Path, data: Data) -> Inspection:
@@ -114,9 +119,10 @@ def _watched(found: Inspection, adapter_dir: Path, data: Data) -> Inspection:
 def show(
     inspection: Inspection,
     adapter_dir: Path,
-    per_module: bool = False,
-    plot: Path | None = None,
-    emit: Callable[[str], None] | None = None,
+    per_module: bool,
+    plot: Path | None,
+    as_json: bool,
+    emit: Callable[[str], None] = click.echo,
 ) -> None:
     """Print and draw an inspection as wished.
 
@@ -125,7 +131,8 @@ def show(
         adapter_dir: The adapter's directory, for headings.
         per_module: Whether to print every module.
         plot: File to draw to, None for none.
-        emit: Takes JSON, which is made instead of tables.
+        as_json: Whether to print JSON, and nothing else to stdout.
+        emit: Takes the JSON.
 
     Raises:
         OSError: If the file cannot be written.
@@ -135,9 +142,9 @@ def show(
     from .inspect_tables import print_inspected_modules, print_inspection
     from .stands_out import stands_out
 
-    console = Console(stderr=emit is not None)
+    console = Console(stderr=as_json)
     title = f"Experts of {adapter_dir.resolve().name}"
-    if emit is not None:
+    if as_json:
         emit(json.dumps(inspection.to_dict(), indent=2, allow_nan=False))
     else:
         print_inspection(inspection, title, console)

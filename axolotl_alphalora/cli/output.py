@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, redirect_stdout, suppress
+from contextlib import contextmanager, redirect_stdout
 
 import click
 
@@ -16,10 +16,9 @@ __all__ = ["only_output"]
 def only_output(wanted: bool = True) -> Iterator[Callable[[str], None]]:
     """Send whatever else is printed to stderr, and only what is handed over to stdout.
 
-    Libraries, the host and processes that are started print as well. The host, when the command
-    runs as its verb, has printed its banner before; that still waits in stdout's buffer where
-    stdout is a pipe or a file, and goes to stderr too. If Python runs unbuffered it is out
-    already, which a line on stderr then says.
+    Libraries, the host and processes that are started print as well. Axolotl prints its banner to
+    stdout before it hands over to any verb: where stdout is no terminal, a line on stderr then
+    says how to start the command without it.
 
     Args:
         wanted: Whether stdout is for a program; otherwise text is printed at once.
@@ -39,7 +38,7 @@ def only_output(wanted: bool = True) -> Iterator[Callable[[str], None]]:
 
 @contextmanager
 def _stdout_to_stderr() -> Iterator[None]:
-    _say_if_unbuffered()
+    _tell_of_banner()
     try:
         ours, theirs = sys.stdout.fileno(), sys.stderr.fileno()
     except (OSError, ValueError):  # replaced by an object without a file
@@ -58,13 +57,11 @@ def _stdout_to_stderr() -> Iterator[None]:
         os.close(kept)
 
 
-def _say_if_unbuffered() -> None:
+def _tell_of_banner() -> None:
     art = sys.modules.get("axolotl.cli.art")
-    printed = getattr(art, "HAS_PRINTED_LOGO", False)
-    if printed and getattr(sys.stdout, "write_through", False):
-        with suppress(OSError):
-            click.echo(
-                "Axolotl's banner stands on stdout before the output, since Python runs unbuffered "
-                "(PYTHONUNBUFFERED, -u). Start the command as `alphalora` for a clean stdout.",
-                err=True,
-            )
+    if getattr(art, "HAS_PRINTED_LOGO", False) and not sys.stdout.isatty():
+        click.echo(
+            "Axolotl has printed its banner to stdout, before what follows there. Start the "
+            "command as `alphalora` instead of `axolotl alphalora` for a stdout without it.",
+            err=True,
+        )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +16,14 @@ if TYPE_CHECKING:
     from ..inspection import AdapterConfig
     from ..sensitivity import Sample
 
-__all__ = ["Data", "Trained", "check_adapter", "data_options", "load_trained"]
+__all__ = [
+    "Data",
+    "Trained",
+    "check_adapter",
+    "data_options",
+    "let_waiting_threads_yield",
+    "load_trained",
+]
 
 _ADVICE = "Give the rows as a JSON lines file instead: `--data rows.jsonl`."
 
@@ -108,6 +116,15 @@ def data_options(command: Callable[..., Any]) -> Callable[..., Any]:
     for option in reversed(options):
         command = option(command)
     return command
+
+
+def let_waiting_threads_yield() -> None:
+    """Let torch's threads give up their core while they wait, if torch is not imported yet.
+
+    Rows are run one at a time, so most products are small; where another process has the core,
+    threads that spin cost many times what they compute.
+    """
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 
 def check_adapter(folder: Path) -> AdapterConfig:

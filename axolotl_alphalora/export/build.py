@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from ..adapter import AlphaLoraLayer
 from ..evaluation import Moments
+from ..spectral.threads import one_thread
 from .factors import Factors, compress, fitted_mixing, mean_mixing, mixed
 from .lora import pad
 
@@ -56,22 +57,33 @@ def build(
     ]
     step = progress([layer.module_name for layer in layers]) if progress else None
     for layer in layers:
-        a, b = layer.alphalora_A[adapter].detach().cpu(), layer.alphalora_B[adapter].detach().cpu()
-        scaling = layer.scaling[adapter]
-        second: Tensor | None = None
-        if adapter not in layer.alphalora_router:
-            update = Factors(a.double(), b.double() * scaling)
-        else:
-            router = layer.alphalora_router[adapter].detach().cpu()
-            seen = moments[layer.module_name]
-            mixing = _MIXINGS[method](seen)
-            update = mixed(a, b, router, scaling, mixing)
-            if seen.tokens:
-                second = mixing @ seen.ff @ mixing.T
-        updates[layer.module_name] = update if rank is None else compress(update, rank, second)
+        with one_thread():
+            updates[layer.module_name] = _replaced(layer, moments, method, rank, adapter)
         if step is not None:
             step(layer.module_name)
     if same_rank:
         most = max(update.rank for update in updates.values())
         updates = {name: pad(update, most) for name, update in updates.items()}
     return updates
+
+
+def _replaced(
+    layer: AlphaLoraLayer,
+    moments: Mapping[str, Moments],
+    method: Method,
+    rank: int | None,
+    adapter: str,
+) -> Factors:
+    a, b = layer.alphalora_A[adapter].detach().cpu(), layer.alphalora_B[adapter].detach().cpu()
+    scaling = layer.scaling[adapter]
+    second: Tensor | None = None
+    if adapter not in layer.alphalora_router:
+        update = Factors(a.double(), b.double() * scaling)
+    else:
+        router = layer.alphalora_router[adapter].detach().cpu()
+        seen = moments[layer.module_name]
+        mixing = _MIXINGS[method](seen)
+        update = mixed(a, b, router, scaling, mixing)
+        if seen.tokens:
+            second = mixing @ seen.ff @ mixing.T
+    return update if rank is None else compress(update, rank, second)
