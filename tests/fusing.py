@@ -24,10 +24,10 @@ def make(number=5, top_k=2, rank=3, dropout=0.0, coefficient=0.7, base=None, pad
     )
     base = (nn.Linear(IN, OUT, bias=False) if base is None else base).requires_grad_(False)
     layer = AlphaLoraLayer(base, "default", config, number, rank, "m", LoadBalancer()).train()
-    training = layer.balancer._pass
+    training = layer.balancer.passes.now
     training.phase, training.weight = "train", torch.tensor(0.6)
     training.padding = Padding(torch.rand(2, rows) > 0.3 if padding else None)
-    layer.balancer._running = True
+    layer.balancer.passes.running = layer
     return layer, torch.randn(2, rows, IN)
 
 

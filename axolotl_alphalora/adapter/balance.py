@@ -12,26 +12,24 @@ first (`probe_loss`). They meet in a `LossScale`, that of the base model's `Load
 from __future__ import annotations
 
 import warnings
-from collections import defaultdict, deque
+from collections import defaultdict
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
 from torch import nn
 
-from .batch import Padding, micro_batch_weight, padding_of, positional_names
+from .batch import micro_batch_weight, padding_of, positional_names
 from .functional import load_balancing_loss
 from .loss_scale import LossScale, probe_output
+from .passes import OUTSIDE, Decision, Passes, Phase
 from .tokens import Tokens
 from .usage import Reduce, UsageMeter
 
-Phase = Literal["train", "eval"]
 HOOKS = "_alphalora_hooks"
-PASSES = 64
-"""Training passes before one backward that a recomputation can be told from each other."""
 
 
 @dataclass
@@ -78,32 +76,6 @@ class BalanceTerm(NamedTuple):
         return _sum_over_ranks(slots) if self.over_ranks else slots
 
 
-class _Decision(NamedTuple):
-    """What one router decided in a pass; see `LoadBalancer.record`."""
-
-    sums: torch.Tensor
-    slots: torch.Tensor
-    block_share: float
-
-
-@dataclass
-class _Pass:
-    """What the routers need to know of the forward pass they are in."""
-
-    phase: Phase | None = None
-    padding: Padding = Padding()
-    weight: torch.Tensor | float = 1.0
-    decisions: dict[str, _Decision] = field(default_factory=dict)
-    counted: bool = False
-    ran: dict[str, None] = field(default_factory=dict)
-    first: int = 0  # sequence numbers of the autograd nodes made in it
-    end: int = 0
-
-
-_OUTSIDE = _Pass()
-"""What layers get that are called by themselves, not by their base model's forward."""
-
-
 class LoadBalancer:
     """State shared by the routed layers of one base model.
 
@@ -124,14 +96,11 @@ class LoadBalancer:
         self.scale = LossScale(default_scale)
         self.evaluating = False
         self.usage: dict[Phase, UsageMeter] = {}
-        self._pass = _Pass()
-        self._running: nn.Module | None = None
-        self._training_pass = self._pass
-        self._recent: deque[_Pass] = deque(maxlen=PASSES)
-        self._last: dict[str, _Decision] = {}
+        self.passes = Passes()
+        self._last: dict[str, Decision] = {}
         self._meters: dict[Phase, _Meter] = {"train": _Meter(), "eval": _Meter()}
         self._idle_named = False
-        self._said: set[str] = set()
+        self._outside_named = False
 
     def __reduce__(self) -> tuple[type[LoadBalancer], tuple[Any, ...]]:
         """Copy and pickle as a fresh balancer: the key must stay unique, the rest is transient."""
@@ -167,7 +136,7 @@ class LoadBalancer:
     @property
     def observing(self) -> bool:
         """Whether this pass is one of training or evaluation, so that `record` is to be called."""
-        return self._current().phase is not None
+        return self.passes.current().phase is not None
 
     def valid(self, tokens: Tokens, shape: torch.Size) -> torch.Tensor | None:
         """Which tokens of a layer's input are real: [T], or None where all are.
@@ -176,7 +145,7 @@ class LoadBalancer:
             tokens: Whose tokens they are.
             shape: Of the input, without features.
         """
-        return self._current().padding.of(tokens, shape)
+        return self.passes.current().padding.of(tokens, shape)
 
     def term(self, coefficient: float, over_ranks: bool) -> BalanceTerm:
         """How a router's load-balancing loss takes part in this pass.
@@ -188,12 +157,15 @@ class LoadBalancer:
                 distributed training run; its mean probability stays that of this process, whose
                 gradient the run averages.
         """
-        current = self._current()
-        if current is _OUTSIDE and coefficient and torch.is_grad_enabled():
-            self._warn_once(
+        current = self.passes.current()
+        trained = coefficient and torch.is_grad_enabled()
+        if current is OUTSIDE and trained and not self._outside_named:
+            self._outside_named = True
+            warnings.warn(
                 "AlphaLoRA: layers are trained by calls that go around the forward of the base "
                 "model (a part of it is called by itself): the load-balancing loss takes no part "
-                "in those."
+                "in those.",
+                stacklevel=2,
             )
         training = current.phase == "train"
         return BalanceTerm(
@@ -217,13 +189,13 @@ class LoadBalancer:
             block_share: 1 / number of routers in this router's block.
         """
         # Those of a recomputation would never be read.
-        current = self._current()
+        current = self.passes.current()
         if not current.counted:
-            current.decisions[module] = _Decision(sums.detach(), slots.detach(), block_share)
+            current.decisions[module] = Decision(sums.detach(), slots.detach(), block_share)
 
     def note(self, layer: str) -> None:
         """Keep in mind that an adapter's layer ran; `layer` is named as its router would be."""
-        self._current().ran[layer] = None
+        self.passes.current().ran[layer] = None
 
     def name_idle(self, model: nn.Module) -> None:
         """Warn, once, of trained layers that the first training pass did not run.
@@ -231,7 +203,7 @@ class LoadBalancer:
         Args:
             model: The base model, or one around it.
         """
-        if self._idle_named or self._training_pass.phase is None:
+        if self._idle_named or self.passes.training.phase is None:
             return
         self._idle_named = True
         layers = [
@@ -240,7 +212,7 @@ class LoadBalancer:
             if getattr(module, "balancer", None) is self
             for name in module.trained_names()  # type: ignore[operator]
         ]
-        idle = [n.rpartition(".")[0] for n in layers if n not in self._training_pass.ran]
+        idle = [n.rpartition(".")[0] for n in layers if n not in self.passes.training.ran]
         if idle:
             named = ", ".join(idle[:3]) + (f" and {len(idle) - 3} more" if len(idle) > 3 else "")
             warnings.warn(
@@ -270,29 +242,6 @@ class LoadBalancer:
         decisions, self._last = self._last, {}
         return [name for name, made in decisions.items() if not bool(made.sums.isfinite().all())]
 
-    def _current(self) -> _Pass:
-        """The pass that runs, or whose blocks are recomputed."""
-        if self._running is not None or torch.compiler.is_compiling():
-            return self._pass
-        node = torch._C._current_autograd_node()
-        if node is None:
-            return _OUTSIDE
-        number = node._sequence_nr()
-        for one in reversed(self._recent):
-            if one.first <= number < one.end:
-                return one
-        self._warn_once(
-            "AlphaLoRA: a layer is recomputed in the backward pass, and it is not known for which "
-            f"forward pass: it belongs to none of the last {PASSES} training passes of "
-            "the base model. Its load-balancing loss goes by the last one's padding."
-        )
-        return self._training_pass
-
-    def _warn_once(self, message: str) -> None:
-        if message not in self._said:
-            self._said.add(message)
-            warnings.warn(message, stacklevel=2)
-
     def _before_forward(
         self,
         names: tuple[str, ...],
@@ -301,24 +250,20 @@ class LoadBalancer:
         kwargs: dict[str, Any],
     ) -> None:
         # The backbone that the model calls; a model that is called again was interrupted.
-        if getattr(self._running, "base_model", None) is model and self._running is not model:
+        running = self.passes.running
+        if running is not model and getattr(running, "base_model", None) is model:
             return
         call = _bind(names, args, kwargs)
-        self._pass = _Pass()
-        self._running = model
-        if model.training and torch.is_grad_enabled():
-            self._pass.phase = "train"
-            self._pass.weight = micro_batch_weight(model, call)
-            self._training_pass = self._pass
+        current = self.passes.begin(model, model.training and torch.is_grad_enabled())
+        if current.phase == "train":
+            current.weight = micro_batch_weight(model, call)
             self.scale.recorded = None
-            if not torch.compiler.is_compiling():
-                self._pass.first = torch.autograd._get_sequence_nr()
         elif not model.training and (
             call.get("labels") is not None or self._counts_without_labels(call)
         ):
-            self._pass.phase = "eval"
-        if self.observing:
-            self._pass.padding = padding_of(model, call)
+            current.phase = "eval"
+        if current.phase is not None:
+            current.padding = padding_of(model, call)
 
     def _counts_without_labels(self, call: Mapping[str, Any]) -> bool:
         """Preference trainers evaluate without labels; generation has a cache."""
@@ -332,15 +277,11 @@ class LoadBalancer:
         kwargs: dict[str, Any],
         output: Any,
     ) -> Any:
-        if self._running is not model:
+        if self.passes.running is not model:
             return output
-        current = self._pass
-        self._running = None
-        # A compiled layer that is recomputed in the backward pass reads this one.
-        self._pass = self._training_pass
-        if current.phase == "train" and not torch.compiler.is_compiling() and output is not None:
-            current.end = torch.autograd._get_sequence_nr()
-            self._recent.append(current)
+        current = self.passes.end()
+        failed = output is None
+        if current.phase == "train" and not (failed or torch.compiler.is_compiling()):
             self.name_idle(model)
         if current.phase is not None and current.decisions:
             self._meters[current.phase].add(_total_loss(current.decisions), current.weight)
@@ -379,9 +320,9 @@ def _sum_over_ranks(share: torch.Tensor) -> torch.Tensor:
     return share
 
 
-def _total_loss(decisions: Mapping[str, _Decision]) -> torch.Tensor:
+def _total_loss(decisions: Mapping[str, Decision]) -> torch.Tensor:
     """Load-balancing loss of a pass, the sum over blocks of their routers' mean."""
-    alike: dict[tuple[int, float, torch.device], list[_Decision]] = defaultdict(list)
+    alike: dict[tuple[int, float, torch.device], list[Decision]] = defaultdict(list)
     for made in decisions.values():
         alike[len(made.slots), made.block_share, made.sums.device].append(made)
     totals = [

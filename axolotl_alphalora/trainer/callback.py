@@ -11,7 +11,8 @@ import torch
 from transformers import PrinterCallback, ProgressCallback, Trainer, TrainerCallback
 
 from ..adapter import AlphaLoraLayer, find_balancer, find_routers
-from ..adapter.balance import LoadBalancer, Phase
+from ..adapter.balance import LoadBalancer
+from ..adapter.passes import Phase
 from ..adapter.usage import RouterUsage, UsageMeter, summarise
 from ..blocks import group_by_block
 from .collapse import CollapseWatch

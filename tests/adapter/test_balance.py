@@ -106,7 +106,7 @@ def test_one_backward_of_two_passes_is_the_reference_s(tiny_llama, batch):
 
 
 def test_a_recomputation_of_a_pass_too_long_ago_is_told(tiny_llama, batch, monkeypatch):
-    monkeypatch.setattr("axolotl_alphalora.adapter.balance.PASSES", 1)
+    monkeypatch.setattr("axolotl_alphalora.adapter.passes.PASSES", 1)
     model = adapted(tiny_llama).train()
     switch_checkpointing(model, "non-reentrant")
     total = model(**batch).loss + model(**batch).loss

@@ -52,7 +52,7 @@ def test_in_the_precisions_of_training(dtype, autocast):
     rows = int(clear.sum(-1).min())
     assert rows > 20
     x = torch.stack([each[real][:rows] for each, real in zip(x, clear, strict=True)]).to(dtype)
-    layer.balancer._pass.padding = Padding(torch.rand(2, rows) > 0.3)
+    layer.balancer.passes.now.padding = Padding(torch.rand(2, rows) > 0.3)
     tolerance = 1e-5 if dtype == torch.float32 and not autocast else 2e-2
     found = {}
     for coefficient in (900.0, 0.0):
@@ -70,8 +70,8 @@ def test_statistics_are_counted_in_fp32_under_autocast():
     for function in (True, False):
         with torch.autocast("cpu", torch.bfloat16):
             run(layer, x, function)
-        sums = layer.balancer._pass.decisions["m.default"].sums
-        tokens = int(layer.balancer._pass.padding.own.sum())
+        sums = layer.balancer.passes.now.decisions["m.default"].sums
+        tokens = int(layer.balancer.passes.now.padding.own.sum())
         assert tokens > 256  # which bf16 could not count
         assert sums[-1] == tokens and sums[:3].sum() == 2 * tokens
 
@@ -166,7 +166,7 @@ def test_autocast_leaves_double_precision_alone():
 
 def test_dropout_that_is_kept_on_in_evaluation_drops():
     layer, x = make(dropout=0.5)
-    layer.balancer._pass.phase = None
+    layer.balancer.passes.now.phase = None
     layer.eval()
     with torch.no_grad():
         assert torch.equal(layer(x), layer(x))
