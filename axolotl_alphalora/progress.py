@@ -1,7 +1,8 @@
-"""Progress bars for work on many matrices."""
+"""Progress of work on many matrices or rows: bars on a terminal, lines now and then elsewhere."""
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
@@ -13,19 +14,33 @@ __all__ = ["Doing", "working"]
 Step = Callable[[str], None]
 Start = Callable[[Sequence[str]], Step]
 Doing = Callable[[str], Start]
+Clock = Callable[[], float]
+
+_BETWEEN = 15.0
+_SHORT = 2.0
 
 
 @contextmanager
-def working(console: Console | None) -> Iterator[Doing]:
-    """Show progress bars, gone from the screen when the work is done or fails.
+def working(console: Console | None, clock: Clock = time.monotonic) -> Iterator[Doing]:
+    """Show how far the work is.
+
+    On a terminal there are bars, gone from the screen when the work is done or fails. Elsewhere,
+    such as in a job's log, stderr gets a line every 15 seconds at most, and one at the end of what
+    took 2 seconds or more.
 
     Args:
-        console: Where to; None shows nothing, as does a console that is no terminal.
+        console: Where bars are shown if it is a terminal, else on stderr; None shows nothing.
+        clock: Gives the time in seconds.
 
     Yields:
-        A function that takes what is being done. What it returns takes the names of the matrices
-        and returns a function to be called after each.
+        A function that takes what is being done. What it returns takes the names of what is worked
+        on and returns a function to be called after each.
     """
+    if console is not None and not console.is_terminal:
+        console = Console(stderr=True)
+    if console is not None and not console.is_terminal:
+        yield _in_lines(console, clock)
+        return
     bars = Progress(
         TextColumn("{task.description}"),
         BarColumn(),
@@ -33,7 +48,7 @@ def working(console: Console | None) -> Iterator[Doing]:
         TimeRemainingColumn(),
         console=console,
         transient=True,
-        disable=console is None or not console.is_terminal,
+        disable=console is None,
     )
 
     def doing(what: str) -> Start:
@@ -45,3 +60,40 @@ def working(console: Console | None) -> Iterator[Doing]:
 
     with bars:
         yield doing
+
+
+def _in_lines(console: Console, clock: Clock) -> Doing:
+    def doing(what: str) -> Start:
+        def start(names: Sequence[str]) -> Step:
+            total, done = len(names), 0
+            began = said = clock()
+
+            def step(name: str) -> None:
+                nonlocal done, said
+                done += 1
+                now = clock()
+                taken = now - began
+                if done < total and now - said >= _BETWEEN:
+                    left = taken / done * (total - done)
+                    line = f"{what}: {done} of {total}, about {_duration(left)} left"
+                elif done == total and taken >= _SHORT:
+                    line = f"{what}: {done} of {total}, done in {_duration(taken)}"
+                else:
+                    return
+                said = now
+                console.print(line, highlight=False, markup=False, soft_wrap=True)
+
+            return step
+
+        return start
+
+    return doing
+
+
+def _duration(seconds: float) -> str:
+    """Return a time as `42 s`, `3:07 min` or `2:05:00 h`."""
+    minutes, rest = divmod(round(seconds), 60)
+    if not minutes:
+        return f"{rest} s"
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02} h" if hours else f"{minutes}:{rest:02} min"

@@ -108,7 +108,7 @@ def _packages(node: ast.Import | ast.ImportFrom, depth: int) -> set[str]:
         ("sensitivity", {"blocks"}, set()),
         ("allocation", {"blocks", "settings", "storage"}, {"spectral"}),
         ("adapter", {"blocks", "saved_format"}, set()),
-        ("inspection", {"blocks", "saved_format"}, {"adapter"}),
+        ("inspection", {"blocks", "saved_format", "spectral"}, {"adapter"}),
         (
             "planning",
             {"adapter", "allocation", "blocks", "settings", "spectral", "storage"},

@@ -12,6 +12,8 @@ import click
 
 from ..settings import AGGREGATES, ESTIMATORS, QualitySettings
 from .options import Wishes, check_estimator, errors_in_words, shared_options
+from .output import only_output
+from .paths import ModelName
 
 if TYPE_CHECKING:
     from ..spectral import Measurement
@@ -23,7 +25,7 @@ _DEFAULTS = QualitySettings()
 
 
 @click.command()
-@click.argument("model", metavar="MODEL_DIR|HUB_ID|FILE.gguf")
+@click.argument("model", metavar="MODEL_DIR|HUB_ID|FILE.gguf", type=ModelName())
 @click.option(
     "--estimator",
     type=click.Choice(ESTIMATORS),
@@ -84,7 +86,7 @@ def analyze(
     from .specs import quality_options
 
     console = Console(stderr=as_json)
-    with errors_in_words():
+    with errors_in_words(), only_output(as_json) as emit:
         settings = QualitySettings(estimator, _window(window), aggregate, normalize)  # type: ignore[arg-type]
         others = {spec: replace(settings, **quality_options(spec)) for spec in wishes.compare}
         for one in (settings, *others.values()):
@@ -97,8 +99,8 @@ def analyze(
             document = _compare(model, settings, others, measured, None if as_json else console)
         else:
             document = _show(model, measured(settings), wishes, console, quiet=as_json)
-    if as_json:
-        click.echo(json.dumps(document, indent=2))
+        if as_json:
+            emit(json.dumps(document, indent=2))
 
 
 def _measure(

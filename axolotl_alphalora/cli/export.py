@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from .options import errors_in_words
-from .trained import Data, Trained, data_options
+from .output import only_output
+from .paths import FilePath
+from .trained import Data, Trained, data_options, let_waiting_threads_yield
 
 if TYPE_CHECKING:
     from ..evaluation import Price
@@ -19,11 +21,11 @@ _METHODS = ("least-squares", "mean-gate")
 
 
 @click.command()
-@click.argument("adapter", metavar="ADAPTER_DIR", type=click.Path(file_okay=False, path_type=Path))
+@click.argument("adapter", metavar="ADAPTER_DIR", type=FilePath(file_okay=False))
 @click.option(
     "--output",
     required=True,
-    type=click.Path(file_okay=False, path_type=Path),
+    type=FilePath(file_okay=False),
     help="Directory for the LoRA; it must be new or empty.",
 )
 @click.option(
@@ -31,12 +33,12 @@ _METHODS = ("least-squares", "mean-gate")
     "source",
     required=True,
     metavar="ROWS.jsonl|CONFIG.yml",
-    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    type=FilePath(exists=True, dir_okay=False),
     help="What the routers are calibrated on.",
 )
 @click.option(
     "--eval-data",
-    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    type=FilePath(exists=True, dir_okay=False),
     metavar="ROWS.jsonl",
     help="Other rows to measure the price on; otherwise every second row of --data.",
 )
@@ -51,7 +53,7 @@ _METHODS = ("least-squares", "mean-gate")
 @click.option(
     "--same-rank",
     is_flag=True,
-    help="Pad all layers with zeros to one rank, for programs that know no rank pattern.",
+    help="Pad all layers with zeros to one rank: llama.cpp and SGLang need it.",
 )
 @click.option(
     "--max-kl",
@@ -90,10 +92,12 @@ def export(
     """
     from rich.console import Console
 
+    let_waiting_threads_yield()
     console = Console(stderr=as_json)
     data = Data(source, samples, seed, base_model, load_in_4bit, load_in_8bit)
     data.check()
-    with errors_in_words():
+    with errors_in_words(), only_output(as_json) as emit:
+        data.check_source()
         from ..export import check_output, export_adapter
         from ..progress import working
         from .trained import check_adapter, load_trained
@@ -125,9 +129,9 @@ def export(
                 notes={"data": str(source), "seed": seed, "measured_on": measured_on},
                 doing=doing,
             )
-    if as_json:
-        click.echo(json.dumps(found.to_dict(), indent=2))
-    else:
+        if as_json:
+            emit(json.dumps(found.to_dict(), indent=2))
+    if not as_json:
         _print(console, found, output)
 
 
@@ -164,4 +168,4 @@ def _print(console: Any, found: Exported, output: Path) -> None:
         table.add_row(label, f"{loss[0]:.4f}", f"{loss[1]:.3f}", kl)
     caption = f"{price.rows} rows, {price.tokens:,} tokens: {found.notes['measured_on']}"
     print_table(console, "What the export costs", table, caption)
-    print_lines(console, [*found.sentences(), f"Saved to {output}"])
+    print_lines(console, [*found.sentences(), *found.servers(), f"Saved to {output}"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,7 +11,9 @@ import click
 
 from ..plots import check_plot
 from .options import errors_in_words
-from .trained import Data, data_options
+from .output import only_output
+from .paths import FilePath
+from .trained import Data, data_options, let_waiting_threads_yield
 
 if TYPE_CHECKING:
     from ..inspection import Inspection
@@ -19,19 +22,19 @@ __all__ = ["inspect", "show"]
 
 
 @click.command()
-@click.argument("adapter_dir", metavar="ADAPTER_DIR", type=click.Path(path_type=Path))
+@click.argument("adapter_dir", metavar="ADAPTER_DIR", type=FilePath())
 @click.option(
     "--data",
     "source",
     metavar="ROWS.jsonl|CONFIG.yml",
-    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    type=FilePath(exists=True, dir_okay=False),
     help="Also run rows of this data, and show what the routers do with them.",
 )
 @data_options
 @click.option("--per-module", is_flag=True, help="Also print every module.")
 @click.option(
     "--plot",
-    type=click.Path(dir_okay=False, path_type=Path),
+    type=FilePath(dir_okay=False),
     help="Draw heat maps into a .png, .svg or .pdf file, or a report into an .html file.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of tables.")
@@ -64,21 +67,28 @@ def inspect(
     (`messages`, `instruction` and `output`, `prompt` and `completion`, or `text`), or training rows
     of the run whose YAML is named. A column `task` names the tasks, which are told apart.
     """
+    let_waiting_threads_yield()
     data = None
     if source is not None:
         data = Data(source, samples, seed, base_model, load_in_4bit, load_in_8bit)
         data.check()
     elif base_model or load_in_4bit or load_in_8bit:
         raise click.UsageError("the base model is loaded for --data only: add it.")
-    with errors_in_words():
+    with errors_in_words(), only_output(as_json) as emit:
+        if data is not None:
+            data.check_source()
         if plot is not None:
             check_plot(plot)
-        from ..inspection import inspect_weights
+        from rich.console import Console
 
-        found = inspect_weights(adapter_dir)
+        from ..inspection import inspect_weights
+        from ..progress import working
+
+        with working(Console(stderr=True)) as doing:
+            found = inspect_weights(adapter_dir, doing("Reading experts"))
         if data is not None:
             found = _watched(found, adapter_dir, data)
-        show(found, adapter_dir, per_module, plot, as_json)
+        show(found, adapter_dir, per_module, plot, as_json, emit)
 
 
 def _watched(found: Inspection, adapter_dir: Path, data: Data) -> Inspection:
@@ -107,7 +117,12 @@ def _watched(found: Inspection, adapter_dir: Path, data: Data) -> Inspection:
 
 
 def show(
-    inspection: Inspection, adapter_dir: Path, per_module: bool, plot: Path | None, as_json: bool
+    inspection: Inspection,
+    adapter_dir: Path,
+    per_module: bool,
+    plot: Path | None,
+    as_json: bool,
+    emit: Callable[[str], None] = click.echo,
 ) -> None:
     """Print and draw an inspection as wished.
 
@@ -117,6 +132,7 @@ def show(
         per_module: Whether to print every module.
         plot: File to draw to, None for none.
         as_json: Whether to print JSON, and nothing else to stdout.
+        emit: Takes the JSON.
 
     Raises:
         OSError: If the file cannot be written.
@@ -129,7 +145,7 @@ def show(
     console = Console(stderr=as_json)
     title = f"Experts of {adapter_dir.resolve().name}"
     if as_json:
-        click.echo(json.dumps(inspection.to_dict(), indent=2, allow_nan=False))
+        emit(json.dumps(inspection.to_dict(), indent=2, allow_nan=False))
     else:
         print_inspection(inspection, title, console)
         if per_module:

@@ -11,9 +11,12 @@ from tempfile import TemporaryDirectory
 
 import click
 
+from .options import errors_in_words
+from .paths import FilePath, read_yaml
+
 
 @click.command("lm-eval", context_settings={"ignore_unknown_options": True})
-@click.argument("config", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.argument("config", type=FilePath(exists=True, dir_okay=False))
 @click.argument("options", nargs=-1, type=click.UNPROCESSED)
 def lm_eval(config: Path, options: tuple[str, ...]) -> None:
     """Evaluate a trained adapter with the LM Evaluation Harness.
@@ -31,9 +34,9 @@ def lm_eval(config: Path, options: tuple[str, ...]) -> None:
             f"{error}. `alphalora lm-eval` needs Axolotl and the harness: "
             "pip install 'axolotl-alphalora[axolotl]' lm_eval"
         ) from error
-    import yaml
-
-    if not (yaml.safe_load(config.read_text(encoding="utf-8")) or {}).get("lm_eval_tasks"):
+    with errors_in_words():
+        keys = read_yaml(config)
+    if not keys.get("lm_eval_tasks"):
         raise click.ClickException(f"{config} names no `lm_eval_tasks`, for example [arc_easy].")
     path = os.environ.get("PATH", "")
     with TemporaryDirectory() as folder:

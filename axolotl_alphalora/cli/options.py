@@ -12,6 +12,7 @@ from typing import Any
 import click
 
 from ..plots import check_plot
+from .paths import FilePath
 from .splitting import split_outside
 
 __all__ = ["Wishes", "check_estimator", "errors_in_words", "shared_options"]
@@ -32,7 +33,7 @@ _OPTIONS = [
     ),
     click.option(
         "--plot",
-        type=click.Path(dir_okay=False, path_type=Path),
+        type=FilePath(dir_okay=False),
         help="Draw it over depth into a .png, .svg, .pdf or .html file.",
     ),
     click.option(

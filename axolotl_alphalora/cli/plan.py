@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from .options import Wishes, errors_in_words, shared_options
+from .output import only_output
+from .paths import FilePath, ModelName
 
 if TYPE_CHECKING:
     from ..allocation import Plan
@@ -17,12 +19,10 @@ _UNLIKE_AS_LORA = ("as_json", "per_module", "confidence", "plot", "compare")
 
 
 @click.command()
-@click.argument("source", metavar="CONFIG.yml|MODEL_DIR|HUB_ID|FILE.gguf")
+@click.argument("source", metavar="CONFIG.yml|MODEL_DIR|HUB_ID|FILE.gguf", type=ModelName())
 @click.argument("specs", nargs=-1, metavar="[SPEC]...")
 @click.option("--json", "as_json", is_flag=True, help="Print the plan as JSON instead of a table.")
-@click.option(
-    "--output", type=click.Path(dir_okay=False, path_type=Path), help="Save the plan to a file."
-)
+@click.option("--output", type=FilePath(dir_okay=False), help="Save the plan to a file.")
 @click.option("--strategy", metavar="SPEC", help="Replace the YAML's allocation: mola:2468.")
 @shared_options
 @click.option(
@@ -74,14 +74,17 @@ def plan(
     from .source import read_source
 
     console = Console(stderr=as_json or as_lora)
-    with errors_in_words():
+    with errors_in_words(), only_output(as_json or as_lora) as emit:
         known = read_source(source, strategy)
         planner = Planner(known.path, console)
         if as_lora:
             from .as_lora import lora_yaml
 
             text = lora_yaml(known, planner.settled(known)[0])
-            _write(text, output, console)
+            if output is None:
+                emit(text.removesuffix("\n"))
+            else:
+                _write(text, output, console)
             return
         if wishes.compare:
             from .show import show_comparison
@@ -95,8 +98,8 @@ def plan(
             which = ""
         if output is not None:
             made.save(output)
-    if as_json:
-        click.echo(json.dumps(document, indent=2))
+        if as_json:
+            emit(json.dumps(document, indent=2))
     if output is not None:
         console.print(
             f"\nSaved to {output}{which}\nIn the YAML: alphalora: {{plan: {output}}}",
@@ -131,12 +134,9 @@ def _refuse_beside_as_lora(given: dict[str, Any]) -> None:
             raise click.UsageError(f"--as-lora prints a YAML and nothing else: leave out {option}.")
 
 
-def _write(text: str, output: Path | None, console: Any) -> None:
+def _write(text: str, output: Path, console: Any) -> None:
     from ..storage import write_whole
 
-    if output is None:
-        click.echo(text, nl=False)
-        return
     output.parent.mkdir(parents=True, exist_ok=True)
     write_whole(output, text)
     console.print(f"Saved to {output}", highlight=False, markup=False, soft_wrap=True)

@@ -7,10 +7,15 @@ from pathlib import Path
 import click
 
 from ..quickstart.config import DEFAULT_STEPS
+from .paths import FilePath, ModelName
 
 
 @click.command()
-@click.option("--model", help="Directory or hub id of a model; SmolLM2-135M-Instruct if left out.")
+@click.option(
+    "--model",
+    type=ModelName(),
+    help="Directory or hub id of a model; SmolLM2-135M-Instruct if left out.",
+)
 @click.option(
     "--steps",
     default=DEFAULT_STEPS,
@@ -23,13 +28,13 @@ from ..quickstart.config import DEFAULT_STEPS
     "directory",
     default="alphalora-quickstart",
     show_default=True,
-    type=click.Path(file_okay=False, path_type=Path),
+    type=FilePath(file_okay=False),
     help="Where configuration, data and adapter go.",
 )
 @click.option(
     "--json",
     "json_path",
-    type=click.Path(dir_okay=False, path_type=Path),
+    type=FilePath(dir_okay=False),
     help="Also write a machine-readable summary to this file.",
 )
 def quickstart(model: str | None, steps: int, directory: Path, json_path: Path | None) -> None:

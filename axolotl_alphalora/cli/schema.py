@@ -6,6 +6,8 @@ import json
 
 import click
 
+from .output import only_output
+
 
 @click.command("config-schema")
 def config_schema() -> None:
@@ -13,6 +15,7 @@ def config_schema() -> None:
 
     `axolotl config-schema` prints the host's own options without those of plugins.
     """
-    from ..plugin.block import AlphaLoraConfigBlock
+    with only_output() as emit:
+        from ..plugin.block import AlphaLoraConfigBlock
 
-    click.echo(json.dumps(AlphaLoraConfigBlock.model_json_schema(), indent=2))
+        emit(json.dumps(AlphaLoraConfigBlock.model_json_schema(), indent=2))

@@ -12,6 +12,7 @@ from ..planning import PlanRequest
 from ..plugin.block import ADAPTER
 from ..plugin.request import plan_request, read_block
 from .budgets import common_budget, taken_budget
+from .paths import YAML_SUFFIXES, read_yaml
 from .specs import changed_allocation
 
 __all__ = ["Source", "read_source"]
@@ -96,18 +97,9 @@ def _with_allocation(config: dict[str, Any], request: PlanRequest, spec: str) ->
 def _read(source: str) -> tuple[dict[str, Any], Path | None]:
     """The configuration in a YAML file, or one that stands for a bare model."""
     path = Path(source)
-    if path.suffix not in (".yml", ".yaml"):
+    if path.suffix not in YAML_SUFFIXES:
         return {"base_model": source, "lora_target_linear": True}, None
-    import yaml
-
-    try:
-        cfg = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ValueError(f"cannot read {path}: {error.strerror}") from error
-    except yaml.YAMLError as error:
-        raise ValueError(f"{path} is not YAML: {error}") from error
-    if not isinstance(cfg, dict):
-        raise ValueError(f"{path} is no Axolotl configuration: it holds no keys.")
+    cfg = read_yaml(path)
     if cfg.get("adapter") not in (None, ADAPTER):
         raise ValueError(f"{path}: `adapter` is {cfg['adapter']}, so there is nothing to plan.")
     _check_names(path, cfg)

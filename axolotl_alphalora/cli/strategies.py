@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from .options import errors_in_words
+from .output import only_output
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -40,11 +41,11 @@ def strategies(name: str | None, as_json: bool) -> None:
     """
     from rich.console import Console
 
-    with errors_in_words():
+    with errors_in_words(), only_output(as_json) as emit:
         found, problems = _collect(name)
-    if as_json:
-        click.echo(json.dumps({"strategies": found, "problems": problems}, indent=2))
-        return
+        if as_json:
+            emit(json.dumps({"strategies": found, "problems": problems}, indent=2))
+            return
     console = Console()
     for number, row in enumerate(found):
         if number:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,13 +10,21 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from .paths import YAML_SUFFIXES, ModelName, read_yaml
+
 if TYPE_CHECKING:
     from ..inspection import AdapterConfig
     from ..sensitivity import Sample
 
-__all__ = ["Data", "Trained", "check_adapter", "data_options", "load_trained"]
+__all__ = [
+    "Data",
+    "Trained",
+    "check_adapter",
+    "data_options",
+    "let_waiting_threads_yield",
+    "load_trained",
+]
 
-_YAML = (".yml", ".yaml")
 _ADVICE = "Give the rows as a JSON lines file instead: `--data rows.jsonl`."
 
 
@@ -42,7 +51,16 @@ class Data:
     @property
     def is_yaml(self) -> bool:
         """Whether the source is an Axolotl YAML."""
-        return self.source.suffix in _YAML
+        return self.source.suffix in YAML_SUFFIXES
+
+    def check_source(self) -> None:
+        """Check that the YAML, if it is one, can be read.
+
+        Raises:
+            ValueError: If it cannot; names the file.
+        """
+        if self.is_yaml:
+            read_yaml(self.source)
 
     def check(self) -> None:
         """Check that options go together, before anything is loaded.
@@ -88,7 +106,9 @@ def data_options(command: Callable[..., Any]) -> Callable[..., Any]:
         ),
         click.option("--seed", type=click.IntRange(min=0), default=0, help="Which rows are drawn."),
         click.option(
-            "--base-model", help="The base model's directory, if it is not where it was trained."
+            "--base-model",
+            type=ModelName(),
+            help="The base model's directory, if it is not where it was trained.",
         ),
         click.option("--load-in-4bit", is_flag=True, help="Load the base in 4 bits (nf4)."),
         click.option("--load-in-8bit", is_flag=True, help="Load the base in 8 bits."),
@@ -96,6 +116,15 @@ def data_options(command: Callable[..., Any]) -> Callable[..., Any]:
     for option in reversed(options):
         command = option(command)
     return command
+
+
+def let_waiting_threads_yield() -> None:
+    """Let torch's threads give up their core while they wait, if torch is not imported yet.
+
+    Rows are run one at a time, so most products are small; where another process has the core,
+    threads that spin cost many times what they compute.
+    """
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 
 def check_adapter(folder: Path) -> AdapterConfig:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from ..adapter import AlphaLoraLayer
 from ..adapter.functional import route
 from ..sensitivity.samples import Sample
+from ..spectral.threads import one_thread
 from .usage import inputs_for
 
 __all__ = ["Moments", "calibrate"]
@@ -109,7 +110,8 @@ def calibrate(
 
     def note(layer: AlphaLoraLayer, args: tuple[Any, ...], name: str) -> None:
         weights = layer.alphalora_A[name], layer.alphalora_router[name]
-        found[layer.module_name].add(args[0], *weights, layer.top_k[name])
+        with one_thread():
+            found[layer.module_name].add(args[0], *weights, layer.top_k[name])
 
     hooks = [layer.register_forward_pre_hook(partial(note, name=adapter)) for layer in layers]
     try:

@@ -44,4 +44,8 @@ token from the routed adapter, on {price.rows} rows ({price.tokens:,} tokens;
 {rows}
 
 {" ".join(found.sentences())} Everything that was measured is in `alphalora_export.json`.
+
+## Where it loads
+
+{" ".join(found.servers())}
 """

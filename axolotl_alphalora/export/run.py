@@ -23,6 +23,7 @@ from .attach import attach
 from .build import DEFAULT_METHOD, Method, build
 from .card import card
 from .lora import save_lora
+from .servers import servers
 
 __all__ = ["Exported", "check_output", "export_adapter"]
 
@@ -51,6 +52,7 @@ class Exported:
         calibration: Rows and tokens that the routers were calibrated on.
         price: The measured price.
         notes: Further facts, as JSON values.
+        modules_to_save: Modules that it holds whole.
     """
 
     method: str
@@ -61,6 +63,7 @@ class Exported:
     calibration: Mapping[str, int]
     price: Price
     notes: Mapping[str, Any]
+    modules_to_save: Sequence[str] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """The content of `alphalora_export.json`."""
@@ -71,6 +74,7 @@ class Exported:
             "unseen": list(self.unseen),
             "tied": list(self.tied),
             "ranks": dict(self.ranks),
+            "servers": self.servers(),
             "calibration": dict(self.calibration),
             **self.notes,
             "price": self.price.to_dict(),
@@ -99,13 +103,11 @@ class Exported:
         if gain > 0:
             kept = (self.price.loss_base - self.price.loss_export) / gain
             said.append(f"The export keeps {100 * kept:.1f} % of what the adapter gains in loss.")
-        if low != high:
-            said.append(
-                "Ranks differ from layer to layer (`rank_pattern`): PEFT and Axolotl read that. "
-                "Add --same-rank for programs that read one rank and one alpha (llama.cpp's "
-                "converter)."
-            )
         return said
+
+    def servers(self) -> list[str]:
+        """Which programs take it, and which must not get it, in words."""
+        return servers(self.ranks.values(), self.modules_to_save)
 
 
 def check_output(output: Path) -> None:
@@ -158,7 +160,14 @@ def export_adapter(
     check_output(output)
     step = _step(doing, "Calibrating", calibration)
     moments = calibrate(model, calibration, progress=step)
-    updates = build(model, moments, method=method, rank=rank, same_rank=same_rank)
+    updates = build(
+        model,
+        moments,
+        method=method,
+        rank=rank,
+        same_rank=same_rank,
+        progress=doing and doing("Fitting"),
+    )
     attach(model, updates)
     try:
         price = measure_price(model, held_out, progress=_step(doing, "Measuring", held_out))
@@ -178,6 +187,7 @@ def export_adapter(
         {"rows": len(calibration), "tokens": tokens},
         price,
         {"adapter": str(adapter), "rank": rank, "same_rank": same_rank, **(notes or {})},
+        sorted(model.peft_config["default"].modules_to_save or ()),
     )
     saved = get_peft_model_state_dict(model)
     draft = _draft(output)

@@ -12,10 +12,11 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 
 from ..saved_format import FORMAT_SINCE, check_version, expert_scaling
+from ..spectral.files import ADAPTER_CONFIG, check_pointer, holds_model
 
 __all__ = ["CONFIG", "WEIGHTS", "AdapterConfig", "open_weights", "read_config"]
 
-CONFIG = "adapter_config.json"
+CONFIG = ADAPTER_CONFIG
 WEIGHTS = "adapter_model.safetensors"
 
 _SAVE_AGAIN = "use another checkpoint, or train and save it again"
@@ -74,6 +75,7 @@ def read_config(adapter_dir: str | Path) -> AdapterConfig:
     path = folder / CONFIG
     if not path.is_file():
         raise ValueError(f"{folder} has no {CONFIG}{_elsewhere(folder)}")
+    check_pointer(path)
     try:
         values: Any = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -129,6 +131,7 @@ def open_weights(adapter_dir: str | Path) -> Iterator[Any]:
                 "`save_pretrained(DIR, safe_serialization=True)`"
             )
         raise ValueError(f"{folder} has no {WEIGHTS}: {_SAVE_AGAIN}")
+    check_pointer(path)
     try:
         with safe_open(path, framework="pt") as file:
             yield file
@@ -141,6 +144,11 @@ def _elsewhere(folder: Path) -> str:
     found = sorted(folder.glob(f"*/{CONFIG}"), key=lambda path: path.stat().st_mtime)
     if found:
         return f", but {found[-1].parent} has one: name that directory"
+    if holds_model(folder):
+        return (
+            ": it holds a whole model. Name the adapter's directory instead (`output_dir`); the "
+            "model is read from where the adapter says, or from --base-model"
+        )
     return ": name the directory that training saved the adapter in (`output_dir`)"
 
 

@@ -53,7 +53,7 @@ numbered from 0.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -309,16 +309,20 @@ class Inspection:
         )
 
 
-def inspect_weights(adapter_dir: str | Path) -> Inspection:
+def inspect_weights(
+    adapter_dir: str | Path,
+    progress: Callable[[Sequence[str]], Callable[[str], None]] | None = None,
+) -> Inspection:
     """Inspect the weights of a saved adapter, from its two files alone.
 
     Args:
         adapter_dir: Its directory.
+        progress: Takes the modules' names; what it returns is called after each.
 
     Raises:
         ValueError: If it cannot be read; says why, and what to do.
     """
-    return Inspection(read_config(adapter_dir), tuple(read_experts(adapter_dir)))
+    return Inspection(read_config(adapter_dir), tuple(read_experts(adapter_dir, progress)))
 
 
 def _mean(values: Sequence[float | None]) -> float | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
@@ -11,6 +11,7 @@ from statistics import fmean
 from typing import Any
 
 from ..blocks import group_by_block, kind_of, part_of
+from ..spectral.threads import one_thread
 from .files import CONFIG, AdapterConfig, open_weights, read_config
 from .statistics import cosines, effective_rank, singular_values
 
@@ -109,11 +110,15 @@ class ModuleExperts:
         return max(pairs, key=lambda pair: pairs[pair]) if pairs else None
 
 
-def read_experts(adapter_dir: str | Path) -> list[ModuleExperts]:
+def read_experts(
+    adapter_dir: str | Path,
+    progress: Callable[[Sequence[str]], Callable[[str], None]] | None = None,
+) -> list[ModuleExperts]:
     """Read the experts of a saved adapter, one module at a time and in fp32, on the CPU.
 
     Args:
         adapter_dir: Its directory, with ``adapter_config.json`` and ``adapter_model.safetensors``.
+        progress: Takes the modules' names; what it returns is called after each.
 
     Returns:
         The modules that have experts: blocks in natural order, attention before the MLP.
@@ -126,7 +131,14 @@ def read_experts(adapter_dir: str | Path) -> list[ModuleExperts]:
     with open_weights(adapter_dir) as file:
         keys = set(file.keys())
         modules = _modules(keys, config, Path(adapter_dir))
-        return [_read(file, keys, name, prefix, config) for name, prefix in modules.items()]
+        step = progress(list(modules)) if progress else None
+        found = []
+        for name, prefix in modules.items():
+            with one_thread():
+                found.append(_read(file, keys, name, prefix, config))
+            if step is not None:
+                step(name)
+        return found
 
 
 def in_depth_order(modules: Mapping[str, Any]) -> Iterator[str]:

@@ -88,7 +88,8 @@ def section(config: AlphaLoraConfig) -> str:
         "",
         "`alphalora inspect DIR` shows what the experts have become. `alphalora export DIR --data "
         "rows.jsonl --output LORA` makes a plain LoRA of it, for servers and merges that know no "
-        "routers, and measures what that costs.",
+        "routers, measures what that costs, and says which servers take it: vLLM with a large "
+        "enough `--max-lora-rank`; llama.cpp and SGLang need `--rank 16 --same-rank`.",
     ]
     return "\n".join(lines)
 

@@ -11,7 +11,6 @@ from axolotl_alphalora.cli.explain import WARNING, explain
 from axolotl_alphalora.cli.findings import Findings
 from axolotl_alphalora.cli.modules import print_matrices, print_modules
 from axolotl_alphalora.cli.tables import print_analysis, print_plan
-from axolotl_alphalora.progress import working
 from axolotl_alphalora.spectral import MatrixQuality, QualitySettings, unit_scores
 
 LONG = "model.language_model.layers"
@@ -196,21 +195,3 @@ def test_the_table_keeps_names_numbers_and_totals_whole():
     assert f"{LONG[LONG.index('layers') :]}.31" in text
     assert f"{made.trainable_parameters:,}" in text
     assert "1.14 - 12.14" in text
-
-
-def test_progress_is_seen_on_a_terminal_and_gone_after_a_failure():
-    file = io.StringIO()
-    console = Console(file=file, force_terminal=True)
-    with pytest.raises(ValueError), working(console) as doing:
-        step = doing("Resampling")(["a", "b"])
-        step("a")
-        raise ValueError
-    assert "Resampling" in file.getvalue()
-    assert file.getvalue().endswith("\x1b[?25h\r\x1b[1A\x1b[2K"), "the cursor is back"
-
-
-def test_a_pipe_sees_no_progress():
-    file = io.StringIO()
-    with working(Console(file=file)) as doing:
-        doing("Resampling")(["a"])("a")
-    assert file.getvalue() == ""

@@ -4,6 +4,7 @@ import copy
 import json
 import math
 from functools import partial
+from importlib import import_module
 
 import pytest
 import torch
@@ -12,8 +13,9 @@ from safetensors.torch import load_file
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaForCausalLM
 
 from axolotl_alphalora.adapter import AlphaLoraConfig
-from axolotl_alphalora.evaluation import load_adapted, load_base
+from axolotl_alphalora.evaluation import Moments, load_adapted, load_base
 from axolotl_alphalora.export import export_adapter
+from axolotl_alphalora.export.factors import mixed
 from balancing import adapted
 from conftest import tiny_llama_config
 from exporting import check_price, divergence, log_probabilities, rows
@@ -321,3 +323,48 @@ def test_a_lora_comes_back_from_its_copies(tiny_llama, tmp_path, options):
         if name.endswith("_proj.weight"):
             assert (weight - before[name]).abs().max() > 1e-3
         torch.testing.assert_close(merged[1][name], weight, rtol=0, atol=2e-5, msg=name)
+
+
+@pytest.mark.parametrize("options", [{}, {"rank": 5}, {"rank": 4, "same_rank": True}])
+def test_record_and_card_say_who_takes_what_was_written(saved, tmp_path, options):
+    _, found = exported(saved, tmp_path / "lora", **options)
+    ranks = json.loads((tmp_path / "lora" / "alphalora_export.json").read_text())["ranks"]
+    text = (tmp_path / "lora" / "README.md").read_text()
+    record = json.loads((tmp_path / "lora" / "alphalora_export.json").read_text())
+    assert record["servers"] == found.servers()
+    assert " ".join(found.servers()) in text
+    differ = len(set(ranks.values())) > 1
+    assert ("do not give it to llama.cpp" in text) == differ == ("same_rank" not in options)
+    assert f"--max-lora-rank {16 if max(ranks.values()) > 8 else 8}" in text
+
+
+def test_small_products_are_computed_on_one_thread_and_the_model_on_all(saved, tmp_path):
+    seen = {"model": set(), "moments": set(), "factors": set()}
+    model = routed(saved)
+
+    def noting(key, function):
+        def noted(*args, **kwargs):
+            seen[key].add(torch.get_num_threads())
+            return function(*args, **kwargs)
+
+        return noted
+
+    model.base_model.register_forward_pre_hook(noting("model", lambda *_: None))
+    building = import_module("axolotl_alphalora.export.build")
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(Moments, "add", noting("moments", Moments.add))
+            patch.setattr(building, "mixed", noting("factors", mixed))
+            export_adapter(
+                model,
+                saved / "adapter",
+                tmp_path / "lora",
+                calibration=rows(2, 1),
+                held_out=rows(2, 2),
+            )
+        assert seen == {"model": {2}, "moments": {1}, "factors": {1}}
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(threads)

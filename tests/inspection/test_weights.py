@@ -168,6 +168,17 @@ def _checkpoint(folder):
 
 
 KEY = f"base_model.model.{Q}.alphalora_"
+
+
+def _whole_model(folder):
+    (folder / "adapter_config.json").unlink()
+    (folder / "adapter_model.safetensors").rename(folder / "model.safetensors")
+
+
+def _pointer(file):
+    file.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n")
+
+
 FLAWS = {
     "missing": (shutil.rmtree, "is no directory: name the one"),
     "no config": (lambda f: (f / "adapter_config.json").unlink(), "has no adapter_config.json"),
@@ -192,6 +203,9 @@ FLAWS = {
     "no module": (lambda f: _config(f, num_experts={V: 2}), "adapter_config.json lack"),
     "rank": (lambda f: _config(f, r=3), r"not those of 2 experts of rank 3"),
     "router": (lambda f: _weights(f, lambda t: t.pop(KEY + "router")), "router None are not"),
+    "whole model": (_whole_model, "it holds a whole model. Name the adapter's"),
+    "pointer for weights": (lambda f: _pointer(f / "adapter_model.safetensors"), "git lfs pull"),
+    "pointer for config": (lambda f: _pointer(f / "adapter_config.json"), "git lfs pull"),
     "diverged": (
         lambda f: _weights(f, lambda t: t[KEY + "A"].fill_(math.nan)),
         "q_proj: its weights are not finite",
