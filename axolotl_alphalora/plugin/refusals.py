@@ -31,8 +31,7 @@ HONOURED: Mapping[str, str] = {
     "lora_alpha": "scaling numerator of one expert",
     "lora_dropout": "dropout on the experts' input",
     "lora_target_modules": "linear layers that get experts: names, or one regular expression",
-    "lora_target_linear": "every linear layer gets experts, except heads and layers that are never "
-    "called",
+    "lora_target_linear": "every linear layer gets experts, except heads and layers that never run",
     "lora_exclude_modules": "linear layers left out of the targets",
     "lora_modules_to_save": "modules trained in full and saved with the adapter",
     "lora_model_dir": "saved adapter to continue from, evaluate or run; not with DPO, IPO, KTO",
