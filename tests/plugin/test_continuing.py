@@ -26,6 +26,7 @@ LAYERS = {
     "exclude_modules",
     "layers_to_transform",
     "layers_pattern",
+    "base_blocks",
 }
 START = {"init_weights", "init_from", "init_split"}
 PEFTS = {field.name for field in fields(PeftConfig)} | {"needs_version"}
