@@ -188,7 +188,7 @@ class Run:
             "logging_steps": 1,
             "train_sampling_strategy": "sequential",
             "learning_rate": 1e-2,
-            # Rounding of a gradient moves a weight by no more than learning_rate / epsilon, 10 times.
+            # Rounding of a gradient moves a weight by no more than rate / epsilon, 10 times as far.
             "adam_epsilon": 1e-3,
             "max_grad_norm": 0.0,
             "report_to": "none",
