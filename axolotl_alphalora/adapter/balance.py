@@ -94,12 +94,15 @@ class LoadBalancer:
 
     def __init__(self, default_scale: float | None = None) -> None:
         self.scale = LossScale(default_scale)
+        # Of passes without labels, whose losses no probe sees.
+        self._unlabelled = LossScale(of=self.scale)
         self.evaluating = False
         self.usage: dict[Phase, UsageMeter] = {}
         self.passes = Passes()
         self._last: dict[str, Decision] = {}
         self._meters: dict[Phase, _Meter] = {"train": _Meter(), "eval": _Meter()}
-        self._idle_named = False
+        self._idle_checked: set[str] = set()
+        self._idle: set[str] = set()
         self._outside_named = False
 
     def __reduce__(self) -> tuple[type[LoadBalancer], tuple[Any, ...]]:
@@ -112,7 +115,7 @@ class LoadBalancer:
         Their handles are kept with the modules, so that they are copied with them. Those of a
         balancer whose layers another tuner has unloaded are taken off.
         """
-        self._idle_named = False
+        self._idle_checked.clear()
         if model.__dict__.get(HOOKS, (None,))[0] == self.scale.key:
             return
         self.remove(model)
@@ -121,9 +124,7 @@ class LoadBalancer:
             before = module.register_forward_pre_hook(
                 partial(self._before_forward, names), with_kwargs=True
             )
-            after = module.register_forward_hook(
-                partial(self._after_forward, names), with_kwargs=True, always_call=True
-            )
+            after = module.register_forward_hook(self._after_forward, always_call=True)
             setattr(module, HOOKS, (self.scale.key, before, after))
 
     @staticmethod
@@ -171,7 +172,7 @@ class LoadBalancer:
         return BalanceTerm(
             current.weight,
             coefficient if training else 0.0,
-            self.scale.key,
+            (self.scale if current.labelled else self._unlabelled).key,
             over_ranks and training,
         )
 
@@ -201,18 +202,22 @@ class LoadBalancer:
         """Warn, once, of trained layers that the first training pass did not run.
 
         Args:
-            model: The base model, or one around it.
+            model: The base model, its backbone, or a model around it.
         """
-        if self._idle_named or self.passes.training.phase is None:
+        kind, last = type(model).__name__, self.passes.training
+        if kind in self._idle_checked or last.phase is None:
             return
-        self._idle_named = True
         layers = [
             name
             for module in model.modules()
             if getattr(module, "balancer", None) is self
             for name in module.trained_names()  # type: ignore[operator]
         ]
-        idle = [n.rpartition(".")[0] for n in layers if n not in self.passes.training.ran]
+        if not layers:  # all are switched off for now
+            return
+        self._idle_checked.add(kind)
+        idle = [n.rpartition(".")[0] for n in layers if n not in {*last.ran, *self._idle}]
+        self._idle |= {name for name in layers if name not in last.ran}
         if idle:
             named = ", ".join(idle[:3]) + (f" and {len(idle) - 3} more" if len(idle) > 3 else "")
             warnings.warn(
@@ -255,12 +260,12 @@ class LoadBalancer:
             return
         call = _bind(names, args, kwargs)
         current = self.passes.begin(model, model.training and torch.is_grad_enabled())
+        current.labelled = call.get("labels") is not None
         if current.phase == "train":
             current.weight = micro_batch_weight(model, call)
-            self.scale.recorded = None
-        elif not model.training and (
-            call.get("labels") is not None or self._counts_without_labels(call)
-        ):
+            if not current.counted:
+                self.scale.recorded = None
+        elif not model.training and (current.labelled or self._counts_without_labels(call)):
             current.phase = "eval"
         if current.phase is not None:
             current.padding = padding_of(model, call)
@@ -269,14 +274,7 @@ class LoadBalancer:
         """Preference trainers evaluate without labels; generation has a cache."""
         return self.evaluating and call.get("past_key_values") is None
 
-    def _after_forward(
-        self,
-        names: tuple[str, ...],
-        model: nn.Module,
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
-        output: Any,
-    ) -> Any:
+    def _after_forward(self, model: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
         if self.passes.running is not model:
             return output
         current = self.passes.end()
@@ -290,7 +288,7 @@ class LoadBalancer:
                 self.usage[current.phase].add(sums)
             self._last, current.decisions = current.decisions, {}
             current.counted = True
-        if current.phase != "train" or _bind(names, args, kwargs).get("labels") is None:
+        if current.phase != "train" or not current.labelled:
             return output
         return probe_output(output, self.scale.key)
 

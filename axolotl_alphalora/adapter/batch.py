@@ -143,7 +143,10 @@ def _fitted(mask: torch.Tensor | None, shape: torch.Size) -> torch.Tensor | None
     """The mask as [T] for a layer whose tokens have `shape`; None where it does not apply."""
     if mask is None or mask.numel() != shape.numel():
         return None
-    return None if len(shape) == 2 and shape != mask.shape else mask.reshape(-1)
+    if len(shape) == 2 and shape != mask.shape:
+        # Some models, such as XLNet, have the positions first.
+        return mask.t().reshape(-1) if shape == mask.shape[::-1] else None
+    return mask.reshape(-1)
 
 
 def micro_batch_weight(model: nn.Module, call: Call) -> torch.Tensor | float:

@@ -13,6 +13,7 @@ from typing import Any
 from peft import PeftConfig
 
 from ..saved_format import FORMAT_SINCE, check_version, expert_scaling
+from ..storage import expanded
 
 BALANCE_OVER = ("micro_batch", "global_batch")
 INIT_SPLITS = ("copy", "svd")
@@ -154,6 +155,8 @@ class AlphaLoraConfig(PeftConfig):
             self.target_modules = set(self.target_modules)
         if isinstance(self.exclude_modules, list):
             self.exclude_modules = set(self.exclude_modules)
+        if isinstance(self.modules_to_save, list):
+            self.modules_to_save = list(self.modules_to_save)  # which PEFT adds to
         self._check_numbers()
         self._check_counts()
         self._check_ranks()
@@ -250,7 +253,7 @@ class AlphaLoraConfig(PeftConfig):
             return
         if not self.init_from or not isinstance(self.init_from, str | os.PathLike):
             raise ValueError(f"init_from must be a directory, not {self.init_from!r}.")
-        self.init_from = os.fspath(self.init_from)
+        self.init_from = expanded(self.init_from)
         if not self.init_weights:
             raise ValueError("init_from starts the other experts at zero: leave init_weights true.")
 

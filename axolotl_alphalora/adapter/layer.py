@@ -270,7 +270,7 @@ class AlphaLoraLayer(nn.Module, BaseTunerLayer):
         """The active adapters that are trained here, as the balancer names their routers."""
         return [
             self._router_name(name)
-            for name in self.active_adapters
+            for name in ([] if self.disable_adapters else self.active_adapters)
             if name in self.alphalora_A and self.alphalora_A[name].requires_grad
         ]
 

@@ -309,9 +309,9 @@ def _keep_heads(config: AlphaLoraConfig, model: nn.Module) -> None:
 
     For some tasks PEFT says so only later, in the caller's config, which is not the model's.
     """
-    kept = list(config.modules_to_save or ())
-    kept += [h for task, h in heads(config, model) if task == config.task_type and h not in kept]
-    config.modules_to_save = kept or None
+    kept = [h for task, h in heads(config, model) if task == config.task_type]
+    # PEFT adds them to the caller's config, each time that it is used.
+    config.modules_to_save = list(dict.fromkeys([*(config.modules_to_save or ()), *kept])) or None
 
 
 def _warn_of_idle_head(config: AlphaLoraConfig, model: nn.Module) -> None:

@@ -35,6 +35,7 @@ class Pass:
         phase: None where nothing is to be counted.
         padding: Which positions are real.
         weight: Share of this micro-batch in the step: 0-d tensor, or 1.
+        labelled: Whether the model was given labels, and so computes a loss.
         decisions: What each router decided, until it is counted.
         counted: Whether it was.
         ran: The adapters' layers that ran, named as their routers would be.
@@ -45,6 +46,7 @@ class Pass:
     phase: Phase | None = None
     padding: Padding = Padding()
     weight: torch.Tensor | float = 1.0
+    labelled: bool = False
     decisions: dict[str, Decision] = field(default_factory=dict)
     counted: bool = False
     ran: dict[str, None] = field(default_factory=dict)
@@ -83,6 +85,8 @@ class Passes:
             self.now.phase, self.training = "train", self.now
             if not torch.compiler.is_compiling():
                 self.now.first = torch.autograd._get_sequence_nr()
+                # A call of the whole model that was checkpointed has been counted before.
+                self.now.counted = torch._C._current_autograd_node() is not None
         return self.now
 
     def end(self) -> Pass:
@@ -90,7 +94,7 @@ class Passes:
         ended, self.running = self.now, None
         # A compiled layer that is recomputed in the backward pass reads this one.
         self.now = self.training
-        if ended.phase == "train" and not torch.compiler.is_compiling():
+        if ended.phase == "train" and not (ended.counted or torch.compiler.is_compiling()):
             ended.end = torch.autograd._get_sequence_nr()
             self._recent.append(ended)
         return ended

@@ -28,7 +28,7 @@ from .uncalled import uncalled_layers
 _CLASSIFIER, _SPAN = ("classifier", "score"), ("qa_outputs",)
 _HEADS = {
     "TOKEN_CLS": ("TokenClassification", _CLASSIFIER),
-    "SEQ_CLS": ("Classification|MultipleChoice", _CLASSIFIER),
+    "SEQ_CLS": ("(?<!Token)Classification|MultipleChoice", _CLASSIFIER),
     "QUESTION_ANS": ("QuestionAnswering", _SPAN),
 }
 """PEFT's task to what names of transformers' classes have, and what PEFT adds to
@@ -236,31 +236,52 @@ def _idle_targets(config: AlphaLoraConfig, names: list[str]) -> list[str]:
     return sorted(
         entry
         for entry in config.target_modules
-        if not any(name == entry or name.endswith(f".{entry}") for name in names)
+        if not any(_is_called(name, entry) for name in names)
     )
 
 
 def _check_excludes(config: AlphaLoraConfig, model: nn.Module) -> None:
     """Refuse an entry of `exclude_modules` that answers to nothing: what it meant is trained."""
     excluded = config.exclude_modules or []
+    modules = outside_adapters(model)
+    containers = [
+        name
+        for name, module in modules
+        if any(module.children()) and not isinstance(module, BaseTunerLayer)
+    ]
     # Stacked expert weights are excluded by name too, and some loaders add a head to the model.
-    names = [name for name, _ in outside_adapters(model)]
+    names = [name for name, _ in modules if name not in set(containers)]
     names += [name for name, _ in model.named_parameters()] + SEQ_CLS_HEAD_NAMES
     if isinstance(excluded, str):
         if not any(re.fullmatch(excluded, name) for name in names):
+            inside = any(re.fullmatch(excluded, name) for name in containers)
             raise ValueError(
-                f"exclude_modules={excluded!r} matches no module of {type(model).__name__}"
-                f"{_REGEX_HINT}"
+                f"exclude_modules={excluded!r} matches no layer of {type(model).__name__}"
+                + (_inside(f"{excluded}\\..*") if inside else _REGEX_HINT)
             )
         return
     leaves = {name.rpartition(".")[2] for name in names}
     for entry in sorted(excluded):
-        if not any(name == entry or name.endswith(f".{entry}") for name in names):
+        if not any(_is_called(name, entry) for name in names):
             near = difflib.get_close_matches(entry, [*leaves, *names], n=1)
-            hint = f" Did you mean {near[0]}?" if near else ""
+            hint = f". Did you mean {near[0]}?" if near else "."
+            if any(_is_called(name, entry) for name in containers):
+                hint = _inside(f"(.*\\.)?{re.escape(entry)}\\..*")
             raise ValueError(
-                f"exclude_modules={entry!r} matches no module of {type(model).__name__}.{hint}"
+                f"exclude_modules={entry!r} matches no layer of {type(model).__name__}{hint}"
             )
+
+
+def _is_called(name: str, entry: str) -> bool:
+    """Whether an entry of a list means the module of that exact name."""
+    return name == entry or name.endswith(f".{entry}")
+
+
+def _inside(pattern: str) -> str:
+    return (
+        ", only modules around layers. To leave out all that is inside, give a regular expression "
+        f"instead of a list: {pattern!r}."
+    )
 
 
 def _linear_leaf_names(model: nn.Module) -> set[str]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from bisect import bisect_left, bisect_right
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from statistics import StatisticsError, correlation, fmean
@@ -61,9 +62,16 @@ def stability(over: str, plan: Numbers, others: Sequence[Numbers]) -> Stability 
 def rank_correlation(first: Numbers, second: Numbers) -> float | None:
     """Return Spearman's rank correlation over the modules; None where a plan is constant."""
     try:
-        return correlation(list(first.values()), [second[name] for name in first], method="ranked")
+        return correlation(_ranks(first.values()), _ranks(second[name] for name in first))
     except StatisticsError:
         return None
+
+
+def _ranks(values: Iterable[int]) -> list[int]:
+    """Twice the rank of each value, equal ones sharing the mean of theirs."""
+    values = list(values)
+    ordered = sorted(values)
+    return [bisect_left(ordered, value) + bisect_right(ordered, value) for value in values]
 
 
 def moved_experts(plan: Numbers, other: Numbers) -> float:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -82,8 +82,10 @@ def freeze(model: nn.Module) -> None:
     for layer in checkpointed_layers(model):
         if isinstance(layer, GradientCheckpointingLayer):
             layer.training = True
-            layer.register_forward_pre_hook(_to_eval)
-            layer.register_forward_hook(_to_training, always_call=True)
+            wrapped: Any = layer
+            wrapped._gradient_checkpointing_func = partial(
+                _checkpoint_in_eval, wrapped._gradient_checkpointing_func, layer
+            )
         elif not any(child is not layer for child in checkpointed_layers(layer)):
             # An older kind of model: the stack of layers asks for its own mode while it runs.
             layer.training = True
@@ -97,12 +99,17 @@ def _is_special_linear(module: nn.Module) -> bool:
     )
 
 
-def _to_eval(module: nn.Module, args: Any) -> None:
-    module.training = False
+def _checkpoint_in_eval(
+    checkpoint: Callable[..., Any], layer: nn.Module, function: Callable[..., Any], *args: Any
+) -> Any:
+    def run(*args: Any) -> Any:
+        layer.training = False
+        try:
+            return function(*args)
+        finally:
+            layer.training = True
 
-
-def _to_training(module: nn.Module, args: Any, output: Any) -> None:
-    module.training = True
+    return checkpoint(run, *args)
 
 
 def _attributes(module: nn.Module) -> dict[str, tuple[Any, dict[Any, Any] | None]]:

@@ -57,7 +57,7 @@ class AlphaLoraCallback(TrainerCallback):
         """Connect with a trainer. Its own events do that, too, once one is fired.
 
         Args:
-            trainer: The trainer; its `log` and `evaluation_loop` are replaced.
+            trainer: The trainer; its `log`, `training_step` and `evaluation_loop` are replaced.
 
         Raises:
             ValueError: If the callback is attached to another trainer already.
@@ -65,7 +65,9 @@ class AlphaLoraCallback(TrainerCallback):
         if self._trainer is None:
             self._trainer = trainer
             self._log, self._evaluation_loop = trainer.log, trainer.evaluation_loop
+            self._training_step = trainer.training_step
             trainer.log = self.log  # type: ignore[method-assign]
+            trainer.training_step = self.training_step  # type: ignore[method-assign]
             trainer.evaluation_loop = self.evaluation_loop  # type: ignore[method-assign]
         elif self._trainer is not trainer:
             raise ValueError("An AlphaLoraCallback serves one trainer: make one for each.")
@@ -98,22 +100,23 @@ class AlphaLoraCallback(TrainerCallback):
         coefficient = max(layers[0].aux_loss_coef.values())
         self._collapse = CollapseWatch(coefficient, trainer.state.global_step)
 
-    def on_step_begin(self, *args: Any, **kwargs: Any) -> None:
-        """Where the probe on the model's loss does not fire, each micro-batch counts equally."""
-        trainer, balancer = self._attached()
-        scaler = trainer.accelerator.scaler  # of fp16 training
-        loss_scale = 1.0 if scaler is None else scaler.get_scale()
-        balancer.scale.default = loss_scale / trainer.current_gradient_accumulation_steps
-
     def on_step_end(self, *args: Any, **kwargs: Any) -> None:
         """Layers that never ran are named here where the whole model is compiled."""
         trainer, balancer = self._attached()
         model: Any = trainer.model
         balancer.name_idle(model)
 
-    def on_train_end(self, *args: Any, **kwargs: Any) -> None:
-        """The scale of this run is no other's."""
-        self._attached()[1].scale.default = None
+    def training_step(self, *args: Any, **kwargs: Any) -> Any:
+        """The trainer's own; where no loss of the model's tells, micro-batches count equally."""
+        trainer, balancer = self._attached()
+        scaler = trainer.accelerator.scaler  # of fp16 training
+        loss_scale = 1.0 if scaler is None else scaler.get_scale()
+        before = balancer.scale.default
+        balancer.scale.default = loss_scale / trainer.current_gradient_accumulation_steps
+        try:
+            return self._training_step(*args, **kwargs)
+        finally:
+            balancer.scale.default = before
 
     def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
         """The trainer's own loop, with the balance counted in passes without labels too."""

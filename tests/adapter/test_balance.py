@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from peft import get_peft_model
+from torch.utils.checkpoint import checkpoint
 from transformers import Trainer, TrainingArguments
 
 from axolotl_alphalora.adapter import AlphaLoraConfig, AlphaLoraLayer, find_balancer
@@ -105,6 +106,51 @@ def test_one_backward_of_two_passes_is_the_reference_s(tiny_llama, batch):
     assert_same(gradients(model), {n: parts[0][n] + 2 * parts[1][n] for n in parts[0]})
 
 
+@pytest.mark.parametrize("mode", ["reentrant", "non-reentrant"])
+def test_a_whole_call_that_is_checkpointed_keeps_the_loss_s_scale(tiny_llama, batch, mode):
+    found = []
+    for how in (None, mode):
+        model = adapted(tiny_llama).train()
+        embedded = model.get_input_embeddings()(batch["input_ids"]).detach().requires_grad_()
+        rest = {key: batch[key] for key in ("attention_mask", "labels")}
+
+        def call(embedded, model=model, rest=rest):
+            return model(inputs_embeds=embedded, **rest).loss
+
+        if how is None:
+            loss = call(embedded)
+        else:
+            loss = checkpoint(call, embedded, use_reentrant=CHECKPOINTING[how])
+        (loss / 4).backward()
+        found.append((gradients(model), find_balancer(model).pop("train")))
+    assert_same(found[1][0], found[0][0])
+    # Under reentrant checkpointing the first call has no gradients, and counts for nothing.
+    if mode == "non-reentrant":
+        assert found[1][1] == pytest.approx(found[0][1])
+
+
+@pytest.mark.parametrize("first", ["labels", "own loss"])
+def test_a_pass_with_its_own_loss_does_not_take_the_scale_of_one_with_labels(
+    tiny_llama, batch, first
+):
+    """Contrastive losses beside a language model's: each in its own measure, in any order."""
+    unlabelled = {key: batch[key] for key in ("input_ids", "attention_mask")}
+    model, parts = adapted(tiny_llama).train(), []
+    for one in ("labels", "own loss") if first == "labels" else ("own loss", "labels"):
+        if one == "labels":
+            parts.append(0.1 * model(**batch).loss)
+        else:
+            parts.append(model(**unlabelled).logits.square().mean())
+    find_balancer(model).scale.default = 0.5
+    sum(parts).backward()
+
+    alone = adapted(tiny_llama).train()
+    find_balancer(alone).scale.default = 0.5
+    (0.1 * alone(**batch).loss).backward()
+    alone(**unlabelled).logits.square().mean().backward()
+    assert_same(gradients(model), gradients(alone))
+
+
 def test_a_recomputation_of_a_pass_too_long_ago_is_told(tiny_llama, batch, monkeypatch):
     monkeypatch.setattr("axolotl_alphalora.adapter.passes.PASSES", 1)
     model = adapted(tiny_llama).train()
@@ -164,6 +210,18 @@ def test_layers_that_did_not_run_are_named_after_the_first_training_pass(experts
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         model(x)
+
+
+def test_a_head_that_is_read_beside_the_backbone_is_named(tiny_llama, batch):
+    config = AlphaLoraConfig(r=2, num_experts=2, target_modules=["q_proj", "lm_head"])
+    model = get_peft_model(tiny_llama, config).train()
+    with model.disable_adapter(), warnings.catch_warnings():
+        warnings.simplefilter("error")
+        model(**batch)
+    base = model.get_base_model()
+    base.model(batch["input_ids"])[0] @ base.lm_head.weight.T
+    with pytest.warns(UserWarning, match="1 of 3 adapted layers did not run .*: lm_head"):
+        find_balancer(model).name_idle(model)
 
 
 def test_where_all_layers_run_none_is_named(tiny_llama, batch):

@@ -1,5 +1,6 @@
 """ "all-linear" leaves out the heads that PEFT trains in full, with a task type and without one."""
 
+import re
 import warnings
 
 import pytest
@@ -100,13 +101,24 @@ def test_one_config_does_for_several_models_and_adapters(family, task):
         assert list(layers(model)) == names
         for adapter in ("default", "second"):
             assert list(model.peft_config[adapter].num_experts) == names
+            kept = model.peft_config[adapter].modules_to_save or []
+            assert len(set(kept)) == len(kept)
+
+
+def test_a_list_of_modules_to_save_stays_the_caller_s():
+    kept = ["score"]
+    one = config(task_type="SEQ_CLS", modules_to_save=kept)
+    get_peft_model(built("llama", "SEQ_CLS"), one)
+    assert kept == ["score"]
 
 
 @every_model
 def test_without_a_task_a_warning_names_the_head_that_nothing_trains(family, task):
     head = MODELS[family, task][1]
-    with pytest.warns(UserWarning, match=f"The head {head} of .* is not trained.*{task}"):
+    with pytest.warns(UserWarning) as caught:
         model = get_peft_model(built(family, task), config())
+    (said,) = [str(one.message) for one in caught if "The head" in str(one.message)]
+    assert re.search(f"The head {head} of .* is not trained.*{task}", said)
     assert list(layers(model)) == body(built(family, task), head)
 
 

@@ -159,6 +159,14 @@ def test_the_choices_of_multiple_choice_are_flattened(kind):
     assert layers and set(layers.values()) == {2 * 3 * 4}
 
 
+def test_positions_may_come_before_rows():
+    config = hf.XLNetConfig(vocab_size=97, d_model=32, n_layer=2, n_head=4, d_inner=48)
+    model = adapted(hf.XLNetLMHeadModel(config), ["layer_1", "layer_2"])
+    ids, mask = padded(8, (3, 4))
+    found = counted(model, input_ids=ids, attention_mask=mask, labels=ids)
+    assert found and set(found.values()) == {7}
+
+
 class Denoiser(nn.Module):
     """Its second argument, 2-D as a mask would be, is a time."""
 

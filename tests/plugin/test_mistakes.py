@@ -3,6 +3,7 @@
 Each through the host's own validation and, where that reads the key, through `alphalora plan`.
 """
 
+import ast
 import json
 import logging
 
@@ -18,7 +19,7 @@ from pydantic import ValidationError
 from transformers import LlamaForCausalLM
 
 import settings
-from axolotl_alphalora.adapter import AlphaLoraConfig
+from axolotl_alphalora.adapter import AlphaLoraConfig, resolve_targets
 from axolotl_alphalora.allocation import registry
 from axolotl_alphalora.cli import alphalora
 from axolotl_alphalora.plugin import loading
@@ -304,11 +305,24 @@ def test_names_that_match_nothing_come_before_the_data(tmp_path, plugin, model, 
             assert part in said
 
 
-@pytest.mark.parametrize("excluded", [["k_porj"], "k_proj", r".*\.k_porj"])
+@pytest.mark.parametrize(
+    "excluded", [["k_porj"], "k_proj", r".*\.k_porj", ["mlp"], ["model.layers.0"], ".*mlp"]
+)
 def test_peft_refuses_excludes_that_match_nothing(tiny_llama, excluded):
     config = AlphaLoraConfig(target_modules="all-linear", exclude_modules=excluded)
     with pytest.raises(ValueError, match="exclude_modules="):
         get_peft_model(tiny_llama, config)
+
+
+def test_an_exclude_that_names_what_is_around_layers_tells_how_to_exclude_them(tiny_llama):
+    with pytest.raises(ValueError) as error:
+        resolve_targets(
+            AlphaLoraConfig(target_modules="all-linear", exclude_modules=["mlp"]), tiny_llama
+        )
+    pattern = ast.literal_eval(str(error.value).rpartition("a list: ")[2].rstrip("."))
+    config = AlphaLoraConfig(target_modules="all-linear", exclude_modules=pattern)
+    found = resolve_targets(config, tiny_llama)
+    assert found and not any("mlp" in name for name in found)
 
 
 @pytest.mark.parametrize("excluded", [["lm_head"], ["embed_tokens"], ["score"], r".*\.k_proj"])

@@ -251,3 +251,7 @@ def test_one_callback_serves_one_trainer(base, tmp_path):
 def test_the_scale_of_a_run_does_not_outlive_it(base, tmp_path):
     trainer, _ = train(base, tmp_path, "Trainer, label smoothing", 4, [AlphaLoraCallback()])
     assert find_balancer(trainer.model).scale.default is None
+    model, trainer.compute_loss = trainer.model, None
+    with pytest.raises(TypeError):
+        trainer.train()
+    assert find_balancer(model).scale.default is None
