@@ -159,7 +159,7 @@ def check_spelling(cfg: Mapping[str, Any], known: Collection[str]) -> None:
     spelt = {_letters(name): name for name in [*options, *KEYS, ADAPTER]}
     errors = []
     for key, value in cfg.items():
-        if key in known or key == ADAPTER or value is None or not isinstance(key, str):
+        if value is None or not isinstance(key, str) or key in {*known, *KEYS, ADAPTER}:
             continue
         letters = _letters(key)
         if key in AlphaLoraConfigBlock.model_fields:
