@@ -21,6 +21,7 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
+from ..blocks import block_name, stack_of
 from .config import AlphaLoraConfig
 from .layer import AlphaLoraLayer
 from .uncalled import uncalled_layers
@@ -85,7 +86,7 @@ def resolve_targets(config: AlphaLoraConfig, model: nn.Module) -> list[str]:
         and (not all_linear or _in_wanted_block(probe, name))
     )
     _check_called(names, uncalled)
-    _check_layers(config, names)
+    _check_layers(config, names, [name for name, _ in modules])
     idle = _idle_targets(probe, [name for name, _ in modules])
     if idle or not names:
         raise ValueError(
@@ -193,11 +194,20 @@ def _adapted_layers(model: nn.Module) -> list[str]:
     ]
 
 
-def _check_layers(config: AlphaLoraConfig, names: list[str]) -> None:
-    """Refuse an index in `layers_to_transform` for which there is no target."""
+def _check_layers(config: AlphaLoraConfig, names: list[str], modules: list[str]) -> None:
+    """Refuse a pattern that fits no list of blocks, and an index for which there is no target."""
     wanted = config.layers_to_transform
     if wanted is None:
         return
+    given = config.layers_pattern or []
+    for pattern in [given] if isinstance(given, str) else given:
+        if not any(re.match(rf"(.*\.)?{pattern}\.\d+\.", name) for name in modules):
+            stacks = {stack_of(name) for name in modules if block_name(name) != name}
+            there = sorted(f"{stack.rpartition('.')[2]} ({stack})" for stack in stacks)
+            raise ValueError(
+                f"layers_pattern={pattern!r} is the name of no list of blocks. The model has: "
+                f"{', '.join(there) or 'none'}."
+            )
     found = {part for name in names for part in name.split(".") if part.isdigit()}
     for index in [wanted] if isinstance(wanted, int) else wanted:
         if str(index) not in found:

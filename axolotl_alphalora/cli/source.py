@@ -50,12 +50,18 @@ def read_source(source: str | Path, strategy: str | None = None) -> Source:
             plan's, or what it comes to; a strategy with numbers of its own takes none.
 
     Raises:
-        ValueError: If the YAML is none, a key in it is wrong, or the saved plan cannot be read;
-            names file and key.
+        ValueError: If the YAML is none, a key in it is wrong, the saved plan cannot be read, or the
+            LoRA to start from is not there; names file and key.
     """
     config, path = _read(str(source))
     request = plan_request(config)
-    named = read_block(config).plan
+    block = read_block(config)
+    if block.init_from is not None and not Path(block.init_from).is_dir():
+        raise ValueError(
+            f"{path}: `alphalora.init_from`: {block.init_from} is no directory. Name that of a "
+            "LoRA saved by PEFT."
+        )
+    named = block.plan
     saved = None
     if named is not None:
         saved = Path(named), Plan.load(named)

@@ -24,6 +24,9 @@ _FAMILIES = ("lora_", "peft_", "loraplus_")
 
 _SPELLINGS = {PLUGIN, "axolotl_alphalora.plugin.plugin.AlphaLoraPlugin"}
 
+_NEAR = 0.85
+"""How like one of our keys another key must be to be a misspelling: no key of the host's is."""
+
 _PATHS = ("base_model", "lora_model_dir", "resume_from_checkpoint")
 """Keys of the host that may name a directory which the plugin reads."""
 
@@ -142,20 +145,21 @@ def check_plugins(names: Any) -> None:
 
 
 def check_spelling(cfg: Mapping[str, Any], known: Collection[str]) -> None:
-    """Refuse misspelt adapter options, which Axolotl would drop without a word.
+    """Refuse misspelt adapter options and keys of `KEYS`, which Axolotl would drop without a word.
 
     Args:
         cfg: The mapping that a YAML holds.
-        known: The options of the host and of the loaded plugins, of which those of adapters count.
+        known: The options of the host and of the loaded plugins, or those of adapters alone.
 
     Raises:
         ValueError: Names every such key, and the nearest one that there is.
     """
     options = [name for name in known if name.startswith((*_FAMILIES, ADAPTER))]
     bare = {name.partition("_")[2]: name for name in options if name.startswith(_FAMILIES)}
+    spelt = {_letters(name): name for name in [*options, *KEYS, ADAPTER]}
     errors = []
     for key, value in cfg.items():
-        if key in known or key == ADAPTER or value is None or not isinstance(key, str):
+        if value is None or not isinstance(key, str) or key in {*known, *KEYS, ADAPTER}:
             continue
         letters = _letters(key)
         if key in AlphaLoraConfigBlock.model_fields:
@@ -163,9 +167,8 @@ def check_spelling(cfg: Mapping[str, Any], known: Collection[str]) -> None:
         elif (
             key in bare
             or letters.startswith(("lora", "peft"))
-            or get_close_matches(letters, [ADAPTER], cutoff=0.8)
+            or get_close_matches(letters, spelt, cutoff=_NEAR)
         ):
-            spelt = {_letters(name): name for name in [*options, ADAPTER]}
             close = get_close_matches(letters, spelt, n=1)
             near = bare.get(key) or (spelt[close[0]] if close else None)
             advice = f"Did you mean `{near}`?" if near else "Remove it."

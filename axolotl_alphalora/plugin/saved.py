@@ -34,6 +34,9 @@ CHANGEABLE: Mapping[str, str] = {
 }
 """Keys that may say otherwise than the adapter: they change how it learns, not what it computes."""
 
+_HEADS = {"score", "classifier", "qa_outputs"}
+"""What PEFT adds to `modules_to_save` for a task, whether the model has it or not."""
+
 OF_THE_RUN = ("router_lr_ratio", "log_blocks_every")
 """Keys of the block that no adapter holds: the optimizer's and the log's. The YAML rules them."""
 
@@ -133,7 +136,8 @@ def _differences(cfg: Any, request: PlanRequest, saved: Mapping[str, Any]) -> It
         value, found = given[key], saved[name]
         same = value == found
         if name == "modules_to_save":
-            same = set(value or ()) == set(found or ())
+            asked, kept = set(value or ()), set(found or ())
+            same = asked | (kept & _HEADS) == kept
         if value is not None and not same:
             yield f"{key} is {value} in the YAML and {found} in the adapter"
     yield from _target_differences(request, saved["num_experts"])

@@ -20,12 +20,15 @@ _WHOLE = (
     "AutoModelForTextToWaveform",
 )
 _TRAINED = _WHOLE[:2]
+_OWN = {"voxtral": "VoxtralForConditionalGeneration"}
+"""Model types that Axolotl loads by the model's own class; neither class of `_TRAINED` knows it."""
 
 
 def trained_class(config: Any, model: str) -> Any:
-    """Return the auto class with which a language model of a config is trained.
+    """Return the class with which a language model of a config is trained.
 
-    It is Axolotl's: a model that takes images beside text is loaded with them.
+    It is Axolotl's: a model that takes images beside text is loaded with them, and a Voxtral, which
+    takes sound, by its own class.
 
     Args:
         config: The model's config.
@@ -40,7 +43,8 @@ def trained_class(config: Any, model: str) -> Any:
     autos = [
         auto for auto in map(_of_transformers, _TRAINED) if type(config) in auto._model_mapping
     ]
-    found = autos[0] if autos else None
+    own = _OWN.get(config.model_type)
+    found = _of_transformers(own) if own else autos[0] if autos else None
     if found is None:
         raise ValueError(_no_language_model(config, model))
     whole = whole_class(config, model)

@@ -22,7 +22,10 @@ ADAPTER_CONFIG = "adapter_config.json"
 
 _POINTER = b"version https://git-lfs.github.com/spec/"
 _WEIGHT_SUFFIXES = (".safetensors", ".bin", ".gguf", ".pt", ".pth", ".h5", ".msgpack")
-_NO_MODEL = re.compile(r"(adapter_model|optimizer|scheduler|scaler|rng_state|training_args).*")
+_NO_MODEL = re.compile(
+    r"(adapter_model|optimizer|scheduler|scaler|rng_state|training_args|dataloader_state|sampler"
+    r"|dl_state_dict|pytorch_model_fsdp).*"
+)
 """Names of files that training leaves beside an adapter."""
 
 FORMATS = ("model.safetensors", "pytorch_model.bin")
@@ -90,6 +93,8 @@ def check_model_files(model: str | Path, tokenizer: bool = True) -> None:
 
 def holds_model(directory: Path) -> bool:
     """Whether a directory holds the weights of a whole model, as far as names tell."""
+    if (directory / ADAPTER_CONFIG).is_file() and not (directory / "config.json").is_file():
+        return False
     return any(
         file.suffix in _WEIGHT_SUFFIXES and not _NO_MODEL.fullmatch(file.name)
         for file in directory.iterdir()

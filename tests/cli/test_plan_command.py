@@ -314,6 +314,7 @@ def test_a_picture_of_a_plan_without_scores_is_drawn(tmp_path, model):
         ({"alphalora": {"allocation": "mole"}}, "unknown strategy 'mole'"),
         ({"alphalora": {"allocation": {"strategy": "alphalora", "beto": 1}}}, "no option 'beto'"),
         ({"alphalora": {"plan": "missing.json"}}, "cannot read the plan missing.json"),
+        ({"alphalora": {"init_from": "~/nope"}}, "config.yml: .*init_from.*/nope is no directory"),
         ({"lora_target_modules": ["q_prj"]}, "q_prj.*matches no module"),
         ({"lora_target_modules": "(q_proj"}, r"'\(q_proj' is no regular expression"),
         ({"alphalora": True}, "must be a block of options"),

@@ -5,7 +5,7 @@ from dataclasses import fields
 import pytest
 import torch
 from peft import PeftConfig, get_peft_model
-from transformers import LlamaForCausalLM
+from transformers import LlamaForCausalLM, LlamaForSequenceClassification
 
 import settings
 from axolotl_alphalora.adapter import AlphaLoraConfig, AlphaLoraLayer
@@ -13,7 +13,13 @@ from axolotl_alphalora.allocation import build_plan
 from axolotl_alphalora.planning import Targets
 from axolotl_alphalora.plugin.block import AlphaLoraConfigBlock
 from axolotl_alphalora.plugin.loading import Allocation, adapt, adapter_config
-from axolotl_alphalora.plugin.saved import CHANGEABLE, KEPT, OF_THE_RUN
+from axolotl_alphalora.plugin.saved import (
+    CHANGEABLE,
+    KEPT,
+    OF_THE_RUN,
+    check_against_yaml,
+    read_saved,
+)
 from conftest import tiny_llama_config
 from settings import validate
 
@@ -153,6 +159,33 @@ def test_what_it_computes_the_yaml_cannot_change(base, learnt, door, key):
     with pytest.raises(ValueError, match=f"contradicts the adapter in {door}") as error:
         Allocation(validate(base_model=str(base), **changes))
     assert f"{key} is {value} in the YAML and {found} in the adapter" in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("asked", "same"),
+    [(["score"], True), ([], True), (["classifier"], True), (["score", "embed_tokens"], False)],
+    ids=str,
+)
+def test_heads_that_peft_adds_for_a_task_contradict_nothing(base, tmp_path, asked, same):
+    config = AlphaLoraConfig(
+        num_experts=5,
+        target_modules=["q_proj"],
+        modules_to_save=["score"],
+        task_type="SEQ_CLS",
+        r=4,
+        lora_alpha=8,
+    )
+    model = LlamaForSequenceClassification.from_pretrained(base, num_labels=1)
+    get_peft_model(model, config).save_pretrained(tmp_path / "out")
+    changes = {"lora_target_modules": ["q_proj"], "lora_modules_to_save": asked}
+    cfg = validate(base_model=str(base), **BARE | changes | {"lora_r": 4, "lora_alpha": 8})
+    saved = read_saved("lora_model_dir", str(tmp_path / "out"))
+    assert set(saved["modules_to_save"]) == {"score", "classifier"}
+    if same:
+        check_against_yaml(cfg, "lora_model_dir", "out", saved)
+    else:
+        with pytest.raises(ValueError, match="lora_modules_to_save is .*embed_tokens"):
+            check_against_yaml(cfg, "lora_model_dir", "out", saved)
 
 
 @pytest.mark.parametrize(

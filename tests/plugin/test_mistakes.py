@@ -13,6 +13,7 @@ import yaml
 from axolotl.integrations.base import AdapterCapabilities, load_plugin
 from axolotl.utils.config import validate_config
 from axolotl.utils.dict import DictDefault
+from axolotl.utils.schemas.config import AxolotlInputConfig
 from click.testing import CliRunner
 from peft import LoraConfig, get_peft_model
 from pydantic import ValidationError
@@ -22,9 +23,10 @@ import settings
 from axolotl_alphalora.adapter import AlphaLoraConfig, resolve_targets
 from axolotl_alphalora.allocation import registry
 from axolotl_alphalora.cli import alphalora
+from axolotl_alphalora.cli.source import _known
 from axolotl_alphalora.plugin import loading
 from axolotl_alphalora.plugin.block import AlphaLoraConfigBlock
-from axolotl_alphalora.plugin.keys import KEYS, PLUGIN
+from axolotl_alphalora.plugin.keys import KEYS, PLUGIN, check_spelling
 from axolotl_alphalora.plugin.refusals import HONOURED
 from conftest import tiny_llama_config
 from settings import base_yaml, validate
@@ -82,6 +84,10 @@ NO_MODULES = [
     ({"lora_target_modules": ["q_porj"]}, ["lora_target_modules=['q_porj']", "k_proj"]),
     ({"lora_modules_to_save": ["lm_haed"]}, ["lora_modules_to_save='lm_haed'", "mean lm_head?"]),
     ({"peft_layers_to_transform": [2]}, ["peft_layers_to_transform names block 2"]),
+    (
+        {"peft_layers_to_transform": [0], "peft_layers_pattern": ["blocks"]},
+        ["peft_layers_pattern='blocks'", "layers (model.layers)"],
+    ),
 ]
 
 
@@ -173,6 +179,12 @@ def test_values_mean_the_same_to_the_plan_and_to_the_run(tmp_path, model):
         ("use_rslora", "peft_use_rslora"),
         ("layers_to_transform", "peft_layers_to_transform"),
         ("lorapluslrratio", "loraplus_lr_ratio"),
+        ("load_in_4bits", "load_in_4bit"),
+        ("loadin_4bit", "load_in_4bit"),
+        ("trust_remote_codes", "trust_remote_code"),
+        ("revision_of_models", "revision_of_model"),
+        ("base_modle", "base_model"),
+        ("embedding_skip_upcast", "embeddings_skip_upcast"),
         ("Alphalora", "alphalora"),
         ("alpha_lora", "alphalora"),
     ],
@@ -180,6 +192,10 @@ def test_values_mean_the_same_to_the_plan_and_to_the_run(tmp_path, model):
 def test_a_misspelt_key_names_the_right_one(tmp_path, key, near):
     for said in (said_by_host(**{key: [1]}), plan(tmp_path, **{key: [1]})):
         assert f"`{key}` is not an option" in said and f"Did you mean `{near}`?" in said
+
+
+def test_no_key_of_the_host_is_taken_for_a_misspelling():
+    check_spelling(dict.fromkeys(AxolotlInputConfig.model_fields, 1), _known())
 
 
 @pytest.mark.parametrize("key", AlphaLoraConfigBlock.model_fields)

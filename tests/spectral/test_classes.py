@@ -1,10 +1,12 @@
 """A directory is analysed whole, or what is trained of it is refused: never a part in silence."""
 
 import json
+import re
 
 import pytest
 import torch
 import transformers as hf
+from axolotl.loaders.constants import MULTIMODAL_AUTO_MODEL_MAPPING
 from safetensors.torch import load_file, save_file
 
 from axolotl_alphalora import analyze
@@ -98,6 +100,20 @@ COMPOSITES = {
             },
         )
     ),
+    "voxtral": lambda: hf.VoxtralForConditionalGeneration(
+        hf.VoxtralConfig(
+            audio_config={
+                "hidden_size": 32,
+                "intermediate_size": 128,
+                "num_hidden_layers": 1,
+                "num_attention_heads": 4,
+                "num_mel_bins": 8,
+                "max_source_positions": 16,
+            },
+            text_config=_TEXT | {"model_type": "llama"},
+            audio_token_id=3,
+        )
+    ),
     "llama4": lambda: hf.Llama4ForConditionalGeneration(
         hf.Llama4Config(
             text_config=_TEXT
@@ -154,14 +170,16 @@ def test_experts_are_planned_for_no_part_of_an_encoder_decoder(tmp_path, family)
 
 @pytest.mark.parametrize("family", COMPOSITES)
 def test_a_composite_model_is_planned_as_the_host_loads_it(tmp_path, family):
-    """Axolotl loads a model that takes images as such, whatever it is trained on."""
+    """Axolotl loads a model that takes images or sound as such, whatever it is trained on."""
     model = made(COMPOSITES[family])
     model.save_pretrained(tmp_path)
-    assert trained_class(model.config, "x") is hf.AutoModelForImageTextToText
+    auto = MULTIMODAL_AUTO_MODEL_MAPPING[model.config.model_type]
+    host = hf.AutoModelForImageTextToText if isinstance(auto, str) else auto
+    assert trained_class(model.config, "x") is host
     base = BaseModel(str(tmp_path))
     shapes = base.layers(linear_layers, "linear")
     assert shapes == linear_layers(model)
-    assert any("vision" in name or "visual" in name for name in shapes)
+    assert any(re.search("vision|visual|audio", name) for name in shapes)
 
 
 def test_the_encoder_counts_where_config_json_names_a_class_without_a_head(tmp_path):

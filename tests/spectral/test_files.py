@@ -168,6 +168,27 @@ def test_an_adapter_is_no_base_model_and_its_base_is_named(tmp_path, adapter, me
         assert f"{tmp_path / adapter} as `{key}`" in str(caught.value)
 
 
+@pytest.mark.parametrize("config", [True, False])
+@pytest.mark.parametrize(
+    "name", ["pytorch_model_fsdp.bin", "dataloader_state.pt", "optimizer.bin", "scheduler.pt"]
+)
+def test_what_training_leaves_beside_an_adapter_is_no_model(tmp_path, name, config):
+    run_with_an_adapter(tmp_path, ".")
+    (tmp_path / name).write_bytes(b"")
+    if not config:
+        (tmp_path / "config.json").unlink()
+    with pytest.raises(UnreadableCheckpoint, match="no base model"):
+        check_model_files(tmp_path)
+
+
+def test_a_checkpoint_of_an_adapter_alone_is_no_model_whatever_lies_there(tmp_path):
+    run_with_an_adapter(tmp_path, ".")
+    (tmp_path / "config.json").unlink()
+    (tmp_path / "some_state.pt").write_bytes(b"")
+    with pytest.raises(UnreadableCheckpoint, match=f"and {tmp_path} as `lora_model_dir`"):
+        check_model_files(tmp_path)
+
+
 @pytest.mark.parametrize("settings", ["{", "[]", "{}"])
 def test_an_adapter_that_does_not_name_its_base_is_refused_all_the_same(tmp_path, settings):
     (tmp_path / "adapter_config.json").write_text(settings)
