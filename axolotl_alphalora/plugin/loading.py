@@ -175,7 +175,7 @@ def _peft_config(cfg: Any, allocation: Allocation) -> AlphaLoraConfig:
     """The same but for the task, which the loaded model decides."""
     assert allocation.counts is not None
     block = read_block(cfg)
-    settings = {
+    settings: dict[str, Any] = {
         "r": allocation.request.rank,
         "lora_alpha": cfg.lora_alpha,
         "use_rslora": bool(cfg.peft_use_rslora),
@@ -188,6 +188,7 @@ def _peft_config(cfg: Any, allocation: Allocation) -> AlphaLoraConfig:
     if allocation.saved:
         settings |= {key: allocation.saved[key] for key in settings if key in allocation.saved}
         settings |= changes(cfg)
+        settings["base_blocks"] = allocation.saved.get("base_blocks")  # older ones have none
     if block.init_from is not None and not allocation.saved:
         settings |= {"init_from": block.init_from, "init_split": block.init_split}
     config = AlphaLoraConfig(

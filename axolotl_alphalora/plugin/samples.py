@@ -217,8 +217,11 @@ def _tokenized(
 def _check_plugins(advice: str) -> None:
     from axolotl.integrations.base import BasePlugin, PluginManager
 
+    from .plugin import AlphaLoraPlugin
+
+    ways = (BasePlugin.load_datasets, AlphaLoraPlugin.load_datasets)  # ours loads none
     for name, plugin in PluginManager.get_instance().plugins.items():
-        if type(plugin).load_datasets is not BasePlugin.load_datasets:
+        if type(plugin).load_datasets not in ways:
             raise ValueError(
                 f"`plugins`: {name} loads the data in its own way, so samples of it cannot be "
                 f"drawn. {advice}"

@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 import settings
+from axolotl_alphalora.adapter import AlphaLoraConfig
 from axolotl_alphalora.plugin import args
 from axolotl_alphalora.plugin.loading import Allocation, adapter_config
 from settings import validate
@@ -88,10 +89,14 @@ def test_the_yaml_cannot_contradict_itself(changes, message):
 
 
 @pytest.mark.usefixtures("plugin")
-def test_what_runs_a_trained_adapter_does_not_read_what_it_began_with(monkeypatch):
+def test_what_runs_a_trained_adapter_does_not_read_what_it_began_with(
+    monkeypatch, tiny_llama, tmp_path
+):
     monkeypatch.setattr(args, "running_verb", lambda: "evaluate")
+    config = AlphaLoraConfig(target_modules=["q_proj"])
+    get_peft_model(tiny_llama, config).save_pretrained(tmp_path)
     block = {"init_from": "./lora", "init_split": "svd", "top_k": 3}
-    cfg = validate(alphalora=block, lora_model_dir="./out")
+    cfg = validate(alphalora=block, lora_model_dir=str(tmp_path))
     assert cfg.alphalora.init_from is None and cfg.alphalora.top_k == 3
     assert validate(alphalora=block).alphalora.init_from == "./lora"
 
