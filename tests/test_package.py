@@ -3,6 +3,7 @@
 import ast
 import subprocess
 import sys
+import tomllib
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -206,3 +207,10 @@ def test_only_what_a_test_wants_and_not_what_the_core_wants_is_skipped_without_t
 def test_every_module_is_written_for_the_oldest_python():
     for path in PACKAGE.rglob("*.py"):
         ast.parse(path.read_text(), path.name, feature_version=(3, 11))
+
+
+def test_the_resolver_is_told_the_hosts_versions_as_the_extra_has_them():
+    project = tomllib.loads((PACKAGE.parent / "pyproject.toml").read_text())
+    (host,) = project["project"]["optional-dependencies"]["axolotl"]
+    overrides = project["tool"]["uv"]["override-dependencies"]
+    assert f"{host}; python_version >= '3.12'" in overrides

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from statistics import StatisticsError, correlation
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
@@ -49,11 +48,7 @@ class Analysed:
 
     def correlation(self, other: Analysed) -> float | None:
         """Return Spearman's rank correlation of the alphas; None where it is not defined."""
-        theirs = [other.scores[block] for block in self.scores]
-        try:
-            return correlation(list(self.scores.values()), theirs, method="ranked")
-        except StatisticsError:
-            return None
+        return rank_correlation(self.scores, other.scores)
 
 
 def analyses_as_document(columns: Sequence[Analysed]) -> dict[str, Any]:

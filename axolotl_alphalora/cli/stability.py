@@ -59,16 +59,16 @@ def stability(over: str, plan: Numbers, others: Sequence[Numbers]) -> Stability 
     )
 
 
-def rank_correlation(first: Numbers, second: Numbers) -> float | None:
-    """Return Spearman's rank correlation over the modules; None where a plan is constant."""
+def rank_correlation(first: Mapping[str, float], second: Mapping[str, float]) -> float | None:
+    """Return Spearman's rank correlation over the first's names; None where one is constant."""
     try:
         return correlation(_ranks(first.values()), _ranks(second[name] for name in first))
     except StatisticsError:
         return None
 
 
-def _ranks(values: Iterable[int]) -> list[int]:
-    """Twice the rank of each value, equal ones sharing the mean of theirs."""
+def _ranks(values: Iterable[float]) -> list[int]:
+    """Twice the rank of each value, but for a constant; equal ones share theirs."""
     values = list(values)
     ordered = sorted(values)
     return [bisect_left(ordered, value) + bisect_right(ordered, value) for value in values]
