@@ -13,7 +13,6 @@ from typing import Any
 from peft import PeftConfig
 
 from ..saved_format import FORMAT_SINCE, check_version, expert_scaling
-from ..storage import expanded
 
 BALANCE_OVER = ("micro_batch", "global_batch")
 INIT_SPLITS = ("copy", "svd")
@@ -253,7 +252,7 @@ class AlphaLoraConfig(PeftConfig):
             return
         if not self.init_from or not isinstance(self.init_from, str | os.PathLike):
             raise ValueError(f"init_from must be a directory, not {self.init_from!r}.")
-        self.init_from = expanded(self.init_from)
+        self.init_from = os.path.expanduser(os.fspath(self.init_from))
         if not self.init_weights:
             raise ValueError("init_from starts the other experts at zero: leave init_weights true.")
 
