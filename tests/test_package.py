@@ -147,6 +147,7 @@ def _packages(node: ast.Import | ast.ImportFrom, depth: int) -> set[str]:
         ("sensitivity", {"blocks"}, set()),
         ("allocation", {"blocks", "settings", "storage"}, {"spectral"}),
         ("adapter", {"blocks", "saved_format"}, set()),
+        ("trainer", {"adapter", "blocks"}, set()),
         ("inspection", {"blocks", "saved_format", "spectral"}, {"adapter"}),
         (
             "planning",
