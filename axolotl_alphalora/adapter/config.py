@@ -55,7 +55,7 @@ class AlphaLoraConfig(PeftConfig):
             Experts per target module: one number for all, or a mapping from a module's exact name
             to its number, where 0 leaves the module alone. The config of the adapted model always
             holds the resolved mapping, which is what is saved, and which alone says what an
-            adapter adapts when it is opened; the config that was passed stays as it was.
+            adapter adapts when it is opened; the config that was passed keeps its own.
         rank_pattern (`dict[str, int]`):
             Rank of a module's experts where it differs from `r`: a mapping from the module's exact
             name, as in `num_experts`, to the rank. Unlike the `rank_pattern` of PEFT's LoRA, whose
