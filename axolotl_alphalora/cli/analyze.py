@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..settings import AGGREGATES, ESTIMATORS, QualitySettings
-from .options import Wishes, check_estimator, errors_in_words, shared_options
+from .options import Wishes, errors_in_words, shared_options
 from .output import only_output
 from .paths import ModelName
 
@@ -83,7 +83,7 @@ def analyze(
     wishes = Wishes.read(**wanted)
     from rich.console import Console
 
-    from .specs import quality_options
+    from ..planning.specs import check_estimator, quality_options
 
     console = Console(stderr=as_json)
     with errors_in_words(), only_output(as_json) as emit:
@@ -170,9 +170,9 @@ def _compare(
     measured: Any,
     console: Any,
 ) -> dict[str, Any]:
+    from ..planning.specs import AS_GIVEN
     from .compare import Analysed, analyses_as_document, print_analyses
     from .layout import source_line
-    from .specs import AS_GIVEN
 
     columns = []
     for label, one in {AS_GIVEN: settings, **others}.items():

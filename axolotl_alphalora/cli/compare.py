@@ -3,25 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from dataclasses import asdict, dataclass
+from typing import Any
 
 from rich.console import Console
 
 from ..allocation import Plan
+from ..planning import (
+    Compared,
+    Stability,
+    changed_blocks,
+    moved_experts,
+    rank_correlation,
+)
 from .columns import Column, print_columns
-from .comparison import Compared, changed_blocks
 from .findings import Findings
 from .layout import decimal, plain_table, print_lines, print_table, shorten, source_line
 from .scores import BlockScores
-from .stability import moved_experts, rank_correlation
 from .summary import budget_words, left_over
 from .words import numeral
 
-if TYPE_CHECKING:
-    from .stability import Stability
-
-__all__ = ["Analysed", "analyses_as_document", "print_analyses", "print_plans"]
+__all__ = ["Analysed", "analyses_as_document", "plans_as_document", "print_analyses", "print_plans"]
 
 _VARIED = {
     "estimators": "stability: estimators",
@@ -95,6 +97,41 @@ def print_analyses(columns: Sequence[Analysed], console: Console, caption: str) 
             "only resampling (--confidence, one column at a time) can tell."
         ],
     )
+
+
+def plans_as_document(columns: Sequence[Compared]) -> dict[str, Any]:
+    """Return compared plans as JSON values.
+
+    Returns:
+        ``columns``: for each its ``label``; ``rank_correlation`` of the modules' numbers with the
+        first column's, null where a plan is constant; ``blocks_that_differ`` and
+        ``experts_that_move`` against the first; ``stability``: a list of ``over``, ``plans``,
+        ``rank_correlation`` and ``moved``, empty for a plan that rests on no evidence, null where
+        it is not known; ``trust``; and the ``plan``. ``rank_correlations``: of all pairs.
+    """
+    first = columns[0].plan
+    rows = []
+    for column in columns:
+        findings = Findings.of_plan(column.plan)
+        known = column.stability
+        rows.append(
+            {
+                "label": column.label,
+                "rank_correlation": rank_correlation(first.numbers, column.plan.numbers),
+                "blocks_that_differ": changed_blocks(column.plan, first),
+                "experts_that_move": moved_experts(column.plan.numbers, first.numbers),
+                "stability": None if known is None else [asdict(one) for one in known],
+                "trust": findings.trust if findings else None,
+                "plan": column.plan.to_dict(),
+            }
+        )
+    return {
+        "columns": rows,
+        "rank_correlations": [
+            [rank_correlation(one.plan.numbers, other.plan.numbers) for other in columns]
+            for one in columns
+        ],
+    }
 
 
 def print_plans(columns: Sequence[Compared], console: Console) -> None:

@@ -14,6 +14,7 @@ from .paths import FilePath, ModelName
 
 if TYPE_CHECKING:
     from ..allocation import Plan
+    from ..planning import Measured, Planner, PlanRequest, Source
 
 _UNLIKE_AS_LORA = ("as_json", "per_module", "confidence", "plot", "compare")
 
@@ -70,15 +71,14 @@ def plan(
     wishes = Wishes.read(**wanted, plots_compared=True)
     from rich.console import Console
 
-    from .planner import Planner
-    from .source import read_source
+    from ..planning import read_source
 
     console = Console(stderr=as_json or as_lora)
     with errors_in_words(), only_output(as_json or as_lora) as emit:
         known = read_source(source, strategy)
-        planner = Planner(known.path, console)
+        planner = _planner(known, console)
         if as_lora:
-            from .as_lora import lora_yaml
+            from ..planning.as_lora import lora_yaml
 
             text = lora_yaml(known, planner.settled(known)[0])
             if output is None:
@@ -120,11 +120,26 @@ def make_plan(source: str | Path, console: Any = None, samples: int = 0) -> Plan
     Raises:
         ValueError: If the configuration, the model's files or the budget do not fit.
     """
-    from .planner import Planner
-    from .source import read_source
+    from ..planning import read_source
 
     known = read_source(source)
-    return Planner(known.path, console).settled(known, samples)[0]
+    return _planner(known, console).settled(known, samples)[0]
+
+
+def _planner(source: Source, console: Any) -> Planner:
+    """What makes the plans; the host loads the model, once, where that takes a model and data."""
+    from ..planning import Planner
+
+    path, loaded = source.path, []
+
+    def from_host(request: PlanRequest) -> tuple[Plan, Measured]:
+        from ..plugin.session import HostModel
+
+        if not loaded:
+            loaded.append(HostModel(path))
+        return loaded[0].plan(request)
+
+    return Planner(None if path is None else from_host, console)
 
 
 def _refuse_beside_as_lora(given: dict[str, Any]) -> None:

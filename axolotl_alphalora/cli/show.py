@@ -6,19 +6,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..allocation import Plan, cautions
-from .comparison import Compared, as_document, compare_plans
+from ..planning import Compared, Planner, Source, compare_plans
+from ..planning.specs import AS_GIVEN
+from .compare import plans_as_document, print_plans
 from .explain import WARNING, explain
 from .findings import Findings
 from .layout import print_lines
 from .options import Wishes
-from .planner import Planner, shapes_of
 from .scores import BlockScores
-from .source import Source
-from .specs import AS_GIVEN
 from .summary import summary
 
 if TYPE_CHECKING:
-    from ..planning import Found
+    from ..planning import Measured
     from ..spectral import Spectra
 
 __all__ = ["show_comparison", "show_plan"]
@@ -96,10 +95,8 @@ def show_comparison(
     Raises:
         ValueError: If a plan cannot be made.
     """
-    from .compare import print_plans
-
     columns = compare_plans(source, wishes.compare, planner, strategy or AS_GIVEN)
-    document = as_document(columns)
+    document = plans_as_document(columns)
     if not quiet:
         print_plans(columns, planner.console)
     if wishes.plot is not None:
@@ -131,7 +128,7 @@ def _number_name(plan: Plan) -> str:
     return "experts" if plan.spend == "experts" else f"rank / {plan.rank}"
 
 
-def _spectra(source: Source, plan: Plan, findings: Findings | None, found: Found) -> Spectra:
+def _spectra(source: Source, plan: Plan, findings: Findings | None, found: Measured) -> Spectra:
     """Return the spectra that a plan rests on, which are kept for a saved one too."""
     from ..planning import base_model
     from ..spectral import Measurement, measure
@@ -140,9 +137,10 @@ def _spectra(source: Source, plan: Plan, findings: Findings | None, found: Found
         return found.spectra
     if findings is None:
         raise ValueError("the plan records no spectra: leave out --spectra")
-    shapes = shapes_of(plan)
     base = base_model(source.request)
-    return measure(base.weights(shapes), shapes, findings.settings, cache=base.cache).spectra
+    return measure(
+        base.weights(plan.shapes), plan.shapes, findings.settings, cache=base.cache
+    ).spectra
 
 
 def _drawn(path: Path, console: Any) -> None:

@@ -1,6 +1,6 @@
 """Spectral quality of weight matrices: where weights come from, spectra, power laws, scores."""
 
-from axolotl_alphalora.settings import AGGREGATES, ESTIMATORS, QualitySettings
+from axolotl_alphalora.settings import AGGREGATES, ESTIMATORS, MatrixQuality, QualitySettings
 from axolotl_alphalora.spectral.aggregate import unit_scores
 from axolotl_alphalora.spectral.cache import Cache, default_cache
 from axolotl_alphalora.spectral.checkpoint import CheckpointWeights, MissingTensor
@@ -16,7 +16,7 @@ from axolotl_alphalora.spectral.measure import (
 )
 from axolotl_alphalora.spectral.model import BaseModel
 from axolotl_alphalora.spectral.power_law import PowerLawFit, fit_power_law
-from axolotl_alphalora.spectral.quality import MatrixQuality, assess
+from axolotl_alphalora.spectral.quality import assess
 from axolotl_alphalora.spectral.reading import Spectra, read_spectra
 from axolotl_alphalora.spectral.spectrum import significant, spectra, spectrum
 from axolotl_alphalora.spectral.weights import LiveWeights, WeightSource

@@ -9,12 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from axolotl_alphalora.settings import QualitySettings
+from axolotl_alphalora.settings import MatrixQuality, QualitySettings
 from axolotl_alphalora.spectral.aggregate import unit_errors, unit_scores
 from axolotl_alphalora.spectral.cache import Cache
 from axolotl_alphalora.spectral.confidence import bootstrap_alphas, interval, reliability
 from axolotl_alphalora.spectral.power_law import PowerLawFit
-from axolotl_alphalora.spectral.quality import MatrixQuality, assess
+from axolotl_alphalora.spectral.quality import assess
 from axolotl_alphalora.spectral.reading import Spectra, read_spectra
 from axolotl_alphalora.spectral.threads import one_thread
 from axolotl_alphalora.spectral.weights import WeightSource

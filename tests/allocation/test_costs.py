@@ -13,10 +13,13 @@ from peft import get_peft_model
 from torch import nn
 
 from axolotl_alphalora.adapter import AlphaLoraConfig
-from axolotl_alphalora.allocation.budget import Budget
-from axolotl_alphalora.allocation.costs import Costs
+from axolotl_alphalora.allocation.budget import (
+    Budget,
+    Costs,
+    expert_parameters,
+    expert_tensors,
+)
 from axolotl_alphalora.allocation.optimizers import state_bytes
-from axolotl_alphalora.allocation.parameters import expert_parameters, expert_tensors
 from axolotl_alphalora.allocation.spending import spend
 from axolotl_alphalora.blocks import block_name
 

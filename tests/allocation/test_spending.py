@@ -8,8 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from axolotl_alphalora.allocation.rounding import largest_remainder
-from axolotl_alphalora.allocation.spending import spend
+from axolotl_alphalora.allocation.spending import largest_remainder, spend
 
 WEIGHTS = st.lists(
     st.one_of(st.integers(0, 4).map(float), st.floats(min_value=1e-3, max_value=1e3)),

@@ -2,7 +2,8 @@
 
 import pytest
 
-from axolotl_alphalora.allocation import Evidence, build_plan
+import allocating
+from axolotl_alphalora.allocation import Evidence
 from axolotl_alphalora.cli.findings import Findings
 from axolotl_alphalora.cli.scores import BlockScores, module_shares
 from axolotl_alphalora.cli.summary import budget_line, summary
@@ -14,14 +15,8 @@ SHAPES = dict.fromkeys(NAMES, (8, 8))
 
 
 def plan(strategy, evidence=None, budget=None, **options):
-    return build_plan(
-        base_model="m",
-        shapes=SHAPES,
-        strategy=strategy,
-        options=options,
-        budget=budget or {"total_experts": 12},
-        evidence=evidence,
-    )
+    budget = budget or {"total_experts": 12}
+    return allocating.plan(strategy, SHAPES, options=options, budget=budget, evidence=evidence)
 
 
 def sensitivities():
