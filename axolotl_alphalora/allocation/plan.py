@@ -64,8 +64,8 @@ from typing import Any, Literal, Self
 from pydantic import ValidationError, model_validator
 
 from ..blocks import GRANULARITIES, group_by_block, group_by_unit
+from ..files import expanded, write_whole
 from ..settings import Count
-from ..storage import expanded, write_whole
 from .budget import expert_parameters
 from .records import (
     BudgetRecord,

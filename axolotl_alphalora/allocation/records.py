@@ -15,6 +15,7 @@ from pydantic import (
     ValidationError,
     model_serializer,
     model_validator,
+    with_config,
 )
 from typing_extensions import TypedDict
 
@@ -38,33 +39,30 @@ def _amount(value: Any) -> float:
 
 Text = Annotated[str, Field(strict=True, min_length=1)]
 Least0 = Annotated[int, Field(strict=True, ge=0)]
-Amount = Annotated[float, PlainValidator(_amount)]
+Amount = Annotated[int | float, PlainValidator(_amount)]
 
 
+@with_config(ConfigDict(extra="forbid"))
 class StrategyRecord(TypedDict):
     """The strategy that made a plan: its name, its package, and all options that it ran with."""
-
-    __pydantic_config__ = ConfigDict(extra="forbid")  # type: ignore[misc]
 
     name: Text
     package: Text
     options: dict[str, Any]
 
 
+@with_config(ConfigDict(extra="forbid"))
 class SampleRecord(TypedDict):
     """The training data that sensitivities were measured on: task to samples, seed, digest."""
-
-    __pydantic_config__ = ConfigDict(extra="forbid")  # type: ignore[misc]
 
     tasks: dict[str, Count]
     seed: Least0
     digest: Text
 
 
+@with_config(ConfigDict(extra="forbid"))
 class BudgetRecord(TypedDict):
     """A budget as a plan records it: what was asked for and what was spent, in its own unit."""
-
-    __pydantic_config__ = ConfigDict(extra="forbid")  # type: ignore[misc]
 
     kind: Literal["total_experts", "total_parameters", "memory_mib"] | None
     asked: Amount | None
@@ -76,6 +74,8 @@ class BudgetRecord(TypedDict):
 
 
 class Record(BaseModel):
+    """A part of a plan: frozen, and of the known keys alone."""
+
     model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="constants")
 
 

@@ -6,19 +6,18 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
-from importlib.metadata import EntryPoint, entry_points, version
+from importlib.metadata import EntryPoint, entry_points
 from typing import Any, get_args
 
 import pluggy
 import yaml
 from pydantic import ValidationError
 
+from .. import __version__
 from . import hookspecs
 from .hookspecs import GROUP
 from .strategies import BUILT_IN
 from .strategy import Needs, Options, Problem, Strategy
-
-_OURS = "axolotl-alphalora"
 
 
 class StrategyError(ValueError):
@@ -129,7 +128,7 @@ class Registry:
         self._found: dict[str, list[Registered]] = {}
         self.problems: list[str] = []
         for module in BUILT_IN:
-            self._add(module, f"{_OURS} {version(_OURS)}", module.__name__)
+            self._add(module, f"axolotl-alphalora {__version__}", module.__name__)
         for entry in entry_points(group=GROUP) if installed is None else installed:
             self._load(entry)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +15,8 @@ from .paths import FilePath, ModelName
 
 if TYPE_CHECKING:
     from ..allocation import Plan
-    from ..planning import Measured, Planner, PlanRequest, Source
+    from ..planning import Planner, Source
+    from ..plugin.session import HostModel
 
 _UNLIKE_AS_LORA = ("as_json", "per_module", "confidence", "plot", "compare")
 
@@ -130,16 +132,14 @@ def _planner(source: Source, console: Any) -> Planner:
     """What makes the plans; the host loads the model, once, where that takes a model and data."""
     from ..planning import Planner
 
-    path, loaded = source.path, []
-
-    def from_host(request: PlanRequest) -> tuple[Plan, Measured]:
+    @cache
+    def host(path: Path) -> HostModel:
         from ..plugin.session import HostModel
 
-        if not loaded:
-            loaded.append(HostModel(path))
-        return loaded[0].plan(request)
+        return HostModel(path)
 
-    return Planner(None if path is None else from_host, console)
+    path = source.path
+    return Planner(None if path is None else lambda request: host(path).plan(request), console)
 
 
 def _refuse_beside_as_lora(given: dict[str, Any]) -> None:
@@ -150,7 +150,7 @@ def _refuse_beside_as_lora(given: dict[str, Any]) -> None:
 
 
 def _write(text: str, output: Path, console: Any) -> None:
-    from ..storage import write_whole
+    from ..files import write_whole
 
     output.parent.mkdir(parents=True, exist_ok=True)
     write_whole(output, text)

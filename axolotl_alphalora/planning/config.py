@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Literal
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from ..allocation import Budget, registry, resolve_budget
-from ..storage import expanded
+from ..files import expanded
 
 ADAPTER = "alphalora"
 BUDGET = tuple(field.name for field in fields(Budget))

@@ -15,7 +15,7 @@ from typing import Annotated, Any, NamedTuple
 import yaml
 from pydantic import Field, TypeAdapter, ValidationError
 
-from ..storage import expanded
+from ..files import expanded
 from .config import ADAPTER, AlphaLoraConfigBlock
 
 YAML_SUFFIXES = (".yml", ".yaml")

@@ -274,10 +274,10 @@ class Planner:
         settings = request.settings
         key = getattr(settings, "samples", DEFAULT_SAMPLES), getattr(settings, "seed", 0)
         if key in self._gradients:
-            known, measured = self._gradients[key]
+            known, sensitivity = self._gradients[key]
             assert known.sample is not None
-            evidence = sensitivity_evidence(measured, known.weights, known.sample)
-            return build_plan(request, known.shapes, evidence), measured
+            evidence = sensitivity_evidence(sensitivity, known.weights, known.sample)
+            return build_plan(request, known.shapes, evidence), sensitivity
         assert self._from_host is not None
         plan, measured = self._from_host(request)
         assert isinstance(measured, Sensitivity)

@@ -8,13 +8,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ..allocation import AllocationRequest, Plan
+from ..hosts.constants import OPTIMIZER
 from .config import AlphaLoraConfigBlock, plain
 from .targets import Targets
 
 if TYPE_CHECKING:
     from ..spectral import BaseModel, Cache
-
-_HOST_OPTIMIZER = "adamw_torch_fused"
 
 REQUEST_KEYS = (
     "base_model",
@@ -169,7 +168,7 @@ def _optimizer(cfg: Mapping[str, Any]) -> str:
             "`peft_autocast_adapter_dtype: false` keeps them in the base model's dtype. Remove "
             "that option, or give `alphalora.total_parameters` instead."
         )
-    return str(cfg.get("optimizer") or _HOST_OPTIMIZER)
+    return str(cfg.get("optimizer") or OPTIMIZER)
 
 
 def _plain(value: Any) -> Any:

@@ -6,16 +6,16 @@ from collections.abc import Callable
 
 from torch import Tensor
 
-from axolotl_alphalora.settings import MatrixQuality
-from axolotl_alphalora.spectral.files import UnreadableCheckpoint
-from axolotl_alphalora.spectral.power_law import (
+from ..settings import MatrixQuality
+from .files import UnreadableCheckpoint
+from .power_law import (
     MIN_EIGENVALUES,
     PowerLawFit,
     fit_power_law,
 )
-from axolotl_alphalora.spectral.reading import Spectra
-from axolotl_alphalora.spectral.spectrum import pool
-from axolotl_alphalora.spectral.threads import one_thread
+from .reading import Spectra
+from .spectrum import pool
+from .threads import one_thread
 
 FEW_EIGENVALUES = 20
 """An alpha from fewer eigenvalues than this is noted as weak."""

@@ -100,6 +100,8 @@ def test_the_file_states_format_version_and_totals(plan, tmp_path):
     assert document["version"] == 2
     assert document["total_experts"] == 2.5
     assert document["module_experts"] == 4
+    whole = [document["budget"]["asked"], *(unit["experts"] for unit in document["units"])]
+    assert list(map(str, whole)) == ["5000", "1", "1.5"]
     assert document["trainable_parameters"] == 8 * 96 + 3 * (8 * 96 + 32)
 
 
