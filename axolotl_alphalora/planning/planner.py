@@ -10,6 +10,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Union
 
 from ..allocation import Evidence, Plan, build_plan, check_budget
+from ..progress import working
 from ..settings import QualitySettings
 from .request import PlanRequest, base_model, check_plan, layers
 from .source import Source
@@ -239,8 +240,6 @@ class Planner:
         self.check(request, samples)
         if request.needs == "sensitivity":
             return self._from_gradients(request)
-        from ..progress import working
-
         with working(self.console) as task:
             return plan_from_files(
                 request,
