@@ -142,12 +142,12 @@ def _packages(node: ast.Import | ast.ImportFrom, depth: int) -> set[str]:
 @pytest.mark.parametrize(
     ("layer", "run", "checked"),
     [
-        ("spectral", {"blocks", "settings", "storage"}, set()),
-        ("sensitivity", {"blocks"}, set()),
+        ("spectral", {"blocks", "files", "hosts", "settings"}, set()),
+        ("sensitivity", {"hosts"}, set()),
         ("allocation", {"blocks", "files", "settings"}, set()),
-        ("adapter", {"blocks", "saved_format"}, set()),
-        ("trainer", {"adapter", "blocks"}, set()),
-        ("inspection", {"blocks", "saved_format", "spectral"}, {"adapter"}),
+        ("adapter", {"blocks", "files", "hosts"}, set()),
+        ("trainer", {"adapter", "blocks", "hosts"}, set()),
+        ("inspection", {"blocks", "files", "spectral"}, {"adapter"}),
         (
             "planning",
             {
