@@ -20,7 +20,7 @@ from ..files import (
     expert_scaling,
     read_adapter_config,
 )
-from ..spectral.files import check_pointer, holds_model
+from ..spectral.model_files import check_pointer, holds_model
 
 __all__ = ["AdapterConfig", "open_weights", "read_config"]
 

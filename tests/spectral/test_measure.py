@@ -17,8 +17,9 @@ from axolotl_alphalora.spectral import (
     unit_scores,
     weightwatcher,
 )
-from axolotl_alphalora.spectral.power_law import OWN_ESTIMATORS, PowerLawFit
+from axolotl_alphalora.spectral.power_law import PowerLawFit
 from checkpoints import shapes_of, written
+from estimating import OWN_ESTIMATORS
 
 
 def random(seed, rows=64, columns=96):

@@ -14,9 +14,9 @@ from axolotl_alphalora.spectral import (
     definition,
     measure,
 )
+from axolotl_alphalora.spectral.cache import tensor_digest
+from axolotl_alphalora.spectral.checkpoint import StoredTensors
 from axolotl_alphalora.spectral.definition import linear_layers
-from axolotl_alphalora.spectral.digest import tensor_digest
-from axolotl_alphalora.spectral.tensors import StoredTensors
 from checkpoints import CONFIGS, opened, pickled, settled, tiny_model
 
 STORED = ["whole", "sharded", "bin", "sharded bin", "base model"]
