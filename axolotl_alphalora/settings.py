@@ -7,8 +7,6 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
-__all__ = ["AGGREGATES", "ESTIMATORS", "QualitySettings"]
-
 ESTIMATORS = ("xmin_peak", "xmin_peak_published", "hill", "ks", "weightwatcher")
 """Ways to choose where a power law's tail starts."""
 

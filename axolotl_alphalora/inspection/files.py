@@ -22,8 +22,6 @@ from ..files import (
 )
 from ..spectral.model_files import check_pointer, holds_model
 
-__all__ = ["AdapterConfig", "open_weights", "read_config"]
-
 _SAVE_AGAIN = "use another checkpoint, or train and save it again"
 
 

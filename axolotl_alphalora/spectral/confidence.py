@@ -18,8 +18,6 @@ from ..settings import ESTIMATORS
 from .estimators import fit_ascending, fit_power_law
 from .spectrum import pool
 
-__all__ = ["bootstrap_alphas", "interval", "reliability"]
-
 _MOST_DRAWS = 50
 
 

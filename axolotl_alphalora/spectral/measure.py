@@ -22,8 +22,6 @@ from .reading import Spectra, read_spectra
 from .scores import unit_errors, unit_scores
 from .spectrum import default_window
 
-__all__ = ["Measurement", "measure", "resampled_scores", "trust", "unit_intervals"]
-
 _NORMAL_95 = 1.96
 
 

@@ -17,8 +17,6 @@ from .live import WeightSource
 from .loaded import LoadedWeights
 from .model_files import UnreadableCheckpoint, check_model_files, locate
 
-__all__ = ["BaseModel"]
-
 Shapes = dict[str, tuple[int, int]]
 
 _OPTIONAL = {"bias", "g_idx"}

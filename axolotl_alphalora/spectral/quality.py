@@ -14,8 +14,6 @@ from .power_law import PowerLawFit
 from .reading import Spectra
 from .spectrum import pool
 
-__all__ = ["FEW_EIGENVALUES", "SPREAD", "MatrixQuality", "assess"]
-
 FEW_EIGENVALUES = 20
 """An alpha from fewer eigenvalues than this is noted as weak."""
 

@@ -17,8 +17,6 @@ from .cache import Cache, combined_digest
 from .live import WeightSource
 from .spectrum import spectra, stacked_spectra
 
-__all__ = ["Spectra", "read_spectra"]
-
 _Item = TypeVar("_Item")
 _Result = TypeVar("_Result")
 

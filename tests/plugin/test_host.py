@@ -3,6 +3,7 @@
 import os
 import subprocess
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from safetensors.torch import load_file
@@ -20,6 +21,21 @@ def test_an_older_host_is_refused_with_what_to_install(monkeypatch):
     for found in ("0.20.0", "0.21.0"):
         monkeypatch.setattr(plugin_host, "version", lambda name, found=found: found)
         plugin_host.check_host()
+
+
+def test_a_newer_host_is_warned_of_with_what_to_do(monkeypatch):
+    said = []
+    logger = SimpleNamespace(warning=lambda text, *values: said.append(text % values))
+    monkeypatch.setattr("axolotl.utils.logging.get_logger", lambda name: logger)
+    for found in ("0.21.9", "0.21.0.dev1"):
+        monkeypatch.setattr(plugin_host, "version", lambda name, found=found: found)
+        plugin_host.check_host()
+    assert not said
+    monkeypatch.setattr(plugin_host, "version", lambda name: "0.22.1")
+    plugin_host.check_host()
+    (line,) = said
+    assert "tested with Axolotl up to 0.21.x, and 0.22.1 is installed" in line
+    assert "report it among the issues of axolotl-alphalora" in line
 
 
 @pytest.mark.skipif(
