@@ -7,6 +7,8 @@ import ast
 import inspect
 import re
 from collections.abc import Callable
+from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -514,6 +516,20 @@ def test_trainers_have_what_the_callback_replaces_and_reads():
     assert "self.scaler" in inspect.getsource(Accelerator.__init__)
 
 
+def test_classes_that_are_known_by_their_paths_are_there():
+    import transformers
+
+    from axolotl_alphalora.adapter.layer import FRESH_OUTPUT
+    from axolotl_alphalora.spectral import definition, live
+
+    for path in {*FRESH_OUTPUT, *live._READERS}:
+        module, _, name = path.rpartition(".")
+        if find_spec(module.partition(".")[0]) is not None:
+            assert isinstance(getattr(import_module(module), name), type), path
+    for name in (*definition._WHOLE, *definition._OWN.values()):
+        assert isinstance(getattr(transformers, name), type), name
+
+
 # --- torch
 
 
@@ -747,8 +763,6 @@ def copied_for_quantised_bases():
 @checks("axolotl")
 def running_verb():
     """The command line is a click group whose commands are our verbs, and each has a module."""
-    from importlib.util import find_spec
-
     from axolotl.cli.main import cli
 
     from axolotl_alphalora.plugin.verb import RUNS_ADAPTER, WHOLE_MODEL

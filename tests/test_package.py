@@ -58,6 +58,7 @@ REGISTRATION = "axolotl_alphalora.registration"
 ORDERS = {
     "ours first": "import axolotl_alphalora; assert 'peft' not in sys.modules; import peft",
     "PEFT first": "import peft, axolotl_alphalora",
+    "a trainer": "import axolotl_alphalora; from transformers import Trainer; import peft",
     "the adapter": "import axolotl_alphalora.adapter, peft",
     "looked for before": "import axolotl_alphalora, importlib.util; "
     "assert importlib.util.find_spec('peft').origin; from peft.tuners import lora; import peft",

@@ -10,13 +10,13 @@ from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, Bert
 
 from axolotl_alphalora.spectral import LiveWeights
 from axolotl_alphalora.spectral.definition import (
-    WeightNames,
     linear_layers,
     load_config,
     skeleton,
     stacked_weights,
     trained_class,
 )
+from axolotl_alphalora.spectral.weight_names import WeightNames
 from checkpoints import CONFIGS, tiny_model
 
 

@@ -13,6 +13,7 @@ from axolotl_alphalora.spectral import (
     UnreadableCheckpoint,
     definition,
     measure,
+    weight_names,
 )
 from axolotl_alphalora.spectral.cache import tensor_digest
 from axolotl_alphalora.spectral.checkpoint import StoredTensors
@@ -159,9 +160,9 @@ def test_a_changed_checkpoint_is_looked_up_again(models, tmp_path, change):
 def test_conversions_are_prepared_once_for_all_layers(models, tmp_path, monkeypatch):
     save(models["hrm"], tmp_path)
     made = []
-    initialise = definition.WeightNames.__init__
+    initialise = weight_names.WeightNames.__init__
     monkeypatch.setattr(
-        definition.WeightNames,
+        weight_names.WeightNames,
         "__init__",
         lambda self, *arguments: made.append(self) or initialise(self, *arguments),
     )
@@ -194,7 +195,7 @@ def test_a_second_measurement_reads_no_tensor_and_builds_no_model(
         monkeypatch,
         (StoredTensors, "read"),
         (definition, "skeleton"),
-        (definition.WeightNames, "__init__"),
+        (weight_names.WeightNames, "__init__"),
     )
     weights, again = opened(tmp_path / "model", cache)
     assert again == shapes
