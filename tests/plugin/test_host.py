@@ -2,9 +2,13 @@
 
 import os
 import subprocess
+import sys
+from contextlib import ExitStack
+from importlib.machinery import ModuleSpec
 from pathlib import Path
 from types import SimpleNamespace
 
+import click
 import pytest
 from safetensors.torch import load_file
 
@@ -54,3 +58,47 @@ def test_a_run_in_another_host_s_environment(host, tmp_path):
         check=True,
     )
     assert load_file(tmp_path / "out" / "adapter_model.safetensors")
+
+
+def command(name, *inside):
+    """A click command of that name, with commands in it."""
+    group = click.Group(name)
+    for part in inside:
+        group.add_command(part)
+    return group
+
+
+def verb_in(*commands):
+    """The running verb in the innermost of nested click commands."""
+    with ExitStack() as stack:
+        context = None
+        for one in commands:
+            context = click.Context(one, parent=context, info_name=one.name)
+            stack.enter_context(context)
+        return plugin_host.running_verb()
+
+
+def test_the_verb_is_that_of_the_host_s_command_line(monkeypatch):
+    serve, alphalora = command("vllm-serve"), command("alphalora", command("export"))
+    host = command("axolotl", serve, alphalora)
+    monkeypatch.setitem(sys.modules, "axolotl.cli.main", SimpleNamespace(cli=host))
+    assert verb_in(host, serve) == "vllm_serve"
+    assert verb_in(host, alphalora, alphalora.commands["export"]) == "alphalora"
+    assert verb_in(alphalora, alphalora.commands["export"]) is None
+    assert verb_in(host) is None
+
+
+@pytest.mark.parametrize(
+    ("module", "verb"),
+    [
+        ("axolotl.cli.evaluate", "evaluate"),
+        ("axolotl.cli.train", "train"),
+        ("axolotl.cli.utils.load", None),
+        ("pytest.__main__", None),
+        (None, None),
+    ],
+)
+def test_under_a_launcher_the_verb_is_the_main_module_s(monkeypatch, module, verb):
+    spec = None if module is None else ModuleSpec(module, None)
+    monkeypatch.setitem(sys.modules, "__main__", SimpleNamespace(__spec__=spec))
+    assert plugin_host.running_verb() == verb
