@@ -8,8 +8,6 @@ from importlib.machinery import ModuleSpec
 from types import ModuleType
 from typing import Any, cast
 
-__all__ = ["register"]
-
 _PEFT, _ADAPTER = "peft", f"{__package__}.adapter"
 
 

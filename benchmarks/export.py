@@ -26,7 +26,7 @@ from axolotl_alphalora.evaluation import (
     read_rows,
 )
 from axolotl_alphalora.export import METHODS, build, export_adapter
-from axolotl_alphalora.export.attach import attach
+from axolotl_alphalora.export.lora import attach
 from axolotl_alphalora.inspection import read_config
 from axolotl_alphalora.sensitivity import Sample
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from axolotl_alphalora.adapter.paths import using
+from axolotl_alphalora.adapter.fused import using
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
