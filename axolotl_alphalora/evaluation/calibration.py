@@ -17,8 +17,6 @@ from ..sensitivity.samples import Sample
 from ..spectral.threads import one_thread
 from .usage import inputs_for
 
-__all__ = ["Moments", "calibrate"]
-
 
 @dataclass
 class Moments:

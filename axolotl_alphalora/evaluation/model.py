@@ -7,8 +7,6 @@ from typing import Any
 
 import torch
 
-__all__ = ["load_adapted", "load_base", "load_tokenizer"]
-
 
 def load_base(
     name: str,

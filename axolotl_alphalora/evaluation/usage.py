@@ -12,8 +12,6 @@ from ..adapter.usage import RouterUsage, UsageMeter, combine
 from ..inspection import ALL
 from ..sensitivity.samples import Sample
 
-__all__ = ["inputs_for", "router_usage"]
-
 
 def inputs_for(model: nn.Module, sample: Sample) -> dict[str, torch.Tensor]:
     """A sample's arguments, where the model is."""

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from axolotl_alphalora.quickstart import run as quickstart_run
 from axolotl_alphalora.quickstart.config import CONFIG_FILE, write_config
 from axolotl_alphalora.quickstart.evaluate import load
-from axolotl_alphalora.quickstart.files import QuickstartError
+from axolotl_alphalora.quickstart.process import QuickstartError
 from axolotl_alphalora.quickstart.run import run_quickstart
 
 from .conftest import printed
