@@ -41,8 +41,8 @@ def loaded_by(statement: str) -> set[str]:
         ("import axolotl_alphalora.spectral", {"peft", "transformers", "axolotl"}),
         ("import axolotl_alphalora.adapter", {"axolotl"}),
         (
-            "import benchmarks.decode, benchmarks.memory_limit, benchmarks.scaling, "
-            "benchmarks.startup, benchmarks.targets, benchmarks.training_step",
+            "import benchmarks.decode, benchmarks.gpu, benchmarks.startup, "
+            "benchmarks.training_step",
             {"axolotl"},
         ),
         ("import axolotl_alphalora.inspection", {"peft", "transformers", "axolotl"}),
