@@ -161,18 +161,15 @@ def load_shape(
     import torch
     from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
+    from axolotl_alphalora.hosts.constants import NF4
+
     torch.manual_seed(0)
     if model in SHAPES and not nf4:
         return make_shape(model, dtype, device).requires_grad_(False)
     kind = _dtype(dtype)
     options: dict[str, Any] = {"dtype": kind, "device_map": {"": device}}
     if nf4:
-        options["quantization_config"] = BitsAndBytesConfig(
-            load_in_4bit=True,
-            bnb_4bit_quant_type="nf4",
-            bnb_4bit_use_double_quant=True,
-            bnb_4bit_compute_dtype=kind,
-        )
+        options["quantization_config"] = BitsAndBytesConfig(**NF4, bnb_4bit_compute_dtype=kind)
     with tempfile.TemporaryDirectory() as folder:
         source = model
         if model in SHAPES:

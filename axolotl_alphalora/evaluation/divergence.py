@@ -11,10 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..hosts.constants import IGNORED
 from ..sensitivity.samples import Sample
 from .usage import inputs_for
-
-_IGNORED = -100
 
 
 @dataclass(frozen=True)
@@ -122,7 +121,7 @@ def _with_answers(model: Any, sample: Sample) -> tuple[dict[str, Tensor], Tensor
     """A sample's arguments without labels, the [P] places that predict a label, the labels."""
     inputs = inputs_for(model, sample)
     labels = inputs.pop("labels")[0, 1:]
-    places = labels.ne(_IGNORED).nonzero().flatten()
+    places = labels.ne(IGNORED).nonzero().flatten()
     return inputs, places, labels[places]
 
 

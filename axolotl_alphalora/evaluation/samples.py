@@ -13,9 +13,9 @@ import numpy as np
 import torch
 from jinja2 import TemplateError
 
+from ..hosts.constants import IGNORED
 from ..sensitivity.samples import Sample, share_out
 
-IGNORED = -100
 TASK = "task"
 _ALL = "data"
 _BAD_ROW = (ValueError, TypeError, KeyError, IndexError, AttributeError)

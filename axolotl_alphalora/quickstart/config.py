@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from ..storage import write_whole
+from ..files import write_whole
 from .process import QuickstartError
 from .rows import HELD_OUT_FILE, TRAIN_FILE
 

@@ -13,7 +13,7 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
-from ..storage import write_whole
+from ..files import write_whole
 
 ANSWER_TOKENS = 32
 

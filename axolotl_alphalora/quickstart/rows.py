@@ -8,7 +8,7 @@ from datetime import date, timedelta
 from pathlib import Path
 from random import Random
 
-from ..storage import write_whole
+from ..files import write_whole
 
 TRAIN_FILE = "train.jsonl"
 HELD_OUT_FILE = "held_out.jsonl"

@@ -21,7 +21,7 @@ from rich.console import Console
 
 from .. import __version__
 from ..allocation import Plan
-from ..storage import cache_root, write_whole
+from ..files import ADAPTER_WEIGHTS, cache_root, write_whole
 from .config import (
     ADAPTER_DIRECTORY,
     CONFIG_FILE,
@@ -148,7 +148,7 @@ class Quickstart:
             made_from: Digest of what its adapter depends on.
         """
         output = config.output_dir
-        if self._is_done("train", made_from, output / "adapter_model.safetensors"):
+        if self._is_done("train", made_from, output / ADAPTER_WEIGHTS):
             self._skip("train", f"{output} (trained before)")
             return
         if self.done.get(_OUTPUT) != made_from:

@@ -12,10 +12,10 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from axolotl_alphalora.files import cache_root
 from axolotl_alphalora.quickstart import model as quickstart_model
 from axolotl_alphalora.quickstart.model import bundled_gguf, convert, prepare_model
 from axolotl_alphalora.quickstart.process import QuickstartError, run_python
-from axolotl_alphalora.storage import cache_root
 
 from .conftest import printed
 
