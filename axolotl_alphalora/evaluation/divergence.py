@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..hosts.constants import IGNORED
-from ..sensitivity.samples import Sample
+from ..sensitivity import Sample
 from .usage import inputs_for
 
 

@@ -18,7 +18,7 @@ from ..files import ADAPTER_CARD
 from ..hosts.peft import get_peft_model_state_dict
 from ..hosts.transformers import Conv1D
 from ..progress import Doing
-from ..sensitivity.samples import Sample
+from ..sensitivity import Sample
 from .attach import attach
 from .build import DEFAULT_METHOD, Method, build
 from .card import card

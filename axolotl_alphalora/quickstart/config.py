@@ -90,16 +90,7 @@ auto_resume_from_checkpoints: true  # continue from the last checkpoint in outpu
 
 @dataclass(frozen=True)
 class RunConfig:
-    """What the quickstart needs to know of the YAML.
-
-    Attributes:
-        path: The YAML file.
-        base_model: Directory or hub id.
-        output_dir: Where the adapter goes.
-        max_steps: Optimizer steps; None if the file sets none.
-        sequence_len: Limit on tokens.
-        edited: The file is not as the quickstart wrote it.
-    """
+    """What the quickstart needs to know of the YAML; `edited` if it is not as it was written."""
 
     path: Path
     base_model: str
@@ -110,13 +101,7 @@ class RunConfig:
 
 
 def config_text(directory: Path, model: Path | str, steps: int) -> str:
-    """Return the YAML for a model and a number of steps.
-
-    Args:
-        directory: The quickstart's directory; absolute, so that the YAML works from anywhere.
-        model: Directory or hub id of the base model.
-        steps: Optimizer steps.
-    """
+    """Return the YAML; the directory is absolute, so that it works from anywhere."""
     names = {
         "model": model,
         "train": directory / TRAIN_FILE,
@@ -144,16 +129,7 @@ def is_edited(path: Path) -> bool:
 
 
 def write_config(directory: Path, model: Path | str, steps: int) -> RunConfig:
-    """Write the YAML, unless a user edited the one that is there.
-
-    Args:
-        directory: The quickstart's directory, absolute.
-        model: Directory or hub id of the base model.
-        steps: Optimizer steps.
-
-    Returns:
-        The run as the file on disk describes it.
-    """
+    """Write the YAML, unless a user edited the one that is there; return what it then says."""
     path = directory / CONFIG_FILE
     if not is_edited(path):
         write_whole(path, config_text(directory, model, steps))
@@ -161,14 +137,7 @@ def write_config(directory: Path, model: Path | str, steps: int) -> RunConfig:
 
 
 def read_config(path: Path) -> RunConfig:
-    """Read what the quickstart needs from a YAML.
-
-    Args:
-        path: The YAML file.
-
-    Raises:
-        QuickstartError: The file is not a YAML mapping, or lacks a value.
-    """
+    """Read a YAML; raises `QuickstartError` if it is no mapping or lacks a value."""
     try:
         values: Any = yaml.safe_load(path.read_text(encoding="utf-8"))
         problem = None if isinstance(values, dict) else " is not a mapping of options."

@@ -19,14 +19,7 @@ ANSWER_TOKENS = 32
 
 
 def load(adapter: Path) -> tuple[Any, Any]:
-    """Load base model, adapter and tokenizer.
-
-    Args:
-        adapter: Directory of the saved adapter and its tokenizer.
-
-    Returns:
-        The PEFT model in evaluation mode, and the tokenizer.
-    """
+    """Load a saved adapter on its base model, in evaluation mode, and the tokenizer."""
     from peft import PeftConfig
 
     from ..evaluation import load_adapted, load_base, load_tokenizer
@@ -36,17 +29,11 @@ def load(adapter: Path) -> tuple[Any, Any]:
 
 
 def evaluate(model: Any, tokenizer: Any, data: Path, sequence_len: int) -> dict[str, Any]:
-    """Measure a PEFT model with its adapter off and on.
-
-    Args:
-        model: The PEFT model.
-        tokenizer: Its tokenizer.
-        data: JSON lines with alpaca keys and `task`.
-        sequence_len: Limit on the tokens of a row.
+    """Measure a PEFT model with its adapter off and on, on JSON lines with alpaca keys and `task`.
 
     Returns:
-        A dictionary: `rows`, `answer_tokens`, `held_out_loss` (mean per answer token, `before` and
-        `after`), `held_out_loss_by_task`, and `example` with the first row's answers.
+        `rows`, `answer_tokens`, `held_out_loss` (mean per answer token, `before` and `after`),
+        `held_out_loss_by_task`, and `example` with the first row's answers.
     """
     from tqdm import tqdm
 

@@ -41,13 +41,7 @@ class QuickstartError(click.ClickException):
 
 
 def say(console: Console, text: str, *, style: str | None = None) -> None:
-    """Print a line as it is: paths are neither wrapped, coloured nor read as markup.
-
-    Args:
-        console: Where to print.
-        text: The line.
-        style: A rich style for all of it.
-    """
+    """Print a line as it is: paths are neither wrapped, coloured nor read as markup."""
     console.print(text, style=style, soft_wrap=True, highlight=False, markup=False)
 
 
@@ -55,15 +49,8 @@ def say(console: Console, text: str, *, style: str | None = None) -> None:
 def locked(directory: Path, console: Console) -> Iterator[int]:
     """Keep a directory for one quickstart; another one waits here, and says so.
 
-    A stage that is handed the descriptor keeps the lock for as long as it lives, even when the
-    quickstart is killed.
-
-    Args:
-        directory: The directory; it is created.
-        console: Where to print.
-
-    Yields:
-        The file descriptor that holds the lock.
+    Yields the file descriptor that holds the lock. A stage that is handed it keeps the lock for as
+    long as it lives, even when the quickstart is killed.
     """
     directory.mkdir(parents=True, exist_ok=True)
     with (directory / ".lock").open("a") as file:

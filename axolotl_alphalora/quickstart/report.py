@@ -26,13 +26,7 @@ _EXAMPLE = {
 
 
 def print_report(config: RunConfig, evaluation: dict[str, Any], console: Console) -> None:
-    """Show losses, one answer, where the files are and what to do next.
-
-    Args:
-        config: The run.
-        evaluation: What `evaluate` wrote.
-        console: Where to print.
-    """
+    """Show losses, one answer, where the files are and what to do next."""
     console.print(_losses(evaluation))
     say(console, "\nA held-out prompt")
     for label, key in _EXAMPLE.items():
@@ -60,15 +54,7 @@ def summary(
     seconds: dict[str, float],
     skipped: list[str],
 ) -> dict[str, Any]:
-    """Return the machine-readable summary.
-
-    Args:
-        config: The run.
-        plan: The experts of each block.
-        evaluation: What `evaluate` wrote.
-        seconds: How long each stage took in this invocation.
-        skipped: Stages that an earlier invocation had finished.
-    """
+    """Return the same for machines, with the seconds that each stage took in this invocation."""
     scores = {unit.name: unit.score for unit in plan.units}
     return {
         "model": config.base_model,

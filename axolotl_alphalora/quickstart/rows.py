@@ -155,15 +155,7 @@ SKILLS: dict[str, Callable[[Random], Example]] = {
 
 
 def make_rows(seed: int = SEED) -> tuple[list[Row], list[Row]]:
-    """Draw the training and held-out rows; no prompt is in both.
-
-    Args:
-        seed: Seed of the draw.
-
-    Returns:
-        Training and held-out rows with the keys `instruction`, `input`, `output` and `task`, the
-        tasks taking turns.
-    """
+    """Draw the training and the held-out rows, the tasks taking turns; no prompt is in both."""
     size = TRAIN_ROWS_PER_SKILL + HELD_OUT_ROWS_PER_SKILL
     turns = list(zip(*(_draw(task, size, seed) for task in SKILLS), strict=True))
     held_out = [row for turn in turns[:HELD_OUT_ROWS_PER_SKILL] for row in turn]
@@ -171,11 +163,7 @@ def make_rows(seed: int = SEED) -> tuple[list[Row], list[Row]]:
 
 
 def write_rows(directory: Path) -> None:
-    """Write `train.jsonl` and `held_out.jsonl`; rows that a user edited or added are kept.
-
-    Args:
-        directory: Where they go; it must exist.
-    """
+    """Write `train.jsonl` and `held_out.jsonl`, unless they are there and maybe edited."""
     for name, rows in zip((TRAIN_FILE, HELD_OUT_FILE), make_rows(), strict=True):
         if not (directory / name).exists():
             write_whole(directory / name, "".join(json.dumps(row) + "\n" for row in rows))

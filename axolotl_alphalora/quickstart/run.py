@@ -39,7 +39,13 @@ from .rows import HELD_OUT_FILE, TRAIN_FILE, write_rows
 
 INTERRUPTED = 130
 _STATE_FILE = "state.json"
-_OUTPUT = "output"  # whose checkpoints are in the output directory
+_OUTPUT = "output"  # notes whose checkpoints are in the output directory
+_WEIGHTS_AND_SETTINGS = (".safetensors", ".bin", ".json")
+_NAMES = {"plan": "planning", "train": "training", "evaluate": "evaluating"}
+_EDITED = (
+    " was edited and is kept as it is: it decides, not --model and --steps. "
+    "Delete it to have it written anew."
+)
 
 
 def run_quickstart(
@@ -88,9 +94,8 @@ class Quickstart:
     """
 
     def __init__(self, directory: Path, lock: int, console: Console) -> None:
-        self.directory = directory
-        self.lock = lock
-        self.console = console
+        self.directory, self.lock, self.console = directory, lock, console
+        self.rows = [directory / TRAIN_FILE, directory / HELD_OUT_FILE]
         self.done = _read_json(directory / _STATE_FILE)
         self.seconds: dict[str, float] = {}
         self.skipped: list[str] = []
@@ -99,23 +104,21 @@ class Quickstart:
         """Run all stages, skipping what is done, and return the summary."""
         from ..cli.tables import print_plan
 
-        rows = [self.directory / name for name in (TRAIN_FILE, HELD_OUT_FILE)]
         with self._timed("1/5 model", "model"):
             base_model = prepare_model(self._source(model), self.console)
         with self._timed("2/5 data and YAML", "data"):
             write_rows(self.directory)
             config = write_config(self.directory, base_model, steps)
-            self._announce(config, rows)
+            for line in (*self.rows, f"{config.path}{_EDITED if config.edited else ''}"):
+                self._say(line)
+        made_from = _digest(__version__, config.path, *self.rows, Path(config.base_model))
         with self._timed("3/5 plan: experts per block, from the weights' spectra", "plan"):
-            weights = _files(Path(config.base_model), "*.json", "*.safetensors", "*.bin")
-            made_from = _digest(__version__, config.path.read_bytes(), _content(rows), weights)
-            self.plan(config, made_from)
-            plan = Plan.load(self.directory / "plan.json")
+            plan = self.plan(config, made_from)
             print_plan(plan, self.console)
         with self._timed(f"4/5 axolotl train {config.path}", "train"):
             self.train(config, made_from)
         with self._timed("5/5 evaluation: the adapter, reloaded with PEFT", "evaluate"):
-            evaluation = self.evaluate(config, rows)
+            evaluation = self.evaluate(config)
         print_report(config, evaluation, self.console)
         return summary(config, plan, evaluation, self.seconds, self.skipped)
 
@@ -125,43 +128,43 @@ class Quickstart:
         edited = read_config(self.directory / CONFIG_FILE).base_model
         return None if Path(edited).is_relative_to(cache_root()) else edited
 
-    def _announce(self, config: RunConfig, rows: list[Path]) -> None:
-        note = (
-            " was edited and is kept as it is: it decides, not --model and --steps. "
-            "Delete it to have it written anew."
-        )
-        for line in (*rows, f"{config.path}{note if config.edited else ''}"):
-            say(self.console, f"  {line}")
-
-    def plan(self, config: RunConfig, made_from: str) -> None:
-        """Plan the experts, with a command that the user has too."""
+    def plan(self, config: RunConfig, made_from: str) -> Plan:
+        """Plan the experts, with the command that the user has too."""
         result = self.directory / "plan.json"
         if not self._is_done("plan", made_from, result):
             command = ["axolotl.cli.main", "alphalora", "plan", config.path, "--output", result]
-            self._stage("plan", "planning", made_from, command, config)
+            self._do("plan", made_from, command, config)
+        return Plan.load(result)
 
     def train(self, config: RunConfig, made_from: str) -> None:
-        """Start or continue the training, unless its adapter is there.
-
-        Args:
-            config: The run.
-            made_from: Digest of what its adapter depends on.
-        """
+        """Start or continue the training, unless its adapter is there."""
         output = config.output_dir
         if self._is_done("train", made_from, output / ADAPTER_WEIGHTS):
             self._skip("train", f"{output} (trained before)")
             return
         if self.done.get(_OUTPUT) != made_from:
             self._drop_checkpoints(config)
-            self._note(**{_OUTPUT: made_from})
+            self._note(_OUTPUT, made_from)
         # Axolotl takes any file in here for a complete dataset, and its name for its content.
         shutil.rmtree(self.directory / PREPARED_DIRECTORY, ignore_errors=True)
-        whole = [path.parent for path in output.glob("checkpoint-*/trainer_state.json")]
+        whole = [path.parent.name for path in output.glob("checkpoint-*/trainer_state.json")]
         if whole:
-            last = max(int(path.name.rpartition("-")[2]) for path in whole)
-            say(self.console, f"  continuing from step {last}")
+            last = max(int(name.rpartition("-")[2]) for name in whole)
+            self._say(f"continuing from step {last}")
         command = ["axolotl.cli.main", "train", config.path, "--launcher", "python"]
-        self._stage("train", "training", made_from, command, config, total=config.max_steps)
+        self._do("train", made_from, command, config, total=config.max_steps)
+
+    def evaluate(self, config: RunConfig) -> dict[str, Any]:
+        """Measure the adapter, unless these very files have been measured."""
+        result, limit = self.directory / "evaluation.json", str(config.sequence_len)
+        made_from = _digest(*self.rows, config.output_dir, config.base_model, limit)
+        if self._is_done("evaluate", made_from, result):
+            self._skip("evaluate", f"{result} (evaluated before)")
+        else:
+            program = f"{__package__}.evaluate"
+            command = [program, config.output_dir, self.rows[1], limit, result]
+            self._do("evaluate", made_from, command, config)
+        return _read_json(result)
 
     def _drop_checkpoints(self, config: RunConfig) -> None:
         """Make Axolotl start anew: it would continue from the checkpoints of any run."""
@@ -173,54 +176,42 @@ class Quickstart:
                 f"Axolotl would continue. Empty it, or name another directory in {config.path}."
             )
         if checkpoints:
-            self._note(**{_OUTPUT: None})  # what is half deleted belongs to no run
+            self._note(_OUTPUT, None)  # what is half deleted belongs to no run
         for path in checkpoints:
             shutil.rmtree(path)
-
-    def evaluate(self, config: RunConfig, rows: list[Path]) -> dict[str, Any]:
-        """Measure the adapter, unless these very files have been measured."""
-        result = self.directory / "evaluation.json"
-        adapter = _files(config.output_dir, "adapter_*")
-        limit = str(config.sequence_len)
-        made_from = _digest(_content(rows), adapter, config.base_model, limit)
-        if self._is_done("evaluate", made_from, result):
-            self._skip("evaluate", f"{result} (evaluated before)")
-        else:
-            program = f"{__package__}.evaluate"
-            command = [program, config.output_dir, rows[1], limit, result]
-            self._stage("evaluate", "evaluating", made_from, command, config)
-        return _read_json(result)
 
     def _is_done(self, stage: str, made_from: str, result: Path) -> bool:
         return self.done.get(stage) == made_from and result.is_file()
 
-    def _stage(
+    def _do(
         self,
         stage: str,
-        name: str,
         made_from: str,
         command: list[Any],
         config: RunConfig,
         total: int | None = None,
     ) -> None:
-        self._note(**{stage: None})
+        self._note(stage, None)
         run_python(
             ["-m", *map(str, command)],
-            self.directory / f"{name}.log",
+            self.directory / f"{_NAMES[stage]}.log",
             self.console,
-            name=name,
+            name=_NAMES[stage],
             lock=self.lock,
             total=total,
             offline=Path(config.base_model).is_dir(),
         )
-        self._note(**{stage: made_from})
+        self._note(stage, made_from)
 
     def _skip(self, stage: str, note: str) -> None:
         self.skipped.append(stage)
-        say(self.console, f"  {note}")
+        self._say(note)
 
-    def _note(self, **notes: str | None) -> None:
-        self.done |= notes
+    def _say(self, text: object) -> None:
+        say(self.console, f"  {text}")
+
+    def _note(self, key: str, made_from: str | None) -> None:
+        self.done[key] = made_from
         _write_json(self.directory / _STATE_FILE, self.done)
 
     @contextmanager
@@ -244,16 +235,18 @@ def _read_json(path: Path) -> dict[str, Any]:
     return value if isinstance(value, dict) else {}
 
 
-def _digest(*parts: str | bytes) -> str:
-    digests = (sha256(part.encode() if isinstance(part, str) else part).digest() for part in parts)
-    return sha256(b"".join(digests)).hexdigest()[:16]
-
-
-def _content(files: list[Path]) -> str:
-    return _digest(*(file.read_bytes() for file in files))
-
-
-def _files(directory: Path, *patterns: str) -> str:
-    """Names, sizes and times of files, which change when a file does."""
-    paths = sorted(path for pattern in patterns for path in directory.glob(pattern))
-    return json.dumps([(p.name, p.stat().st_size, p.stat().st_mtime_ns) for p in paths])
+def _digest(*parts: str | Path) -> str:
+    """Digest texts, files, and directories by their weights' and settings' sizes and times."""
+    sha = sha256()
+    for part in parts:
+        content = str(part).encode()
+        if isinstance(part, Path) and part.is_file():
+            content = part.read_bytes()
+        elif isinstance(part, Path) and part.is_dir():
+            files = sorted(
+                p for p in part.iterdir() if p.suffix in (".json", ".safetensors", ".bin")
+            )
+            stats = [(p.name, p.stat().st_size, p.stat().st_mtime_ns) for p in files]
+            content = json.dumps(stats).encode()
+        sha.update(sha256(content).digest())
+    return sha.hexdigest()[:16]
