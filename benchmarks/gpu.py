@@ -21,7 +21,6 @@ from contextlib import suppress
 import torch
 
 MINUTES = 9.5
-STEP = ["none", "lora-equal", "experts", "experts-plain", "experts-triton", "dispatch"]
 
 
 def commands(model: str, large: str, device: str) -> dict[str, list[str]]:
@@ -33,16 +32,18 @@ def commands(model: str, large: str, device: str) -> dict[str, list[str]]:
         device: Where to measure.
     """
     step = ["benchmarks.training_step", "--device", device, "--checkpointing", "--model"]
-    one = ["--batch", "1", "--repeats", "4", "--contestants", "uneven"]
-    names = [name for name in STEP if name != "experts-triton" or device != "cpu"]
-    tokens = ["--length", "16" if model == "tiny" else "2048"]
-    batch = ["--batch", "4", *tokens, "--contestants", *names]
+    tokens = ["--length", "16" if model == "tiny" else "2048", "--repeats", "3"]
+    triton = [] if device == "cpu" else ["experts-triton"]
+    beside = [*tokens, "--batch", "4", "--contestants", "lora-equal", "experts", *triton]
+    alone = [*tokens, "--batch", "1", "--contestants", "uneven"]
+    rest = ["experts-plain", "none", "dispatch"]
     found = {
-        "a step in nf4; Triton's gating against torch's": [*step, model, "--nf4", *batch],
-        "a step in bf16": [*step, model, *batch],
-        "does QLoRA fit 12 GiB?": [*step, model, "--nf4", *one, *tokens, "--limit-gib", "12"],
-        "does QLoRA fit 16 GiB?": [*step, large, "--nf4", *one, *tokens, "--limit-gib", "16"],
+        "a step in nf4; Triton's gating against torch's": [*step, model, "--nf4", *beside, *rest],
+        "does QLoRA fit 12 GiB?": [*step, model, "--nf4", *alone, "--limit-gib", "12"],
+        "does QLoRA fit 16 GiB?": [*step, large, "--nf4", *alone, "--limit-gib", "16"],
         "a decode step": ["benchmarks.decode", "--device", device, "--model", model],
+        "a step in bf16": [*step, model, *beside],
+        "spectra": ["benchmarks.spectra", "--model", model, "--blocks", "2", "--repeats", "1"],
     }
     count = torch.cuda.device_count() if device != "cpu" else 0
     if count > 1:
