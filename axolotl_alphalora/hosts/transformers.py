@@ -8,7 +8,6 @@ from functools import partial
 from typing import Any
 
 from torch import nn
-from transformers import PrinterCallback, ProgressCallback
 from transformers.conversion_mapping import (
     get_model_conversion_mapping,  # how a model's stored tensors are renamed, fused and split
 )
@@ -52,6 +51,9 @@ def is_console(callback: Any) -> bool:
 
     TRL need not be installed, and takes seconds to import.
     """
+    # Not above: these import PEFT, which brings us here before they are there.
+    from transformers import PrinterCallback, ProgressCallback
+
     known = isinstance(callback, PrinterCallback | ProgressCallback)
     return known or type(callback).__name__ == TRL_CONSOLE
 

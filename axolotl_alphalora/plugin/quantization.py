@@ -21,7 +21,6 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from ..hosts.constants import NF4
-from ..hosts.transformers import is_deepspeed_zero3_enabled, quantiser, should_convert_module
 from . import sharding
 from .host import FP32_STORAGE_MODELS, INT8_SKIPPED
 from .prequantised import checkpoint_quantization
@@ -251,6 +250,8 @@ def _asked(cfg: Any) -> str | None:
 
 
 def _host_skips_preparation(cfg: Any) -> bool:
+    from ..hosts.transformers import is_deepspeed_zero3_enabled
+
     return bool(
         sharding.is_sharded(cfg)
         or is_deepspeed_zero3_enabled()
@@ -259,6 +260,8 @@ def _host_skips_preparation(cfg: Any) -> bool:
 
 
 def _quantised_otherwise(model: PreTrainedModel, cfg: Any) -> bool:
+    from ..hosts.transformers import quantiser
+
     quantizer = quantiser(model)
     by_checkpoint = quantizer is not None and quantizer.pre_quantized
     return by_checkpoint or KEY in (cfg.overrides_of_model_kwargs or {})
@@ -279,6 +282,8 @@ def _unconverted(model: PreTrainedModel, expected: type) -> list[str]:
     """Names of the linear layers that bitsandbytes should have converted and did not."""
     from torch import nn
 
+    from ..hosts.transformers import quantiser, should_convert_module
+
     quantizer = quantiser(model)
     skipped = list(quantizer.modules_to_not_convert or []) if quantizer is not None else []
     return [
@@ -292,6 +297,8 @@ def _unconverted(model: PreTrainedModel, expected: type) -> list[str]:
 
 def _check_settings(model: PreTrainedModel, cfg: Any) -> None:
     from transformers import BitsAndBytesConfig
+
+    from ..hosts.transformers import quantiser
 
     quantizer = quantiser(model)
     if quantizer.pre_quantized:
