@@ -5,16 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 
-__all__ = [
-    "GRANULARITIES",
-    "block_name",
-    "group_by_block",
-    "group_by_unit",
-    "kind_of",
-    "part_of",
-    "stack_of",
-]
-
 GRANULARITIES = ("block", "group", "module")
 """How finely numbers of experts may differ: by block, attention and MLP apart, or by module."""
 

@@ -16,22 +16,6 @@ from packaging.version import InvalidVersion, Version
 
 from . import __version__
 
-__all__ = [
-    "ADAPTER_CARD",
-    "ADAPTER_CONFIG",
-    "ADAPTER_PICKLE",
-    "ADAPTER_WEIGHTS",
-    "FORMAT_SINCE",
-    "KEY_PREFIX",
-    "METHOD",
-    "cache_root",
-    "check_version",
-    "expanded",
-    "expert_scaling",
-    "read_adapter_config",
-    "write_whole",
-]
-
 ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 ADAPTER_PICKLE = "adapter_model.bin"

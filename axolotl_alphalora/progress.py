@@ -9,8 +9,6 @@ from contextlib import contextmanager
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-__all__ = ["Doing", "working"]
-
 Step = Callable[[str], None]
 Start = Callable[[Sequence[str]], Step]
 Doing = Callable[[str], Start]

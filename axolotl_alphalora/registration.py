@@ -8,9 +8,7 @@ from importlib.machinery import ModuleSpec
 from types import ModuleType
 from typing import Any, cast
 
-__all__ = ["register"]
-
-_PEFT, _ADAPTER = "peft", f"{__package__}.adapter"
+_PEFT, _ADAPTER, _BOUNDARY = "peft", f"{__package__}.adapter", f"{__package__}.hosts.peft"
 
 
 def register() -> None:
@@ -54,7 +52,10 @@ class _FollowedLoader:
         assert module.__spec__ is not None
         module.__spec__.loader = module.__loader__ = self._loader
         self._loader.exec_module(module)
-        import_module(_ADAPTER)
+        if (
+            _BOUNDARY not in sys.modules
+        ):  # else it imports PEFT, and registers when it has its names
+            import_module(_ADAPTER)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._loader, name)

@@ -7,8 +7,6 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
-__all__ = ["AGGREGATES", "ESTIMATORS", "QualitySettings"]
-
 ESTIMATORS = ("xmin_peak", "xmin_peak_published", "hill", "ks", "weightwatcher")
 """Ways to choose where a power law's tail starts."""
 
@@ -22,12 +20,12 @@ class QualitySettings:
 
     Attributes:
         estimator: Which eigenvalue starts the power law's tail, see
-            :func:`~axolotl_alphalora.spectral.power_law.fit_power_law`.
+            :func:`~axolotl_alphalora.spectral.estimators.fit_power_law`.
         window: Shape of the windows whose eigenvalues are pooled, as ``"128x128"`` (rows, columns
             of the stored weight), or ``"auto"`` for the largest square that fits all matrices;
             None takes every matrix whole. A number N or a pair [R, C] will do too.
         aggregate: How a block's matrices make its score, see
-            :func:`~axolotl_alphalora.spectral.aggregate.unit_scores`.
+            :func:`~axolotl_alphalora.spectral.scores.unit_scores`.
         normalize: Whether alphas are first compared within their kind of projection.
 
     Raises:

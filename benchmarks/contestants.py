@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from axolotl_alphalora.adapter import AlphaLoraConfig, AlphaLoraLayer
 from axolotl_alphalora.adapter.functional import route
-from axolotl_alphalora.adapter.paths import using
+from axolotl_alphalora.adapter.fused import using
 from axolotl_alphalora.blocks import block_name, group_by_block
 
 from .common import SHAPES
@@ -57,7 +57,7 @@ class Contestant:
         bf16: Whether to run under autocast, as the Trainer does with ``bf16: true``.
         extra_loss: What is added to the model's loss.
         optimizer: Takes the trained parameters.
-        switches: Fused paths that are taken or not, see `axolotl_alphalora.adapter.paths`.
+        switches: Fused paths that are taken or not, see `axolotl_alphalora.adapter.fused`.
     """
 
     def __init__(

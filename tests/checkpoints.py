@@ -29,9 +29,9 @@ from transformers import (
 from transformers.models.hrm_text import HrmTextConfig
 
 from axolotl_alphalora.spectral import BaseModel, Cache, CheckpointWeights, WeightSource
+from axolotl_alphalora.spectral.checkpoint import StoredTensors
 from axolotl_alphalora.spectral.definition import linear_layers
-from axolotl_alphalora.spectral.files import locate
-from axolotl_alphalora.spectral.tensors import StoredTensors
+from axolotl_alphalora.spectral.model_files import locate
 
 _TEXT = {
     "vocab_size": 64,

@@ -6,7 +6,7 @@ from torch import nn
 from axolotl_alphalora.adapter import AlphaLoraConfig, AlphaLoraLayer
 from axolotl_alphalora.adapter.balance import LoadBalancer
 from axolotl_alphalora.adapter.batch import Padding
-from axolotl_alphalora.adapter.paths import using
+from axolotl_alphalora.adapter.fused import using
 
 IN, OUT = 13, 11
 

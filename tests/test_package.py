@@ -58,7 +58,9 @@ REGISTRATION = "axolotl_alphalora.registration"
 ORDERS = {
     "ours first": "import axolotl_alphalora; assert 'peft' not in sys.modules; import peft",
     "PEFT first": "import peft, axolotl_alphalora",
+    "a trainer": "import axolotl_alphalora; from transformers import Trainer; import peft",
     "the adapter": "import axolotl_alphalora.adapter, peft",
+    "the boundary": "import axolotl_alphalora.hosts.peft, peft",
     "looked for before": "import axolotl_alphalora, importlib.util; "
     "assert importlib.util.find_spec('peft').origin; from peft.tuners import lora; import peft",
 }
@@ -89,77 +91,115 @@ def test_peft_knows_the_method_in_whatever_order_the_two_are_imported(order):
     assert child.exitcode == 0
 
 
-class Imports(ast.NodeVisitor):
-    """Collects what a module imports when it runs, apart from what only type checkers read."""
-
-    def __init__(self) -> None:
-        self.run: list[ast.Import | ast.ImportFrom] = []
-        self.checked: list[ast.Import | ast.ImportFrom] = []
-        self._found = self.run
-
-    def visit_If(self, node: ast.If) -> None:
-        outer = self._found
-        if isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING":
-            self._found = self.checked
-        for child in node.body:
-            self.visit(child)
-        self._found = outer
-        for child in node.orelse:
-            self.visit(child)
-
-    def visit_Import(self, node: ast.Import | ast.ImportFrom) -> None:
-        self._found.append(node)
-
-    visit_ImportFrom = visit_Import
-
-
-def imported_packages(layer: str) -> tuple[set[str], set[str]]:
-    """Subpackages of ours that a layer imports when it runs, and for types, by its source."""
-    found: tuple[set[str], set[str]] = set(), set()
-    for path in (PACKAGE / layer).rglob("*.py"):
-        depth = len(path.relative_to(PACKAGE).parts)
-        imports = Imports()
-        imports.visit(ast.parse(path.read_text()))
-        for into, nodes in zip(found, (imports.run, imports.checked), strict=True):
-            for node in nodes:
-                into.update(_packages(node, depth))
-    return found[0] - {layer}, found[1] - {layer}
-
-
-def _packages(node: ast.Import | ast.ImportFrom, depth: int) -> set[str]:
-    names = []
-    if isinstance(node, ast.Import):
-        names = [alias.name for alias in node.names]
-    elif node.level == 0:
-        names = [node.module or ""]
-    elif node.level == depth:
-        names = [f"axolotl_alphalora.{node.module or node.names[0].name}"]
-    parts = [name.split(".") for name in names]
-    ours = {part[1] for part in parts if part[0] == "axolotl_alphalora" and len(part) > 1}
-    ours.discard("__version__")
-    return ours | {"axolotl" for part in parts if part[0] == "axolotl"}
-
-
-@pytest.mark.parametrize(
-    ("layer", "run", "checked"),
-    [
-        ("spectral", {"blocks", "settings", "storage"}, set()),
-        ("sensitivity", {"blocks"}, set()),
-        ("allocation", {"blocks", "settings", "storage"}, {"spectral"}),
-        ("adapter", {"blocks", "saved_format"}, set()),
-        ("trainer", {"adapter", "blocks"}, set()),
-        ("inspection", {"blocks", "saved_format", "spectral"}, {"adapter"}),
-        (
-            "planning",
-            {"adapter", "allocation", "blocks", "settings", "spectral", "storage"},
-            {"sensitivity"},
-        ),
-    ],
+FLOW = (
+    *("blocks", "settings", "hosts", "files", "threads", "progress", "prompt"),
+    *("spectral", "adapter", "sensitivity"),
+    *("allocation", "analysis", "planning"),
+    *("trainer", "inspection", "evaluation"),
+    *("export", "plots", "report"),
+    *("plugin", "quickstart", "cli"),
 )
-def test_imports_run_down_the_flow(layer, run, checked):
-    found, for_types = imported_packages(layer)
-    assert found <= run
-    assert for_types <= run | checked
+"""Folders, and files that stand alone, from the ground up: each imports from those before it."""
+
+AGAINST_THE_FLOW = {
+    ("plugin", "cli"),  # tables and sentences of a plan, which report/ takes over
+    ("quickstart", "cli"),  # the same, and the command `alphalora plan`
+}
+CIRCLES = {
+    frozenset({"allocation/consistency", "allocation/plan"}),  # goes with the plan as a model
+    frozenset({"export/card", "export/run"}),  # goes with the export's result in report/
+    frozenset(
+        f"plots/{name}" for name in ("comparison", "curves", "figure", "page", "picture")
+    ),  # goes with report/
+    frozenset(
+        f"plugin/{name}" for name in ("gradients", "loading", "plugin", "samples")
+    ),  # `samples` asks for our own plugin's class; goes with another way of drawing samples
+}
+
+
+def imports() -> dict[str, set[str]]:
+    """Module to the modules of ours that it imports: at once, in functions, and for types.
+
+    Modules are named by their paths; a package's own is `FOLDER/__init__`. What all may import,
+    the package's version, is left out, as is the package's own `__init__`, which offers some names
+    of every floor.
+    """
+    paths = [path.relative_to(PACKAGE).with_suffix("") for path in PACKAGE.rglob("*.py")]
+    modules = {path.as_posix() for path in paths}
+
+    def module(parts: list[str]) -> str | None:
+        name = "/".join(parts)
+        return name if name in modules else f"{name}/__init__" if parts else None
+
+    found: dict[str, set[str]] = {}
+    for path in paths:
+        if path.as_posix() == "__init__":
+            continue
+        into = found.setdefault(path.as_posix(), set())
+        for node in ast.walk(ast.parse((PACKAGE / path).with_suffix(".py").read_text())):
+            for parts in _imported(node, list(path.parent.parts)):
+                name = module(parts)
+                if name not in modules:
+                    name = module(parts[:-1])  # a name in a module
+                if name is not None:
+                    assert name in modules, (path, parts)
+                    into.add(name)
+    return found
+
+
+def _imported(node: ast.AST, package: list[str]) -> list[list[str]]:
+    """The parts of the dotted names below our package that a statement imports."""
+    if isinstance(node, ast.Import):
+        names = [alias.name.split(".") for alias in node.names]
+        return [name[1:] for name in names if name[0] == PACKAGE.name and name[1:]]
+    if not isinstance(node, ast.ImportFrom):
+        return []
+    parts = node.module.split(".") if node.module else []
+    if node.level:
+        parts = package[: len(package) + 1 - node.level] + parts
+    elif parts[0] == PACKAGE.name:
+        parts = parts[1:]
+    else:
+        return []
+    return [[*parts, alias.name] for alias in node.names]
+
+
+def floor_of(module: str) -> str:
+    return module.partition("/")[0]
+
+
+def test_imports_run_down_the_flow():
+    edges = imports()
+    floors = {floor_of(module) for module in edges} - {"registration"}
+    assert floors <= set(FLOW)
+    found = {
+        (floor_of(module), floor_of(other))
+        for module, others in edges.items()
+        for other in others
+        if floor_of(module) != floor_of(other)
+    }
+    up = {(one, other) for one, other in found if FLOW.index(one) <= FLOW.index(other)}
+    assert up == AGAINST_THE_FLOW
+
+
+def test_no_two_files_import_each_other():
+    edges = imports()
+
+    def reached(module: str) -> set[str]:
+        seen, left = set[str](), [module]
+        while left:
+            for other in edges[left.pop()] - seen:
+                seen.add(other)
+                left.append(other)
+        return seen
+
+    reach = {module: reached(module) for module in edges}
+    circles = {
+        frozenset(other for other in reach[module] if module in reach[other])
+        for module in edges
+        if module in reach[module]
+    }
+    assert circles == CIRCLES
 
 
 def test_the_plugin_class_is_found_as_the_host_finds_it():

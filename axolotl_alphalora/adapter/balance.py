@@ -22,11 +22,10 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from .batch import micro_batch_weight, padding_of, positional_names
+from .batch import Tokens, micro_batch_weight, padding_of, positional_names
 from .functional import load_balancing_loss
 from .loss_scale import LossScale, probe_output
 from .passes import OUTSIDE, Decision, Passes, Phase
-from .tokens import Tokens
 from .usage import Reduce, UsageMeter
 
 HOOKS = "_alphalora_hooks"

@@ -8,11 +8,16 @@ place where it may be.
 
 There is no second derivative, and neither vmap nor forward-mode differentiation: for those take
 `functional`'s plain operators (``ALPHALORA_FUSED=0``).
+
+`FusedPaths` says which of the fused paths are taken; each has a plain twin that computes the same.
 """
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
+import os
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, replace
 from types import ModuleType
 from typing import Any
 
@@ -21,13 +26,101 @@ from torch.autograd.function import once_differentiable
 
 from . import gating
 from .balance import BalanceTerm
-from .dropout import apply_factors, keep_factors, keep_mask
 from .functional import cast
 from .gating import Balance
 from .loss_scale import read_loss_scale
-from .paths import fused_paths
 
-__all__ = ["add_experts", "compute_dtype"]
+
+@dataclass(frozen=True)
+class FusedPaths:
+    """Switches; read from the environment when the package is imported.
+
+    Attributes:
+        function: One autograd function for a layer's experts (``ALPHALORA_FUSED``, default 1); off:
+            plain operators and autograd.
+        triton: On a CUDA GPU, its gating as one Triton kernel each way (``ALPHALORA_TRITON``,
+            default 0: no GPU has measured it yet); off: plain operators.
+    """
+
+    function: bool = True
+    triton: bool = False
+
+
+def _from_environment() -> FusedPaths:
+    return FusedPaths(
+        function=_switch("ALPHALORA_FUSED", True), triton=_switch("ALPHALORA_TRITON", False)
+    )
+
+
+def _switch(name: str, default: bool) -> bool:
+    value = os.environ.get(name, "").strip().lower()
+    if value in ("", "0", "1"):
+        return default if value == "" else value == "1"
+    raise ValueError(f"The environment variable {name} must be 0 or 1, not {value!r}.")
+
+
+_current = _from_environment()
+
+
+def fused_paths() -> FusedPaths:
+    """The switches in force."""
+    return _current
+
+
+@contextmanager
+def using(**switches: bool) -> Iterator[None]:
+    """Set switches for the body of a `with` statement, in all threads of the process.
+
+    Args:
+        **switches: Attributes of `FusedPaths`.
+    """
+    global _current
+    before = _current
+    _current = replace(before, **switches)
+    try:
+        yield
+    finally:
+        _current = before
+
+
+def keep_mask(x: torch.Tensor, p: float) -> torch.Tensor:
+    """Draw which elements survive, from the default generator of the tensor's device.
+
+    On a CPU, eight elements share a random word of 64 bits: `torch.nn.functional.dropout` draws one
+    for each, which is most of its time. A byte is compared with one of the two whole numbers next
+    to ``256 p``, drawn for each row so that every element is dropped with probability p. Elements
+    of a row share that number, and so are not quite independent: their covariance is 1 / 512^2 at
+    most.
+
+    Args:
+        x: [T, in], whose shape and device to use.
+        p: Probability to drop an element, in [0, 1).
+
+    Returns:
+        uint8 [T, in]: 1 to keep, 0 to drop.
+    """
+    if x.device.type != "cpu" or torch.compiler.is_compiling() or p > 254 / 256:
+        return torch.empty_like(x, dtype=torch.uint8).bernoulli_(1.0 - p)
+    words = torch.empty((x.numel() + 7) // 8, dtype=torch.int64, device=x.device)
+    words.random_(-(1 << 63), None)
+    levels = words.view(torch.uint8)[: x.numel()].view(x.shape)
+    dropped = torch.empty(len(x), 1, dtype=torch.float32, device=x.device)
+    return levels.ge_(dropped.uniform_(256 * p, 256 * p + 1).to(torch.uint8))
+
+
+def keep_factors(keep: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """The mask as something to multiply with: on a CPU, each product of two dtypes casts anew."""
+    return keep.to(dtype) if keep.device.type == "cpu" else keep
+
+
+def apply_factors(tokens: torch.Tensor, factors: torch.Tensor) -> torch.Tensor:
+    """Zero what is dropped.
+
+    Args:
+        tokens: [T, in].
+        factors: [T, in], from `keep_factors`; of the tokens' dtype, they are overwritten.
+    """
+    return factors.mul_(tokens) if factors.dtype == tokens.dtype else tokens * factors
 
 
 def compute_dtype(x: torch.Tensor, a: torch.Tensor) -> torch.dtype:

@@ -15,8 +15,6 @@ from ..hosts.torch import softmax_backward
 from .functional import by_expert, cast, route, weigh
 from .usage import router_sums
 
-__all__ = ["Balance", "Gated", "gate_backward", "gate_forward"]
-
 
 class Gated(NamedTuple):
     """What the gates made of the hidden states.

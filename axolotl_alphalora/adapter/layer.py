@@ -17,12 +17,11 @@ from ..hosts.peft import (
 )
 from ..hosts.torch import has_hooks, is_watched
 from .balance import BalanceTerm, LoadBalancer
+from .batch import Tokens
 from .config import AlphaLoraConfig
 from .functional import cast, gate, load_balancing_loss, mix_experts, route
-from .fused import add_experts
+from .fused import add_experts, fused_paths
 from .loss_scale import attach_loss
-from .paths import fused_paths
-from .tokens import Tokens
 from .usage import router_sums
 
 FUSED_DEVICES = ("cpu", "cuda", "meta")

@@ -15,8 +15,6 @@ import torch
 
 from ..hosts.transformers import ModelOutput
 
-__all__ = ["LossScale", "attach_loss", "probe_loss", "probe_output", "read_loss_scale"]
-
 _keys = itertools.count()
 _scales: weakref.WeakValueDictionary[int, LossScale] = weakref.WeakValueDictionary()
 

@@ -21,6 +21,7 @@ from ..hosts.peft import (
     get_quantization_kwargs,
 )
 from .balance import LoadBalancer
+from .batch import tokens_of
 from .config import AlphaLoraConfig
 from .fit import (
     block_counts,
@@ -34,7 +35,6 @@ from .fit import (
 )
 from .layer import MERGE_REFUSAL, AlphaLoraLayer
 from .targets import heads, is_all_linear, resolve_targets
-from .tokens import tokens_of
 from .warm_start import WarmStart
 
 

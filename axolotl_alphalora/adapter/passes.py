@@ -13,8 +13,6 @@ from torch import nn
 from ..hosts.torch import next_node_number, running_node_number
 from .batch import Padding
 
-__all__ = ["OUTSIDE", "PASSES", "Decision", "Pass", "Passes", "Phase"]
-
 Phase = Literal["train", "eval"]
 PASSES = 64
 """Training passes before one backward that a recomputation can be told from each other."""

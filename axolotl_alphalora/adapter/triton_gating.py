@@ -12,8 +12,6 @@ import triton.language as tl
 
 from .gating import Balance, Gated
 
-__all__ = ["gate_backward", "gate_forward"]
-
 _TILE = 4096
 """Elements of the hidden states, padding included, that a program holds."""
 

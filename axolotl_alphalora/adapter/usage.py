@@ -12,8 +12,6 @@ import torch
 
 from ..hosts.torch import add_each
 
-__all__ = ["DEAD", "RouterUsage", "UsageMeter", "combine", "router_sums", "summarise"]
-
 DEAD = 0.1
 """An expert with less than this part of its fair share of the tokens counts as dead."""
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from ..adapter import AlphaLoraLayer
 from ..adapter.functional import route
 from ..sensitivity import Sample
-from ..spectral.threads import one_thread
+from ..threads import one_thread
 from .usage import inputs_for
 
 

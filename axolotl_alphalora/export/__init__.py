@@ -1,6 +1,6 @@
 """A routed adapter as a plain LoRA, with the price of it. Never imports Axolotl."""
 
-from .build import DEFAULT_METHOD, METHODS, build
+from .factors import DEFAULT_METHOD, METHODS, build
 from .run import Exported, check_output, export_adapter
 
 __all__ = ["DEFAULT_METHOD", "METHODS", "Exported", "build", "check_output", "export_adapter"]

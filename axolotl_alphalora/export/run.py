@@ -19,10 +19,9 @@ from ..hosts.peft import get_peft_model_state_dict
 from ..hosts.transformers import Conv1D
 from ..progress import Doing
 from ..sensitivity import Sample
-from .attach import attach
-from .build import DEFAULT_METHOD, Method, build
 from .card import card
-from .lora import save_lora
+from .factors import DEFAULT_METHOD, Method, build
+from .lora import attach, save_lora
 from .servers import servers
 
 __all__ = ["Exported", "check_output", "export_adapter"]

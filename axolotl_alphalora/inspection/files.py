@@ -20,9 +20,7 @@ from ..files import (
     expert_scaling,
     read_adapter_config,
 )
-from ..spectral.files import check_pointer, holds_model
-
-__all__ = ["AdapterConfig", "open_weights", "read_config"]
+from ..spectral.model_files import check_pointer, holds_model
 
 _SAVE_AGAIN = "use another checkpoint, or train and save it again"
 

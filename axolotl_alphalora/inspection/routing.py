@@ -11,8 +11,6 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from ..adapter.usage import RouterUsage
 
-__all__ = ["ALL", "RoutingSummary", "Usage", "distance", "expert_shares", "specialisation"]
-
 ALL = "all"
 """Key of the usage over all of the data; the others are tasks."""
 

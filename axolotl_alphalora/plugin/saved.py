@@ -14,7 +14,7 @@ from ..allocation import Budget, Plan
 from ..files import ADAPTER_CONFIG, ADAPTER_WEIGHTS, METHOD, check_version, read_adapter_config
 from ..hosts.constants import CLASSIFIER_HEADS, SPAN_HEADS
 from ..planning import PlanRequest, layers
-from ..spectral.files import locate
+from ..spectral.model_files import locate
 from .block import ADAPTER
 from .checkpoints import damage
 from .request import plan_request, read_block

@@ -1,11 +1,11 @@
 """Spectral quality of weight matrices: where weights come from, spectra, power laws, scores."""
 
 from ..settings import AGGREGATES, ESTIMATORS, QualitySettings
-from .aggregate import unit_scores
 from .cache import Cache, default_cache
 from .checkpoint import CheckpointWeights, MissingTensor
 from .confidence import interval
-from .files import UnreadableCheckpoint, check_model_files
+from .estimators import fit_power_law
+from .live import LiveWeights, WeightSource
 from .loaded import LoadedWeights
 from .measure import (
     Measurement,
@@ -15,11 +15,12 @@ from .measure import (
     unit_intervals,
 )
 from .model import BaseModel
-from .power_law import PowerLawFit, fit_power_law
+from .model_files import UnreadableCheckpoint, check_model_files
+from .power_law import PowerLawFit
 from .quality import MatrixQuality, assess
 from .reading import Spectra, read_spectra
+from .scores import unit_scores
 from .spectrum import significant, spectra, spectrum
-from .weights import LiveWeights, WeightSource
 
 __all__ = [
     "AGGREGATES",

@@ -14,10 +14,9 @@ from statistics import fmean, variance
 import torch
 from torch import Tensor
 
-from .power_law import ESTIMATORS, fit_ascending, fit_power_law
+from ..settings import ESTIMATORS
+from .estimators import fit_ascending, fit_power_law
 from .spectrum import pool
-
-__all__ = ["bootstrap_alphas", "interval", "reliability"]
 
 _MOST_DRAWS = 50
 
@@ -47,7 +46,7 @@ def bootstrap_alphas(
         spectra: One spectrum a row, shape (W, n), as
             :func:`~axolotl_alphalora.spectral.spectrum.spectra` returns them, on any device.
         window: Shape of a window; of the matrix where it is its only window.
-        method: One of :data:`~axolotl_alphalora.spectral.power_law.ESTIMATORS`.
+        method: One of :data:`~axolotl_alphalora.settings.ESTIMATORS`.
         samples: Number of resamples.
         seed: Seed of the resampling; equal arguments give equal samples.
 

@@ -1,30 +1,31 @@
-"""A model as transformers defines it, without weights: its layers, and which tensors they load.
+"""A model as transformers defines it, without weights: its class, its modules, its linear layers.
 
-Needs transformers; everything else in this package does without it.
+Needs transformers, as `weight_names` does; everything else in this package does without it.
 """
 
 from __future__ import annotations
 
-import copy
-import re
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor, nn
+import torch
+from torch import nn
 
-from ..blocks import block_name, stack_of
+from ..blocks import block_name
 from ..hosts.torch import is_convolution, whole_shape
-from .classes import bare_model, trained_class, whole_class
 
-__all__ = [
-    "WeightNames",
-    "linear_layers",
-    "load_config",
-    "skeleton",
-    "stacked_weights",
-]
+_WHOLE = (
+    "AutoModelForImageTextToText",
+    "AutoModelForCausalLM",
+    "AutoModelForSeq2SeqLM",
+    "AutoModelForSpeechSeq2Seq",
+    "AutoModelForMultimodalLM",
+    "AutoModelForTextToWaveform",
+)
+_TRAINED = _WHOLE[:2]
+_OWN = {"voxtral": "VoxtralForConditionalGeneration"}
+"""Model types that Axolotl loads by the model's own class; neither class of `_TRAINED` knows it."""
 
 
 def load_config(
@@ -72,7 +73,7 @@ def skeleton(
         trust_remote_code: Whether the model's own code may run.
         gguf_file: Name of a GGUF file in the directory that holds the config.
         whole: Whether all of the model is meant, or what is trained of it, see
-            :mod:`~axolotl_alphalora.spectral.classes`.
+            :mod:`~axolotl_alphalora.spectral.definition`.
 
     Raises:
         ValueError: If the config cannot be read, or transformers has no such class for it.
@@ -144,139 +145,126 @@ def _is_linear(module: Any) -> bool:
     return all(isinstance(size, int) for size in sizes) and not any(module.children())
 
 
-_NO_LAYER = re.compile(r"embed|rotary|relative_attention_bias|norm|\bw[tp]e\b")
-"""Names of what holds a matrix in a block without being a linear layer."""
+def trained_class(config: Any, model: str) -> Any:
+    """Return the class with which a language model of a config is trained.
 
-_MTP = re.compile(r"(^|[._])(mtp|nextn)([._]|$)")
-"""Names of layers that predict further tokens."""
-
-
-@dataclass(frozen=True)
-class _Source:
-    keys: tuple[str, ...]
-    patterns: tuple[str, ...]
-    target: str
-    converter: Any
-
-
-class WeightNames:
-    """Which stored tensors become which weight when transformers loads a checkpoint.
-
-    Renamings, prefixes, and conversions that fuse or split tensors are those of transformers, so
-    a weight is found under whatever name the checkpoint's authors gave it.
+    It is Axolotl's: a model that takes images beside text is loaded with them, and a Voxtral, which
+    takes sound, by its own class.
 
     Args:
-        model: The model's skeleton, see :func:`skeleton`.
-        keys: The keys of all stored tensors.
+        config: The model's config.
+        model: Its directory or hub id, for messages.
+
+    Raises:
+        ValueError: If transformers has none for it, or it would load a part of the model only,
+            such as the decoder of an encoder-decoder.
     """
+    from ..hosts.transformers import model_class
 
-    def __init__(self, model: Any, keys: Iterable[str]) -> None:
-        from ..hosts.transformers import (
-            WeightConverter,
-            WeightRenaming,
-            dot_natural_key,
-            get_model_conversion_mapping,
-            rename_source_key,
-            tied_weights,
-        )
-
-        self._model = model
-        mapping = get_model_conversion_mapping(model)
-        renamings = [entry for entry in mapping if isinstance(entry, WeightRenaming)]
-        converters = [entry for entry in mapping if isinstance(entry, WeightConverter)]
-        of_pattern = {pattern: entry for entry in converters for pattern in entry.source_patterns}
-        state = model.state_dict()
-        collected: dict[str, dict[str, str | None]] = {}
-        for key in sorted(keys, key=dot_natural_key):
-            name, pattern = rename_source_key(
-                key, renamings, converters, model.base_model_prefix, state
+    if _has_own_code(config):
+        return _of_transformers("AutoModelForCausalLM")
+    autos = _autos(_TRAINED, config)
+    own = _OWN.get(config.model_type)
+    found = _of_transformers(own) if own else autos[0] if autos else None
+    if found is None:
+        raise ValueError(_no_language_model(config, model))
+    whole = whole_class(config, model)
+    if model_class(whole, config) is not model_class(found, config):
+        part, all_of_it = _layers(found, config), _layers(whole, config)
+        if 0 < part < all_of_it:
+            raise ValueError(
+                f"{model} is a {model_class(whole, config).__name__}. What would be trained of it, "
+                f"{model_class(found, config).__name__}, leaves out {all_of_it - part} of its "
+                f"{all_of_it} linear layers. Experts are planned for language models that are "
+                "loaded whole."
             )
-            if name not in state and key in state:
-                name, pattern = key, None
-            collected.setdefault(name, {})[key] = pattern
-        self._unknown = {
-            key: name for name, keys in collected.items() if name not in state for key in keys
-        }
-        self._sources: dict[str, _Source] = {}
-        for name, found in collected.items():
-            patterns = tuple(pattern for pattern in found.values() if pattern is not None)
-            converter = of_pattern[patterns[0]] if patterns else None
-            source = _Source(tuple(found), patterns, name, converter)
-            for target in [name] if converter is None else _targets(converter, name):
-                self._sources[target] = source
-        for tied, origin in tied_weights(model).items():
-            if tied not in self._sources and origin in self._sources:
-                self._sources[tied] = self._sources[origin]
-
-    def keys_of(self, module_name: str) -> tuple[str, ...]:
-        """Return the keys of the tensors that make up a module's weight, none if there are none."""
-        source = self._sources.get(f"{module_name}.weight")
-        return source.keys if source is not None else ()
-
-    def left_out(self, shapes: Mapping[str, Sequence[int]]) -> dict[str, list[str]]:
-        """Return the modules in numbered blocks whose matrices are stored and go nowhere.
-
-        Args:
-            shapes: Stored key to shape.
-
-        Returns:
-            ``further_blocks``: those of blocks beyond the model's own and those that transformers
-            leaves out on purpose, such as layers for predicting several tokens; ``left_out``: all
-            others, of which the model is perhaps a part. Only lists that are not empty. Embeddings
-            and what belongs to a layer of the model, such as its scales, are not among them.
-        """
-        modules = dict(self._model.named_modules())
-        leaves = {name for name, module in modules.items() if not any(module.children())}
-        stacks = {stack_of(name) for name in leaves if block_name(name) != name}
-        found: dict[str, dict[str, None]] = {"left_out": {}, "further_blocks": {}}
-        for key, name in self._unknown.items():
-            module = name.rpartition(".")[0]
-            matrix = len(shapes[key]) == 2 and min(shapes[key]) > 1
-            ours = module in modules or leaves & _parents(name)
-            if not matrix or ours or block_name(module) == module or _NO_LAYER.search(module):
-                continue
-            further = block_name(module) not in modules and stack_of(module) in stacks
-            listed = "further_blocks" if further or self._is_ignored(name) else "left_out"
-            found[listed][key.rpartition(".")[0]] = None
-        return {listed: list(names) for listed, names in found.items() if names}
-
-    def _is_ignored(self, name: str) -> bool:
-        from ..hosts.transformers import ignored_keys
-
-        ignored = any(re.search(pattern, name) for pattern in ignored_keys(self._model))
-        return ignored or bool(_MTP.search(name))
-
-    def is_converted(self, module_name: str) -> bool:
-        """Whether a module's weight is computed from what is stored, by more than renaming."""
-        source = self._sources.get(f"{module_name}.weight")
-        return source is not None and source.converter is not None
-
-    def convert(self, module_name: str, stored: Mapping[str, Tensor]) -> Tensor:
-        """Return a module's weight, converted from the stored tensors as transformers would.
-
-        Args:
-            module_name: The module.
-            stored: Its tensors by :meth:`keys_of`.
-        """
-        source = self._sources[f"{module_name}.weight"]
-        converter = copy.deepcopy(source.converter)
-        for key, pattern in zip(source.keys, source.patterns, strict=True):
-            converter.add_tensor(source.target, key, pattern, _giving(stored[key]))
-        made = converter.convert(source.target, model=self._model, config=self._model.config)
-        weight = made[f"{module_name}.weight"]
-        return weight[0] if isinstance(weight, list) else weight
+    return found
 
 
-def _targets(converter: Any, name: str) -> list[str]:
-    """Return the names of all weights that a converter makes, given that of the first."""
-    first, *others = converter.target_patterns
-    return [name, *(name.replace(first, other) for other in others)]
+def whole_class(config: Any, model: str) -> Any:
+    """Return the class that makes all of a model: the one that its weights were saved from.
+
+    ``architectures`` names it. Where that is no model that generates, such as ``BartModel``, it is
+    the one of most linear layers among those that transformers has for the config.
+
+    Args:
+        config: The model's config.
+        model: Its directory or hub id, for messages.
+
+    Raises:
+        ValueError: If transformers has none for it.
+    """
+    from ..hosts.transformers import model_class
+
+    if _has_own_code(config):
+        return _of_transformers("AutoModelForCausalLM")
+    autos = _autos(_WHOLE, config)
+    for name in config.architectures or []:
+        for auto in autos:
+            if model_class(auto, config).__name__ == name:
+                return auto
+        if _generates(name, config):
+            return _of_transformers(name)
+    if not autos:
+        raise ValueError(_no_language_model(config, model))
+    if len({model_class(auto, config) for auto in autos}) == 1:
+        return autos[0]
+    return max(autos, key=lambda auto: _layers(auto, config))
 
 
-def _parents(name: str) -> set[str]:
-    parts = name.split(".")
-    return {".".join(parts[:end]) for end in range(1, len(parts))}
+def bare_model(factory: Any, config: Any, trust_remote_code: bool = False) -> nn.Module:
+    """Make a model on the meta device: names and sizes, no weights.
+
+    Args:
+        factory: An auto class, or a model's own.
+        config: Its config, which is left as it is.
+        trust_remote_code: Whether the model's own code may run.
+    """
+    from ..hosts.transformers import from_config
+
+    with torch.device("meta"):
+        return from_config(factory, config, trust_remote_code)
 
 
-def _giving(tensor: Tensor) -> Any:
-    return lambda: tensor
+def _of_transformers(name: str) -> Any:
+    import transformers
+
+    return getattr(transformers, name)
+
+
+def _autos(names: Sequence[str], config: Any) -> list[Any]:
+    from ..hosts.transformers import knows
+
+    return [auto for auto in map(_of_transformers, names) if knows(auto, config)]
+
+
+def _has_own_code(config: Any) -> bool:
+    return "AutoModelForCausalLM" in (getattr(config, "auto_map", None) or {})
+
+
+def _generates(name: str, config: Any) -> bool:
+    """Whether a name is that of a generating model of transformers, for this kind of config."""
+    import transformers
+
+    found = getattr(transformers, name, None)
+    return (
+        isinstance(found, type)
+        and issubclass(found, transformers.PreTrainedModel)
+        and found.config_class is type(config)
+        and found.can_generate()
+    )
+
+
+def _layers(factory: Any, config: Any) -> int:
+    """The number of linear layers in the blocks of a model; 0 if the class cannot be made."""
+    try:
+        return len(linear_layers(bare_model(factory, config)))
+    except Exception:  # classes raise whatever a config that is not theirs leads to
+        return 0
+
+
+def _no_language_model(config: Any, model: str) -> str:
+    return (
+        f"{model} is a {config.model_type} model, for which transformers has no language model "
+        "head. Experts are planned for language models."
+    )

@@ -14,10 +14,9 @@ from torch import Tensor, nn
 
 from .. import __version__
 from ..hosts.constants import QUANTISATION_PACKAGES
-from .cache import Cache, file_digest
-from .digest import text_digest
-from .files import UnreadableCheckpoint
-from .weights import LiveWeights
+from .cache import Cache, file_digest, text_digest
+from .live import LiveWeights
+from .model_files import UnreadableCheckpoint
 
 _PACKAGES = {**QUANTISATION_PACKAGES, "gguf": "gguf"}
 
@@ -34,7 +33,7 @@ class LoadedWeights:
         cache: Keeps the files' digests and what is known of the weights' dtypes.
         revision: The commit that the files come from.
         left_out: What of the files no module takes, see
-            :meth:`~axolotl_alphalora.spectral.definition.WeightNames.left_out`.
+            :meth:`~axolotl_alphalora.spectral.weight_names.WeightNames.left_out`.
     """
 
     def __init__(

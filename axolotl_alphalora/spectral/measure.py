@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -10,17 +11,16 @@ import torch
 from torch import Tensor
 
 from ..settings import QualitySettings
-from .aggregate import unit_errors, unit_scores
+from ..threads import one_thread
 from .cache import Cache
 from .confidence import bootstrap_alphas, interval, reliability
+from .estimators import TABLE
+from .live import WeightSource
 from .power_law import PowerLawFit
 from .quality import MatrixQuality, assess
 from .reading import Spectra, read_spectra
-from .threads import one_thread
-from .weights import WeightSource
-from .windows import default_window
-
-__all__ = ["Measurement", "measure", "resampled_scores", "trust", "unit_intervals"]
+from .scores import unit_errors, unit_scores
+from .spectrum import default_window
 
 _NORMAL_95 = 1.96
 
@@ -81,8 +81,9 @@ def measure(
     try:
         spectra = read_spectra(weights, shapes, window, cache=cache, progress=progress)
         fit = None
-        if settings.estimator == "weightwatcher" and window is None:
-            fit = _on_the_matrix(weights, spectra, cache)
+        estimator = TABLE[settings.estimator]
+        if estimator.of_matrix is not None and window is None:
+            fit = _on_the_matrix(settings.estimator, weights, spectra, cache)
         matrices = assess(spectra, settings.estimator, fit)
     finally:
         weights.close()
@@ -115,13 +116,13 @@ def resampled_scores(
         progress: Called with a module's name when it is resampled.
 
     Raises:
-        ValueError: For the ``weightwatcher`` estimator, which analyses matrices.
+        ValueError: For an estimator that analyses matrices.
     """
     settings, spectra = measurement.settings, measurement.spectra
-    if settings.estimator == "weightwatcher":
+    if TABLE[settings.estimator].of_matrix is not None:
         raise ValueError(
-            "weightwatcher analyses matrices, not resampled spectra: use the estimator ks, which "
-            "gives the same alphas"
+            f"{settings.estimator} analyses matrices, not resampled spectra: use the estimator ks, "
+            "which gives the same alphas"
         )
     drawn: dict[str, list[float]] = {}
     for position, matrix in enumerate(measurement.matrices):
@@ -166,7 +167,7 @@ def unit_intervals(
         progress: Called with a module's name when it is resampled.
 
     Raises:
-        ValueError: For the ``weightwatcher`` estimator, which analyses matrices.
+        ValueError: For an estimator that analyses matrices.
     """
     found = resampled_scores(measurement, samples, seed, progress)
     return {
@@ -212,24 +213,23 @@ def trust(
 
 
 def _on_the_matrix(
-    weights: WeightSource, spectra: Spectra, cache: Cache
+    name: str, weights: WeightSource, spectra: Spectra, cache: Cache
 ) -> Callable[[str, Tensor], PowerLawFit]:
-    """Let weightwatcher analyse each weight itself, and keep what it says."""
-    from importlib.metadata import PackageNotFoundError, version
-
-    from .weightwatcher import analyze_weightwatcher
-
+    """Let an estimator analyse each weight itself, and keep what it says."""
+    estimator = TABLE[name]
+    analyse, package = estimator.of_matrix, estimator.package
+    assert analyse is not None and package is not None
     try:
-        release = version("weightwatcher")
-    except PackageNotFoundError:
+        release = importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
         release = "none"  # the analysis says what to install
 
-    def fit(name: str, eigenvalues: Tensor) -> PowerLawFit:
-        key = f"{spectra.fingerprints[name]} {release}"
-        known = cache.get("weightwatcher", key)
+    def fit(module: str, eigenvalues: Tensor) -> PowerLawFit:
+        key = f"{spectra.fingerprints[module]} {release}"
+        known = cache.get(name, key)
         if known is None:
-            known = asdict(analyze_weightwatcher(weights.tensor(name)))
-            cache.put("weightwatcher", key, known)
+            known = asdict(analyse(weights.tensor(module)))
+            cache.put(name, key, known)
         return PowerLawFit(**known)
 
     return fit

@@ -11,15 +11,11 @@ from typing import Any
 from torch import nn
 
 from .. import __version__
-from .cache import Cache, file_digest
-from .checkpoint import FLOATS, CheckpointWeights, quantization_method
-from .digest import text_digest
-from .files import UnreadableCheckpoint, check_model_files, locate
+from .cache import Cache, file_digest, text_digest
+from .checkpoint import FLOATS, CheckpointWeights, StoredTensors, quantization_method
+from .live import WeightSource
 from .loaded import LoadedWeights
-from .tensors import StoredTensors
-from .weights import WeightSource
-
-__all__ = ["BaseModel"]
+from .model_files import UnreadableCheckpoint, check_model_files, locate
 
 Shapes = dict[str, tuple[int, int]]
 
@@ -39,7 +35,7 @@ class BaseModel:
         trust_remote_code: Whether the model's own code may run.
         cache: Where layers, digests and spectra are kept; None keeps nothing.
         whole: Whether all of the model is meant, or what is trained of it, see
-            :mod:`~axolotl_alphalora.spectral.classes`.
+            :mod:`~axolotl_alphalora.spectral.definition`.
 
     Raises:
         UnreadableCheckpoint: If there is no such file, it is the directory of an adapter, or a
@@ -175,7 +171,7 @@ class BaseModel:
         return found
 
     def _weight_names(self, stored: StoredTensors) -> Any:
-        from .definition import WeightNames
+        from .weight_names import WeightNames
 
         return WeightNames(self.skeleton, stored.infos)
 
@@ -199,8 +195,7 @@ class BaseModel:
     def _load(self, names: Collection[str]) -> nn.Module:
         import torch
 
-        from .classes import trained_class, whole_class
-        from .definition import load_config
+        from .definition import load_config, trained_class, whole_class
 
         options: dict[str, Any]
         if self._gguf is not None:

@@ -14,7 +14,7 @@ section 3):
           - \tfrac{j}{n} \right|
 
 An *estimator* only says which indices may start the tail; the candidate with the smallest
-distance wins, the first one of equals.
+distance wins, the first one of equals. Which there are is in :mod:`.estimators`.
 """
 
 from __future__ import annotations
@@ -26,23 +26,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..settings import ESTIMATORS
-
-__all__ = [
-    "ESTIMATORS",
-    "MIN_EIGENVALUES",
-    "OWN_ESTIMATORS",
-    "PowerLawFit",
-    "fit_ascending",
-    "fit_power_law",
-]
-
-MIN_EIGENVALUES = 3
-"""Fewest eigenvalues that :func:`fit_power_law` accepts: below it no tail has two members."""
+Candidates = Callable[[Tensor, Tensor, int], Tensor]
+"""Takes the ascending eigenvalues (N,), their logs relative to the largest (N,) and the number of
+them below the largest; returns the indices at which a tail may start: ascending, at least one, all
+below that number."""
 
 _HISTOGRAM_BINS = 100
 _WINDOW = (0.95, 1.5)
-_EQUAL = 1e-10
 _CHUNK_ELEMENTS = 1 << 18
 _FEW = 16
 _COARSE_POINTS = 32
@@ -76,88 +66,15 @@ class PowerLawFit:
         return (self.alpha - 1) / math.sqrt(self.tail_size)
 
 
-def fit_power_law(eigenvalues: Tensor, method: str = "xmin_peak") -> PowerLawFit:
-    r"""Fit a power law to the upper end of a spectrum.
-
-    Multiplying all eigenvalues by a constant multiplies ``x_min`` by it and leaves the rest of
-    the result as it is, except for ``xmin_peak_published`` and ``weightwatcher``.
-
-    Estimators:
-        ``xmin_peak``: the estimator of AlphaLoRA's released code (arXiv 2410.10054), with its
-        lower bound as intended; TempBalance (arXiv 2312.00359) calls it ``fix-finger``,
-        AlphaPruning (arXiv 2410.10912) ``xmin_peak``. The eigenvalues' histogram is taken over
-        :math:`\log_{10} \lambda` in 100 bins between the smallest and the largest; the peak is
-        the left edge of the first tallest bin; a tail may start at any eigenvalue between 0.95
-        and 1.5 times the peak. Where no eigenvalue smaller than the largest lies there (possible
-        only on a spectrum of more than 17 decades), it starts at the one nearest to the peak on
-        the log scale.
-
-        ``xmin_peak_published``: the same with the lower bound that the released code has, where
-        :math:`\lambda_i` itself is compared with :math:`\log_{10}(0.95 \cdot \text{peak})`. The
-        result depends on the scale of the weights: for a peak below 1.05 there is no lower bound
-        at all. For the reproduction of published numbers only.
-
-        ``hill``: the tail is the upper half, from index ``N // 2`` (TempBalance's ``median``,
-        AlphaPruning's ``xmin_mid``; the PL_Alpha_Hill metric). Where the eigenvalue there equals
-        the largest, the tail starts at the last one that does not.
-
-        ``ks``: the tail may start at any eigenvalue but the largest (Clauset et al. 2009, section
-        3.3; TempBalance's ``goodness-of-fit``). The definition of weightwatcher 0.7.7, whose
-        ``analyze`` differs in two ways: it first drops eigenvalues up to 1e-5, whatever the
-        scale, and below 20 eigenvalues it uses another formula.
-
-        ``weightwatcher``: the fit of the installed weightwatcher itself, see
-        :func:`~axolotl_alphalora.spectral.weightwatcher.fit_weightwatcher`.
+def fit_tail(values: Tensor, logs: Tensor, candidates: Candidates) -> PowerLawFit:
+    """Fit a power law to the tail that fits best.
 
     Args:
-        eigenvalues: Positive finite eigenvalues, 1-D, in any order, of any real dtype, on any
-            device. The fit is done in float64 on the CPU.
-        method: One of :data:`ESTIMATORS`.
-
-    Returns:
-        The fit with the smallest distance among the candidates.
-
-    Raises:
-        ValueError: If ``method`` is unknown, or if the eigenvalues are not 1-D, fewer than
-            :data:`MIN_EIGENVALUES`, not all positive and finite, or all equal to within 1e-10 of
-            their size. For ``weightwatcher`` also where it gives no exponent.
-        ImportError: If ``weightwatcher`` is chosen and not installed.
+        values: Positive eigenvalues in ascending order, float64, shape (N,), not all equal.
+        logs: What :func:`relative_logs` makes of them.
+        candidates: Says where a tail may start.
     """
-    if method not in ESTIMATORS:
-        raise ValueError(f"unknown estimator {method!r}: choose one of {', '.join(ESTIMATORS)}")
-    _check(eigenvalues)
-    values = eigenvalues.detach().cpu().to(torch.float64).sort().values
-    return fit_ascending(values, method)
-
-
-def fit_ascending(values: Tensor, method: str) -> PowerLawFit:
-    """Fit as :func:`fit_power_law` does, without its checks of the single eigenvalues.
-
-    For many fits to values that have been checked once.
-
-    Args:
-        values: Positive finite eigenvalues in ascending order, float64, shape (N,), on the CPU.
-        method: One of :data:`ESTIMATORS`.
-
-    Raises:
-        ValueError: If there are fewer than :data:`MIN_EIGENVALUES` or all are equal to within
-            1e-10 of their size. For ``weightwatcher`` also where it gives no exponent.
-        ImportError: If ``weightwatcher`` is chosen and not installed.
-    """
-    size = len(values)
-    if size < MIN_EIGENVALUES:
-        raise ValueError(f"a power law needs at least {MIN_EIGENVALUES} eigenvalues, got {size}")
-    logs = _logs(values)
-    if logs[0] > -_EQUAL:
-        raise ValueError(
-            f"all {size} eigenvalues equal {float(values[-1]):.6g}: no power law fits them"
-        )
-    if method == _WEIGHTWATCHER:
-        # Only on demand: that module needs this one.
-        from .weightwatcher import fit_weightwatcher
-
-        return fit_weightwatcher(values)
-    starts = _CANDIDATES[method](values, logs, int((logs < 0).sum()))
+    starts = candidates(values, logs, int((logs < 0).sum()))
     starts, alphas = _promising(logs, starts, _exponents(logs)[starts])
     distances = _distances(logs, starts, alphas)
     best = int(distances.argmin())
@@ -166,22 +83,11 @@ def fit_ascending(values: Tensor, method: str) -> PowerLawFit:
         alpha=float(alphas[best]),
         x_min=float(values[start]),
         distance=float(distances[best]),
-        tail_size=size - start,
+        tail_size=len(values) - start,
     )
 
 
-def _check(eigenvalues: Tensor) -> None:
-    if eigenvalues.ndim != 1:
-        raise ValueError(f"eigenvalues must be 1-D, not of shape {tuple(eigenvalues.shape)}")
-    bad = int((~((eigenvalues > 0) & eigenvalues.isfinite())).sum())
-    if bad:
-        raise ValueError(
-            f"{bad} of {len(eigenvalues)} eigenvalues are not positive finite numbers: "
-            "drop zero and round-off eigenvalues before the fit"
-        )
-
-
-def _logs(values: Tensor) -> Tensor:
+def relative_logs(values: Tensor) -> Tensor:
     """Return the logs relative to the largest value: an exact zero for each tie with it."""
     top = values[-1]
     # A difference of logs would lose the digits of values next to the largest.
@@ -263,13 +169,15 @@ def _peak(logs: Tensor) -> float:
     return low * (1 - int(counts.argmax()) / _HISTOGRAM_BINS)
 
 
-def _near_peak(values: Tensor, logs: Tensor, usable: int) -> Tensor:
+def near_peak(values: Tensor, logs: Tensor, usable: int) -> Tensor:
+    """Any eigenvalue between 0.95 and 1.5 times the peak of the histogram."""
     offsets = logs[:usable] / math.log(10) - _peak(logs)
     inside = (offsets >= math.log10(_WINDOW[0])) & (offsets <= math.log10(_WINDOW[1]))
     return _indices(inside, offsets)
 
 
-def _near_peak_published(values: Tensor, logs: Tensor, usable: int) -> Tensor:
+def near_peak_published(values: Tensor, logs: Tensor, usable: int) -> Tensor:
+    """The same with the lower bound that AlphaLoRA's released code has."""
     peak = _peak(logs)
     offsets = logs[:usable] / math.log(10) - peak
     lowest = math.log10(_WINDOW[0]) + peak + float(values[-1].log10())
@@ -283,25 +191,11 @@ def _indices(inside: Tensor, offsets: Tensor) -> Tensor:
     return inside.nonzero()[:, 0]
 
 
-def _median(values: Tensor, logs: Tensor, usable: int) -> Tensor:
+def upper_half(values: Tensor, logs: Tensor, usable: int) -> Tensor:
+    """The upper half, or less where it is all ties with the largest."""
     return torch.tensor([min(len(logs) // 2, usable - 1)])
 
 
-def _all(values: Tensor, logs: Tensor, usable: int) -> Tensor:
+def anywhere(values: Tensor, logs: Tensor, usable: int) -> Tensor:
+    """Any eigenvalue but the largest."""
     return torch.arange(usable)
-
-
-# Each takes the ascending eigenvalues (N,), their logs relative to the largest (N,) and the number
-# of them below the largest, and returns the indices at which a tail may start: ascending, at least
-# one, all below that number.
-_CANDIDATES: dict[str, Callable[[Tensor, Tensor, int], Tensor]] = {
-    "xmin_peak": _near_peak,
-    "xmin_peak_published": _near_peak_published,
-    "hill": _median,
-    "ks": _all,
-}
-
-_WEIGHTWATCHER = "weightwatcher"
-
-OWN_ESTIMATORS = tuple(_CANDIDATES)
-"""Names of the estimators that need nothing but this module."""

@@ -7,17 +7,12 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from .files import UnreadableCheckpoint
-from .power_law import (
-    MIN_EIGENVALUES,
-    PowerLawFit,
-    fit_power_law,
-)
+from ..threads import one_thread
+from .estimators import MIN_EIGENVALUES, fit_power_law
+from .model_files import UnreadableCheckpoint
+from .power_law import PowerLawFit
 from .reading import Spectra
 from .spectrum import pool
-from .threads import one_thread
-
-__all__ = ["FEW_EIGENVALUES", "SPREAD", "MatrixQuality", "assess"]
 
 FEW_EIGENVALUES = 20
 """An alpha from fewer eigenvalues than this is noted as weak."""
@@ -73,16 +68,16 @@ def assess(
     """Fit a power law to every spectrum.
 
     Zero and round-off eigenvalues never take part. A matrix that is left with fewer than
-    :data:`~axolotl_alphalora.spectral.power_law.MIN_EIGENVALUES` eigenvalues, or with ones that are
-    equal to within a factor of :data:`SPREAD` (an orthogonal matrix, rounded), has no alpha; its
-    note says so, and so do the notes of rank-deficient matrices and of
-    those with fewer than :data:`FEW_EIGENVALUES` eigenvalues, whose alphas stand.
+    :data:`~axolotl_alphalora.spectral.estimators.MIN_EIGENVALUES` eigenvalues, or with ones that
+    are equal to within a factor of :data:`SPREAD` (an orthogonal matrix, rounded), has no alpha;
+    its note says so, and so do the notes of rank-deficient matrices and of those with fewer than
+    :data:`FEW_EIGENVALUES` eigenvalues, whose alphas stand.
 
     Args:
         spectra: The spectra.
         estimator: Name of the estimator.
         fit: Takes a module's name and its significant eigenvalues instead of
-            :func:`~axolotl_alphalora.spectral.power_law.fit_power_law` with the estimator.
+            :func:`~axolotl_alphalora.spectral.estimators.fit_power_law` with the estimator.
 
     Returns:
         One row for each spectrum, in their order.

@@ -12,13 +12,10 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from .cache import Cache
-from .digest import combined_digest
+from ..threads import same_threads_after
+from .cache import Cache, combined_digest
+from .live import WeightSource
 from .spectrum import spectra, stacked_spectra
-from .threads import same_threads_after
-from .weights import WeightSource
-
-__all__ = ["Spectra", "read_spectra"]
 
 _Item = TypeVar("_Item")
 _Result = TypeVar("_Result")
@@ -81,7 +78,7 @@ def read_spectra(
         weights: Where the weights come from.
         shapes: The modules to read, with the features of their layers.
         window: Rows and columns of the windows, see
-            :func:`~axolotl_alphalora.spectral.windows.window_grid`.
+            :func:`~axolotl_alphalora.spectral.spectrum.window_grid`.
         cache: Where spectra are kept; None keeps none.
         device: Where to compute; CUDA where there is one if None. Live weights are computed
             where they are.

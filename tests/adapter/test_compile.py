@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from axolotl_alphalora.adapter import AlphaLoraLayer
-from axolotl_alphalora.adapter.dropout import keep_mask
+from axolotl_alphalora.adapter.fused import keep_mask
 from balancing import adapted, assert_same, gradients, reference_gradients
 
 

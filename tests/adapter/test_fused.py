@@ -11,8 +11,7 @@ import axolotl_alphalora.adapter.fused as fused
 from axolotl_alphalora.adapter import AlphaLoraConfig, AlphaLoraLayer
 from axolotl_alphalora.adapter.balance import LoadBalancer
 from axolotl_alphalora.adapter.batch import Padding
-from axolotl_alphalora.adapter.dropout import keep_mask
-from axolotl_alphalora.adapter.paths import FusedPaths, fused_paths, using
+from axolotl_alphalora.adapter.fused import FusedPaths, fused_paths, keep_mask, using
 from balancing import CHECKPOINTING, adapted, gradients, switch_checkpointing
 from fusing import IN, OUT, assert_equal, make, run
 
@@ -242,7 +241,6 @@ def test_a_second_derivative_is_refused():
 
 
 def test_the_switches_are_read_from_the_environment_and_restored(monkeypatch):
-    from axolotl_alphalora.adapter import paths
 
     assert fused_paths() == FusedPaths(function=True, triton=False)
     with using(function=False):
@@ -250,10 +248,10 @@ def test_the_switches_are_read_from_the_environment_and_restored(monkeypatch):
     assert fused_paths().function
     monkeypatch.setenv("ALPHALORA_FUSED", "0")
     monkeypatch.setenv("ALPHALORA_TRITON", "1")
-    assert paths._from_environment() == FusedPaths(function=False, triton=True)
+    assert fused._from_environment() == FusedPaths(function=False, triton=True)
     monkeypatch.setenv("ALPHALORA_FUSED", "maybe")
     with pytest.raises(ValueError, match="ALPHALORA_FUSED must be 0 or 1, not 'maybe'"):
-        paths._from_environment()
+        fused._from_environment()
 
 
 def test_the_switch_reaches_the_layer(monkeypatch):

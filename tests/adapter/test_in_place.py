@@ -8,7 +8,7 @@ from torch import nn
 from torch.utils.checkpoint import create_selective_checkpoint_contexts
 from transformers.pytorch_utils import Conv1D
 
-from axolotl_alphalora.adapter.paths import using
+from axolotl_alphalora.adapter.fused import using
 from balancing import adapted, gradients
 from fusing import IN, OUT, assert_equal, make, run
 

@@ -350,7 +350,7 @@ def test_small_products_are_computed_on_one_thread_and_the_model_on_all(saved, t
         return noted
 
     model.base_model.register_forward_pre_hook(noting("model", lambda *_: None))
-    building = import_module("axolotl_alphalora.export.build")
+    building = import_module("axolotl_alphalora.export.factors")
     threads = torch.get_num_threads()
     torch.set_num_threads(2)
     try:

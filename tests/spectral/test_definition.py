@@ -9,14 +9,14 @@ import torch
 from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, BertConfig, ViTConfig
 
 from axolotl_alphalora.spectral import LiveWeights
-from axolotl_alphalora.spectral.classes import trained_class
 from axolotl_alphalora.spectral.definition import (
-    WeightNames,
     linear_layers,
     load_config,
     skeleton,
     stacked_weights,
+    trained_class,
 )
+from axolotl_alphalora.spectral.weight_names import WeightNames
 from checkpoints import CONFIGS, tiny_model
 
 

@@ -3,6 +3,7 @@
 import importlib.metadata
 import math
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
@@ -15,10 +16,11 @@ from axolotl_alphalora.spectral import (
     trust,
     unit_intervals,
     unit_scores,
-    weightwatcher,
 )
-from axolotl_alphalora.spectral.power_law import OWN_ESTIMATORS, PowerLawFit
+from axolotl_alphalora.spectral.estimators import TABLE
+from axolotl_alphalora.spectral.power_law import PowerLawFit
 from checkpoints import shapes_of, written
+from estimating import OWN_ESTIMATORS
 
 
 def random(seed, rows=64, columns=96):
@@ -131,7 +133,8 @@ def analysed(monkeypatch):
             raise ValueError("weightwatcher gives no exponent")
         return PowerLawFit(2.0 + len(seen), 0.5, 0.1, 16)
 
-    monkeypatch.setattr(weightwatcher, "analyze_weightwatcher", analyze)
+    estimator = replace(TABLE["weightwatcher"], of_matrix=analyze)
+    monkeypatch.setitem(TABLE, "weightwatcher", estimator)
     return seen
 
 

@@ -13,10 +13,11 @@ from axolotl_alphalora.spectral import (
     UnreadableCheckpoint,
     definition,
     measure,
+    weight_names,
 )
+from axolotl_alphalora.spectral.cache import tensor_digest
+from axolotl_alphalora.spectral.checkpoint import StoredTensors
 from axolotl_alphalora.spectral.definition import linear_layers
-from axolotl_alphalora.spectral.digest import tensor_digest
-from axolotl_alphalora.spectral.tensors import StoredTensors
 from checkpoints import CONFIGS, opened, pickled, settled, tiny_model
 
 STORED = ["whole", "sharded", "bin", "sharded bin", "base model"]
@@ -159,9 +160,9 @@ def test_a_changed_checkpoint_is_looked_up_again(models, tmp_path, change):
 def test_conversions_are_prepared_once_for_all_layers(models, tmp_path, monkeypatch):
     save(models["hrm"], tmp_path)
     made = []
-    initialise = definition.WeightNames.__init__
+    initialise = weight_names.WeightNames.__init__
     monkeypatch.setattr(
-        definition.WeightNames,
+        weight_names.WeightNames,
         "__init__",
         lambda self, *arguments: made.append(self) or initialise(self, *arguments),
     )
@@ -194,7 +195,7 @@ def test_a_second_measurement_reads_no_tensor_and_builds_no_model(
         monkeypatch,
         (StoredTensors, "read"),
         (definition, "skeleton"),
-        (definition.WeightNames, "__init__"),
+        (weight_names.WeightNames, "__init__"),
     )
     weights, again = opened(tmp_path / "model", cache)
     assert again == shapes

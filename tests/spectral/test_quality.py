@@ -14,8 +14,9 @@ from axolotl_alphalora.spectral import (
     spectra,
     spectrum,
 )
-from axolotl_alphalora.spectral.power_law import OWN_ESTIMATORS, PowerLawFit
+from axolotl_alphalora.spectral.power_law import PowerLawFit
 from checkpoints import shapes_of, written
+from estimating import OWN_ESTIMATORS
 
 
 def matrix(rows, columns, seed=0):

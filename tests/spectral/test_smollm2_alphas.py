@@ -3,9 +3,13 @@
 import pytest
 import torch
 
-from axolotl_alphalora.spectral.power_law import OWN_ESTIMATORS, fit_power_law
+from axolotl_alphalora.spectral.estimators import (
+    analyze_weightwatcher,
+    fit_power_law,
+    fit_weightwatcher,
+)
 from axolotl_alphalora.spectral.spectrum import significant, spectrum
-from axolotl_alphalora.spectral.weightwatcher import analyze_weightwatcher, fit_weightwatcher
+from estimating import OWN_ESTIMATORS
 
 LOOPS_TAKE_LONG = "ks"
 KINDS = ["attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up", "ffn_down"]

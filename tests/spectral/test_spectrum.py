@@ -7,7 +7,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from axolotl_alphalora.spectral.power_law import fit_power_law
+from axolotl_alphalora.spectral.estimators import fit_power_law
 from axolotl_alphalora.spectral.spectrum import significant, spectra, spectrum, stacked_spectra
 
 # The package's own name for the module is taken by its function.

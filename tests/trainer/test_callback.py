@@ -7,7 +7,7 @@ from transformers import Trainer, TrainerCallback, TrainingArguments
 from axolotl_alphalora.adapter import find_balancer, find_routers
 from axolotl_alphalora.adapter.usage import RouterUsage, UsageMeter, summarise
 from axolotl_alphalora.trainer import AlphaLoraCallback
-from axolotl_alphalora.trainer.collapse import CollapseWatch
+from axolotl_alphalora.trainer.callback import CollapseWatch
 from balancing import (
     CatchGradients,
     Rows,
@@ -213,7 +213,7 @@ def test_a_collapsed_router_is_reported_once_with_what_to_change(tiny_llama, tmp
         learning_rate=0.0,
     )
     with pytest.MonkeyPatch.context() as patch, caplog.at_level("WARNING"):
-        patch.setattr("axolotl_alphalora.trainer.collapse.PATIENCE", 3)
+        patch.setattr("axolotl_alphalora.trainer.callback.PATIENCE", 3)
         trainer.train()
     (said,) = [r.getMessage() for r in caplog.records if "gates to one expert" in r.getMessage()]
     assert "1 of 12 routers" in said and "for 3 steps" in said
@@ -233,6 +233,6 @@ def test_steps_before_a_resume_do_not_count_as_collapsed():
 def test_routers_that_work_are_not_reported(tiny_llama, tmp_path, caplog):
     trainer = trainer_for(Trainer, adapted(tiny_llama), uneven_rows(), tmp_path, 2, max_steps=4)
     with pytest.MonkeyPatch.context() as patch, caplog.at_level("WARNING"):
-        patch.setattr("axolotl_alphalora.trainer.collapse.PATIENCE", 3)
+        patch.setattr("axolotl_alphalora.trainer.callback.PATIENCE", 3)
         trainer.train()
     assert "gates to one expert" not in caplog.text

@@ -11,9 +11,9 @@ import torch
 from safetensors.torch import load_file, save, save_file
 
 from axolotl_alphalora.spectral import Cache, UnreadableCheckpoint
-from axolotl_alphalora.spectral.digest import tensor_digest
-from axolotl_alphalora.spectral.files import locate
-from axolotl_alphalora.spectral.tensors import StoredTensors
+from axolotl_alphalora.spectral.cache import tensor_digest
+from axolotl_alphalora.spectral.checkpoint import StoredTensors
+from axolotl_alphalora.spectral.model_files import locate
 from checkpoints import pickled, settled, tiny_model
 
 KEY = "model.layers.1.mlp.up_proj.weight"

@@ -15,8 +15,7 @@ from axolotl_alphalora.cli.explain import WARNING, explain
 from axolotl_alphalora.cli.findings import Findings
 from axolotl_alphalora.planning import PlanRequest, Targets, layers
 from axolotl_alphalora.spectral import BaseModel, Cache
-from axolotl_alphalora.spectral.classes import trained_class, whole_class
-from axolotl_alphalora.spectral.definition import linear_layers
+from axolotl_alphalora.spectral.definition import linear_layers, trained_class, whole_class
 from checkpoints import CONFIGS, pickled, tiny_model
 
 _TOKENS = {"pad_token_id": 1, "bos_token_id": 0, "eos_token_id": 2, "decoder_start_token_id": 2}

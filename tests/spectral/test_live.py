@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from axolotl_alphalora.spectral import LiveWeights
-from axolotl_alphalora.spectral.digest import tensor_digest
+from axolotl_alphalora.spectral.cache import tensor_digest
 
 
 class Block(nn.Module):

@@ -11,8 +11,6 @@ from typing import Protocol
 from ..blocks import group_by_unit, kind_of, stack_of
 from ..settings import AGGREGATES
 
-__all__ = ["AGGREGATES", "Measured", "unit_errors", "unit_scores"]
-
 _SMALLEST_ALPHA = 1.0
 _EQUAL = 1e-12
 

@@ -7,9 +7,15 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from axolotl_alphalora.spectral.power_law import fit_power_law
-from axolotl_alphalora.spectral.spectrum import pool, significant, spectra, spectrum
-from axolotl_alphalora.spectral.windows import default_window, window_grid
+from axolotl_alphalora.spectral.estimators import fit_power_law
+from axolotl_alphalora.spectral.spectrum import (
+    default_window,
+    pool,
+    significant,
+    spectra,
+    spectrum,
+    window_grid,
+)
 
 
 def matrix(rows, columns):

@@ -10,7 +10,8 @@ import torch
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from axolotl_alphalora.spectral.aggregate import AGGREGATES, unit_errors, unit_scores
+from axolotl_alphalora.settings import AGGREGATES
+from axolotl_alphalora.spectral.scores import unit_errors, unit_scores
 
 SHAPES = {"attn.q": (4, 4), "attn.k": (2, 4), "mlp.up": (16, 4)}
 BLOCKS = 12

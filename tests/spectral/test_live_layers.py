@@ -5,8 +5,9 @@ import torch
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from axolotl_alphalora.spectral.dequantize import layer_weight
-from axolotl_alphalora.spectral.power_law import fit_power_law
+from axolotl_alphalora.spectral import live
+from axolotl_alphalora.spectral.estimators import fit_power_law
+from axolotl_alphalora.spectral.live import layer_weight
 from axolotl_alphalora.spectral.spectrum import significant, spectrum
 
 ROWS, COLUMNS, GROUP = 128, 64, 32
@@ -187,14 +188,13 @@ def test_reading_leaves_the_layer_as_it_was(make):
 
 @pytest.mark.parametrize("class_of", [gptq, awq], ids=lambda make: make.__name__)
 def test_packed_codes_give_the_weight_they_were_made_from(class_of, monkeypatch):
-    from axolotl_alphalora.spectral import dequantize
 
     layer = linear()
     expected = grouped(layer.weight.data)[2]
     made = class_of(layer)
     weight, _ = layer_weight("q", made)
     torch.testing.assert_close(weight.float(), expected, rtol=1e-3, atol=1e-4)
-    monkeypatch.setattr(dequantize, "_IDENTITY_ROWS", 24)
+    monkeypatch.setattr(live, "_IDENTITY_ROWS", 24)
     assert torch.equal(layer_weight("q", made)[0], weight)
 
 

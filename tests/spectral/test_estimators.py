@@ -6,9 +6,14 @@ import sys
 import pytest
 import torch
 
-from axolotl_alphalora.spectral.power_law import fit_power_law
+from axolotl_alphalora.settings import ESTIMATORS
+from axolotl_alphalora.spectral.estimators import (
+    TABLE,
+    analyze_weightwatcher,
+    fit_power_law,
+    fit_weightwatcher,
+)
 from axolotl_alphalora.spectral.spectrum import spectrum
-from axolotl_alphalora.spectral.weightwatcher import analyze_weightwatcher, fit_weightwatcher
 
 
 def matrix(rows, columns):
@@ -80,7 +85,7 @@ def test_without_it_the_error_names_the_package(monkeypatch):
 
 QUIET = """
 import logging, sys, warnings
-from axolotl_alphalora.spectral.weightwatcher import analyze_weightwatcher, fit_weightwatcher
+from axolotl_alphalora.spectral.estimators import analyze_weightwatcher, fit_weightwatcher
 import torch
 assert not {"weightwatcher", "pandas", "matplotlib"} & sys.modules.keys()
 before = list(warnings.filters), logging.getLogger().level, list(logging.getLogger().handlers)
@@ -103,3 +108,7 @@ def test_it_is_imported_on_first_use_and_leaves_no_trace(tmp_path):
     )
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_table_has_the_names_that_settings_take():
+    assert tuple(TABLE) == ESTIMATORS

@@ -6,8 +6,8 @@ import time
 import pytest
 import torch
 
-from axolotl_alphalora.spectral import digest
-from axolotl_alphalora.spectral.digest import (
+from axolotl_alphalora.spectral import cache
+from axolotl_alphalora.spectral.cache import (
     combined_digest,
     file_state,
     is_settled,
@@ -28,7 +28,7 @@ def test_the_digest_does_not_depend_on_how_the_values_lie_in_memory():
 
 def test_a_large_tensor_is_digested_in_slices(monkeypatch):
     expected = tensor_digest(weight())
-    monkeypatch.setattr(digest, "_SLICE", 28)
+    monkeypatch.setattr(cache, "_SLICE", 28)
     assert tensor_digest(weight()) == expected
 
 

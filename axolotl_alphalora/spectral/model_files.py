@@ -8,16 +8,6 @@ from typing import Protocol
 
 from ..files import ADAPTER_CONFIG, read_adapter_config
 
-__all__ = [
-    "FORMATS",
-    "CheckpointFiles",
-    "UnreadableCheckpoint",
-    "check_model_files",
-    "check_pointer",
-    "holds_model",
-    "locate",
-]
-
 _POINTER = b"version https://git-lfs.github.com/spec/"
 _WEIGHT_SUFFIXES = (".safetensors", ".bin", ".gguf", ".pt", ".pth", ".h5", ".msgpack")
 _NO_MODEL = re.compile(

@@ -7,8 +7,6 @@ from contextlib import contextmanager
 
 import torch
 
-__all__ = ["one_thread", "same_threads_after"]
-
 
 @contextmanager
 def same_threads_after() -> Iterator[None]:

@@ -11,8 +11,8 @@ from huggingface_hub import constants
 from axolotl_alphalora import analyze
 from axolotl_alphalora.planning import PlanRequest, Targets, check_model_files, plan_from_files
 from axolotl_alphalora.spectral import BaseModel, UnreadableCheckpoint
-from axolotl_alphalora.spectral.files import locate
-from axolotl_alphalora.spectral.tensors import StoredTensors
+from axolotl_alphalora.spectral.checkpoint import StoredTensors
+from axolotl_alphalora.spectral.model_files import locate
 from checkpoints import opened, pickled, tiny_model
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
