@@ -52,9 +52,8 @@ class _FollowedLoader:
         assert module.__spec__ is not None
         module.__spec__.loader = module.__loader__ = self._loader
         self._loader.exec_module(module)
-        if (
-            _BOUNDARY not in sys.modules
-        ):  # else it imports PEFT, and registers when it has its names
+        # Where the boundary is what imports PEFT, it registers once it has the adapter's names.
+        if _BOUNDARY not in sys.modules:
             import_module(_ADAPTER)
 
     def __getattr__(self, name: str) -> Any:
