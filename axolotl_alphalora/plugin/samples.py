@@ -228,7 +228,7 @@ def _check_plugins(advice: str) -> None:
 
     for name, plugin in PluginManager.get_instance().plugins.items():
         way = type(plugin).load_datasets
-        ours = way.__module__.partition(".")[0] == __package__.partition(".")[0]  # loads none
+        ours = way.__module__.partition(".")[0] == __name__.partition(".")[0]  # loads none
         if way is not BasePlugin.load_datasets and not ours:
             raise ValueError(
                 f"`plugins`: {name} loads the data in its own way, so samples of it cannot be "
