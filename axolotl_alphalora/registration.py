@@ -8,7 +8,7 @@ from importlib.machinery import ModuleSpec
 from types import ModuleType
 from typing import Any, cast
 
-_PEFT, _ADAPTER = "peft", f"{__package__}.adapter"
+_PEFT, _ADAPTER, _BOUNDARY = "peft", f"{__package__}.adapter", f"{__package__}.hosts.peft"
 
 
 def register() -> None:
@@ -52,7 +52,9 @@ class _FollowedLoader:
         assert module.__spec__ is not None
         module.__spec__.loader = module.__loader__ = self._loader
         self._loader.exec_module(module)
-        import_module(_ADAPTER)
+        # Where the boundary is what imports PEFT, it registers once it has the adapter's names.
+        if _BOUNDARY not in sys.modules:
+            import_module(_ADAPTER)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._loader, name)

@@ -1,4 +1,4 @@
-"""What the benchmarks share: fresh processes, medians with their spread, the machine's name."""
+"""What the benchmarks share: base models, fresh processes, medians with their spread."""
 
 from __future__ import annotations
 
@@ -9,14 +9,26 @@ import os
 import platform
 import subprocess
 import sys
-from collections.abc import Iterable, Sequence
+import tempfile
+from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 from statistics import median
 from typing import Any
 
+SHAPES: dict[str, tuple[int, int, int, int, int, int]] = {
+    "tiny": (64, 128, 2, 4, 2, 32000),
+    "134m": (768, 2048, 12, 12, 12, 32000),
+    "135m": (576, 1536, 30, 9, 3, 49152),
+    "1b": (2048, 8192, 16, 32, 8, 32000),
+    "7b": (4096, 11008, 32, 32, 32, 32000),
+    "8b": (4096, 14336, 32, 32, 8, 128256),
+}
+"""Hidden, intermediate, blocks, heads, key-value heads and vocabulary of Llamas; random weights."""
 
-def machine(packages: Sequence[str] = ("torch", "transformers")) -> str:
+DTYPES = ("fp32", "bf16")
+
+
+def machine(packages: Sequence[str] = ("torch", "transformers", "peft")) -> str:
     """Processor or GPU, number of cores in use, and versions, in one line."""
     import torch
 
@@ -61,49 +73,16 @@ def in_fresh_process(module: str, *arguments: str, **environment: str) -> dict[s
     return json.loads(done.stdout.strip().splitlines()[-1])
 
 
-def saved_by(module: str, *arguments: str) -> dict[str, Any]:
-    """Run a benchmark in a fresh process and return what its ``--json`` writes.
-
-    Args:
-        module: The benchmark.
-        *arguments: Its options; what it prints goes to stderr.
-
-    Raises:
-        subprocess.CalledProcessError: If it fails.
-    """
-    import tempfile
-
-    with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder) / "results.json"
-        command = [sys.executable, "-m", module, *arguments, "--json", str(file)]
-        subprocess.run(command, stdout=2, check=True)  # sys.stderr may have no number
-        return json.loads(file.read_text())
-
-
-def save(file: Path | None, results: dict[str, Any]) -> None:
-    """Write a benchmark's results as JSON, whole or not at all; nothing if there is no file."""
-    from axolotl_alphalora.files import write_whole
-
-    if file is not None:
-        write_whole(file, json.dumps(results, indent=2) + "\n")
-
-
-def settings(options: argparse.Namespace) -> dict[str, Any]:
-    """What a benchmark was run with, as its results record it."""
-    return {key: value for key, value in vars(options).items() if key != "json"}
-
-
-def summary(values: Iterable[float]) -> dict[str, Any]:
-    """Median and range of repeated measurements, and all of them, as results record them."""
-    every = list(values)
-    return {"median": median(every), "low": min(every), "high": max(every), "values": every}
-
-
-def spread(values: Sequence[float] | dict[str, Any], digits: int = 2) -> str:
-    """Median and range of repeated measurements, or of their summary, in words."""
-    known = values if isinstance(values, dict) else summary(values)
-    middle, low, high = (f"{known[key]:.{digits}f}" for key in ("median", "low", "high"))
+def spread(values: Sequence[float], digits: int = 2) -> str:
+    """Median and range of repeated measurements, in words."""
+    found = (median(values), min(values), max(values))
+    middle, low, high = (f"{value:.{digits}f}" for value in found)
     return f"{middle} ({low} to {high})"
+
+
+def ratios(values: Sequence[float], others: Sequence[float]) -> list[float]:
+    """Each measurement over the one taken in the same turn."""
+    return [a / b for a, b in zip(values, others, strict=True)]
 
 
 def command_line(description: str | None, repeats: int = 5) -> argparse.ArgumentParser:
@@ -113,7 +92,7 @@ def command_line(description: str | None, repeats: int = 5) -> argparse.Argument
     parser = argparse.ArgumentParser(
         description=description, formatter_class=argparse.RawTextHelpFormatter
     )
-    parser.add_argument("--model", default="135m")
+    parser.add_argument("--model", default="135m", help="a directory, a hub id or a shape")
     parser.add_argument("--repeats", type=int, default=repeats)
     parser.add_argument("--experts", type=int, default=5)
     parser.add_argument("--rank", type=int, default=8)
@@ -121,7 +100,6 @@ def command_line(description: str | None, repeats: int = 5) -> argparse.Argument
     parser.add_argument("--dtype", choices=DTYPES, help="bf16 on a GPU, else fp32")
     parser.add_argument("--nf4", action="store_true")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the results there")
     return parser
 
 
@@ -139,18 +117,6 @@ def random_ids(base: Any, batch: int, length: int, device: str) -> Any:
     generator = torch.Generator().manual_seed(0)
     ids = torch.randint(1, base.config.vocab_size, (batch, length), generator=generator)
     return ids.to(device)
-
-
-SHAPES: dict[str, tuple[int, int, int, int, int, int]] = {
-    "tiny": (64, 128, 2, 4, 2, 32000),
-    "135m": (576, 1536, 30, 9, 3, 49152),
-    "1b": (2048, 8192, 16, 32, 8, 32000),
-    "7b": (4096, 11008, 32, 32, 32, 32000),
-    "8b": (4096, 14336, 32, 32, 8, 128256),
-}
-"""Hidden, intermediate, blocks, heads, key-value heads and vocabulary of Llamas."""
-
-DTYPES = ("fp32", "bf16")
 
 
 def shape_config(shape: str) -> Any:
@@ -180,7 +146,9 @@ def make_shape(shape: str, dtype: str, device: str) -> Any:
     return made.to(config.dtype)
 
 
-def load_shape(model: str, dtype: str, device: str, nf4: bool = False) -> Any:
+def load_shape(
+    model: str, dtype: str, device: str, nf4: bool = False, limit_gib: float | None = None
+) -> Any:
     """Load a base model, frozen: a directory, a hub id, or a shape with random weights.
 
     Args:
@@ -188,27 +156,29 @@ def load_shape(model: str, dtype: str, device: str, nf4: bool = False) -> Any:
         dtype: One of `DTYPES`.
         device: Where to.
         nf4: Whether to quantise it to 4 bits; a shape is then saved and loaded again.
+        limit_gib: What PyTorch's allocator may hand out on a GPU, the loading included.
     """
-    import tempfile
-
+    import torch
     from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
+    from axolotl_alphalora.hosts.constants import NF4
+
+    torch.manual_seed(0)
     if model in SHAPES and not nf4:
         return make_shape(model, dtype, device).requires_grad_(False)
     kind = _dtype(dtype)
     options: dict[str, Any] = {"dtype": kind, "device_map": {"": device}}
     if nf4:
-        options["quantization_config"] = BitsAndBytesConfig(
-            load_in_4bit=True,
-            bnb_4bit_quant_type="nf4",
-            bnb_4bit_use_double_quant=True,
-            bnb_4bit_compute_dtype=kind,
-        )
+        options["quantization_config"] = BitsAndBytesConfig(**NF4, bnb_4bit_compute_dtype=kind)
     with tempfile.TemporaryDirectory() as folder:
         source = model
         if model in SHAPES:
             make_shape(model, dtype, device).save_pretrained(source := folder)
             gc.collect()  # what was saved must not stay beside what is loaded
+        if limit_gib is not None and device != "cpu":
+            torch.cuda.empty_cache()
+            whole = torch.cuda.get_device_properties(device).total_memory
+            torch.cuda.set_per_process_memory_fraction(min(limit_gib * 2**30 / whole, 1.0))
         return AutoModelForCausalLM.from_pretrained(source, **options).requires_grad_(False)
 
 
@@ -224,4 +194,4 @@ def smollm2() -> str:
 
     from axolotl_alphalora.quickstart.model import prepare_model
 
-    return str(prepare_model(None, None, Console(stderr=True)))
+    return str(prepare_model(None, Console(stderr=True)))

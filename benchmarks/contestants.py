@@ -1,7 +1,7 @@
 """The adapters that a training step is measured with, and the step.
 
 Those of one process share the base model's weights. Adapters are trained in fp32, PEFT's default;
-those of mixlora in the base's dtype, as axolotl makes them.
+those of mixlora in the base's dtype, as axolotl makes them. How steps are timed is not known here.
 """
 
 from __future__ import annotations
@@ -14,24 +14,16 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from peft import LoraConfig, get_peft_model
 from torch import Tensor, nn
 
-from axolotl_alphalora.adapter import AlphaLoraConfig
+from axolotl_alphalora.adapter import AlphaLoraConfig, AlphaLoraLayer
+from axolotl_alphalora.adapter.functional import route
 from axolotl_alphalora.adapter.fused import using
 from axolotl_alphalora.blocks import block_name, group_by_block
 
 from .common import SHAPES
-from .mixtures import DenseLoop, DispatchLoop, replace_layers
-
-__all__ = [
-    "CONTESTANTS",
-    "Absent",
-    "Contestant",
-    "build",
-    "plan_counts",
-    "uneven_counts",
-]
 
 CONTESTANTS = (
     "none",
@@ -42,7 +34,6 @@ CONTESTANTS = (
     "experts-triton",
     "plan",
     "uneven",
-    "dense",
     "dispatch",
     "experts-ffn",
     "mixlora",
@@ -118,6 +109,59 @@ class Contestant:
         return time.perf_counter() - start
 
 
+class DispatchLoop(nn.Module):
+    """A mixture as it is commonly written: each expert on the tokens that were sent to it.
+
+    A plain implementation to measure against. It computes what an AlphaLoRA layer does, from the
+    same parameters, but for the load-balancing loss, which it leaves out.
+
+    Args:
+        layer: The AlphaLoRA layer whose weights to start from.
+        dropout: On the experts' input.
+    """
+
+    def __init__(self, layer: AlphaLoraLayer, dropout: float) -> None:
+        super().__init__()
+        self.base_layer = layer.base_layer
+        self.number, rank = layer.num_experts["default"], layer.r["default"]
+        self.top_k, self.scaling = layer.top_k["default"], layer.scaling["default"]
+        self.dropout = nn.Dropout(dropout)
+        a, b = layer.alphalora_A["default"], layer.alphalora_B["default"]
+        self.down = nn.ParameterList(part.detach().clone() for part in a.split(rank))
+        self.up = nn.ParameterList(part.detach().clone() for part in b.split(rank, dim=1))
+        routers = layer.alphalora_router
+        self.router = nn.Parameter(routers["default"].detach().clone()) if self.number > 1 else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Apply the base layer and the experts to [..., in]."""
+        result = self.base_layer(x)
+        tokens = x.reshape(-1, x.shape[-1]).to(self.down[0].dtype)  # [T, in]
+        seen = self.dropout(tokens)
+        if self.router is None:
+            delta = self.expert(0, seen)
+        else:
+            gates = route(F.linear(tokens, self.router), self.top_k)[0]  # [T, N]
+            delta = seen.new_zeros(seen.shape[0], self.up[0].shape[0])  # [T, out]
+            for number in range(self.number):
+                (chosen,) = torch.where(gates[:, number] > 0)
+                weight = gates[chosen, number, None].to(seen.dtype)
+                delta = delta.index_add(0, chosen, weight * self.expert(number, seen[chosen]))
+        return result + (self.scaling * delta).reshape(result.shape).to(result.dtype)
+
+    def expert(self, number: int, tokens: Tensor) -> Tensor:
+        """One expert on some tokens."""
+        return F.linear(F.linear(tokens, self.down[number]), self.up[number])
+
+
+def with_loops(model: nn.Module, dropout: float) -> nn.Module:
+    """Put loops in the place of a model's AlphaLoRA layers."""
+    for name, module in list(model.named_modules()):
+        if isinstance(module, AlphaLoraLayer):
+            parent, _, child = name.rpartition(".")
+            setattr(model.get_submodule(parent), child, DispatchLoop(module, dropout))
+    return model
+
+
 def uneven_counts(base: nn.Module, mean: int) -> dict[str, int]:
     """Experts by module: by block a straight line with this mean, from one expert on."""
     names = [
@@ -183,9 +227,8 @@ def build(
         model, rest["extra_loss"] = _mixlora(model, options)
     elif name != "none":
         model = get_peft_model(model, _config(name, base, options)).get_base_model()
-    if name in ("dense", "dispatch"):
-        kind = DenseLoop if name == "dense" else DispatchLoop
-        model = replace_layers(model, kind, options.dropout)
+    if name == "dispatch":
+        model = with_loops(model, options.dropout)
     if options.checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     # Gradients run through the frozen weights too, as in a run that trains any adapter.

@@ -1,4 +1,4 @@
-"""A decode step with the adapter against one with an unmerged PEFT LoRA of equal parameters.
+"""What does a decode step cost, beside an unmerged PEFT LoRA of equal parameters?
 
     python -m benchmarks.decode --model path/to/model [--batch 1 16] [--repeats 5] [--nf4]
 
@@ -24,18 +24,7 @@ from peft import LoraConfig, PeftConfig, get_peft_model
 
 from axolotl_alphalora.adapter import AlphaLoraConfig
 
-from .common import (
-    command_line,
-    load_shape,
-    machine,
-    parsed,
-    random_ids,
-    save,
-    settings,
-    spread,
-    summary,
-)
-from .measures import ratios
+from .common import command_line, load_shape, machine, parsed, random_ids, ratios, spread
 
 
 def variants(base: Any, options: argparse.Namespace) -> dict[str, Any]:
@@ -88,80 +77,40 @@ def _wait(tensor: torch.Tensor) -> None:
         torch.cuda.synchronize()
 
 
-def measure(options: argparse.Namespace) -> dict[str, Any]:
-    """Decode with each model in turn.
-
-    Args:
-        options: What the command line gives.
-
-    Returns:
-        ``machine``, ``settings``, ``parameters`` (model to the number trained), and ``batches``:
-        for each batch size, as text, and each model the summaries (`benchmarks.common.summary`)
-        ``seconds`` of a step, ``tokens_per_second`` and ``over_lora``.
-    """
-    about = machine(("torch", "transformers", "peft", "bitsandbytes"))
-    torch.manual_seed(0)
-    base = load_shape(options.model, options.dtype, options.device, options.nf4)
-    models = variants(base.eval(), options)
-    parameters = {
-        name: sum(p.numel() for p in model.parameters() if p.requires_grad)
-        for name, model in models.items()
-    }
-    return {
-        "benchmark": "decode",
-        "machine": about,
-        "settings": settings(options),
-        "parameters": parameters,
-        "batches": {str(batch): measure_batch(models, batch, options) for batch in options.batch},
-    }
-
-
-def measure_batch(
-    models: dict[str, Any], batch: int, options: argparse.Namespace
-) -> dict[str, dict[str, Any]]:
-    """Measure one batch size: model to its summaries."""
+def measure(models: dict[str, Any], batch: int, options: argparse.Namespace) -> None:
+    """Decode with each model in turn, and print the table of a batch size."""
     ids = random_ids(models["LoRA"], batch, options.prompt, options.device)
     decode(models, ids, 2)
     repeats = [decode(models, ids, options.steps) for _ in range(options.repeats)]
-    found = {}
+    print(f"\nbatch {batch}: {options.repeats} repeats of {options.steps} steps")
+    print(f"  {'':<12}{'ms a step':<28}{'tokens/s':<12}over LoRA")
     for name in models:
         seconds = [median(times[name]) for times in repeats]
-        found[name] = {
-            "seconds": summary(seconds),
-            "tokens_per_second": summary(batch / second for second in seconds),
-            "over_lora": summary(median(ratios(times[name], times["LoRA"])) for times in repeats),
-        }
-    return found
-
-
-def report(results: dict[str, Any]) -> None:
-    """Print the tables."""
-    options, parameters = results["settings"], results["parameters"]
-    print(results["machine"])
-    print(
-        f"{options['model']}, {options['dtype']}{', nf4' if options['nf4'] else ''}; trainable: "
-        f"LoRA {parameters['LoRA']:,}, {options['experts']} experts of rank {options['rank']} "
-        f"{parameters['AlphaLoRA']:,}"
-    )
-    for batch, found in results["batches"].items():
-        print(f"\nbatch {batch}: {options['repeats']} repeats of {options['steps']} steps")
-        print(f"  {'':<12}{'ms a step':<28}{'tokens/s':<12}over LoRA")
-        for name, row in found.items():
-            steps = [1e3 * second for second in row["seconds"]["values"]]
-            speed = f"{row['tokens_per_second']['median']:.1f}"
-            print(f"  {name:<12}{spread(steps):<28}{speed:<12}{spread(row['over_lora'], 3)}")
+        over = [median(ratios(times[name], times["LoRA"])) for times in repeats]
+        speed = f"{batch / median(seconds):.1f}"
+        print(f"  {name:<12}{spread([1e3 * s for s in seconds]):<28}{speed:<12}{spread(over, 3)}")
 
 
 def main() -> None:
-    """Measure, print, and write what was asked for."""
+    """Measure and print."""
     parser = command_line(__doc__)
     parser.add_argument("--batch", type=int, nargs="+", default=[1, 16])
     parser.add_argument("--steps", type=int, default=24)
     parser.add_argument("--prompt", type=int, default=32, help="tokens read before")
     options = parsed(parser)
-    results = measure(options)
-    report(results)
-    save(options.json, results)
+    print(machine(("torch", "transformers", "peft", "bitsandbytes")))
+    base = load_shape(options.model, options.dtype, options.device, options.nf4)
+    models = variants(base.eval(), options)
+    lora, experts = (
+        sum(p.numel() for p in models[name].parameters() if p.requires_grad)
+        for name in ("LoRA", "AlphaLoRA")
+    )
+    print(
+        f"{options.model}, {options.dtype}{', nf4' if options.nf4 else ''}; trainable: LoRA "
+        f"{lora:,}, {options.experts} experts of rank {options.rank} {experts:,}"
+    )
+    for batch in options.batch:
+        measure(models, batch, options)
 
 
 if __name__ == "__main__":

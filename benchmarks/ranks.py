@@ -25,7 +25,6 @@ from peft import get_peft_model
 from safetensors import safe_open
 from transformers import (
     BitsAndBytesConfig,
-    LlamaConfig,
     LlamaForCausalLM,
     Trainer,
     TrainingArguments,
@@ -34,12 +33,8 @@ from transformers import (
 
 from axolotl_alphalora.adapter import AlphaLoraConfig
 
-from .common import machine
+from .common import SHAPES, machine, shape_config
 
-SHAPES: dict[str, dict[str, int]] = {
-    "tiny": {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2},
-    "8b": {"hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32},
-}
 FSDP = {
     "version": 2,
     "auto_wrap_policy": "TRANSFORMER_BASED_WRAP",
@@ -63,13 +58,7 @@ def engine(name: str) -> dict[str, Any]:
 
 def model(options: argparse.Namespace, folder: Path) -> Any:
     """A Llama with random weights and an adapter on all its linear layers."""
-    heads = SHAPES[options.model]["hidden_size"] // (16 if options.model == "tiny" else 128)
-    config = LlamaConfig(
-        vocab_size=32000,
-        num_attention_heads=heads,
-        num_key_value_heads=heads // 4,
-        **SHAPES[options.model],
-    )
+    config = shape_config(options.model)
     set_seed(0)
     dtype = torch.bfloat16 if torch.cuda.is_available() else torch.float32
     if options.nf4:
@@ -153,7 +142,7 @@ def whole(folder: Path, options: argparse.Namespace) -> bool:
         return False
     with safe_open(file, "pt") as saved:
         names = [name for name in saved.keys() if "alphalora_" in name]  # noqa: SIM118
-    return len(names) == 3 * 7 * SHAPES[options.model]["num_hidden_layers"]
+    return len(names) == 3 * 7 * shape_config(options.model).num_hidden_layers
 
 
 def main() -> None:

@@ -1,12 +1,13 @@
-"""Memory and time of measuring sensitivity, against a training step of plain LoRA.
+"""What do sensitivities cost, in memory and time, beside a training step of plain LoRA?
 
     python -m benchmarks.sensitivity [--repeats 3] [--tokens 512] [--device cuda] [--dtype ...]
 
-Both run on the same Llama-shaped model with random weights and the same sequence, one at a time,
-each in a fresh process. The step is PEFT's LoRA, rank 8 on all linear layers without dropout, with
-AdamW; the measure covers the same layers. The peak is the resident memory's on a CPU and torch's
-allocated memory on a GPU, over two or more steps (the first makes AdamW's state) or samples;
-"beyond" takes away what the process held when the model was loaded. Times leave out the first.
+Both run on the same Llama-shaped model of 134 M random weights and the same sequence, one at a
+time, each in a fresh process. The step is PEFT's LoRA, rank 8 on all linear layers without dropout,
+with AdamW; the measure covers the same layers. The peak is the resident memory's on a CPU and
+torch's allocated memory on a GPU, over two or more steps (the first makes AdamW's state) or
+samples; "beyond" takes away what the process held when the model was loaded. Times leave out the
+first.
 """
 
 from __future__ import annotations
@@ -19,9 +20,7 @@ from collections.abc import Callable
 from statistics import median
 from typing import Any
 
-from benchmarks.common import in_fresh_process, machine, peak_mib, spread
-
-SIZES = {"hidden": 768, "intermediate": 2048, "layers": 12, "heads": 12, "vocabulary": 32000}
+from .common import SHAPES, in_fresh_process, load_shape, machine, peak_mib, random_ids, spread
 
 
 def main() -> None:
@@ -31,10 +30,9 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=512)
     parser.add_argument("--device", default="cpu")
     parser.add_argument(
-        "--dtype", action="append", choices=("float32", "bfloat16", "nf4"), help="float32 and nf4"
+        "--dtype", action="append", choices=("fp32", "bf16", "nf4"), help="fp32 and nf4"
     )
-    for name, size in SIZES.items():
-        parser.add_argument(f"--{name}", type=int, default=size)
+    parser.add_argument("--model", choices=SHAPES, default="134m")
     parser.add_argument("--child", choices=sorted(CHILDREN), help=argparse.SUPPRESS)
     parser.add_argument("--checkpointing", action="store_true", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -42,14 +40,14 @@ def main() -> None:
         print(json.dumps(_observe(arguments)))
         return
     print(machine(("torch", "transformers", "peft", "bitsandbytes")))
-    for dtype in arguments.dtype or ["float32", "nf4"]:
+    for dtype in arguments.dtype or ["fp32", "nf4"]:
         for checkpointing in (False, True):
             _report(arguments, dtype, checkpointing)
 
 
 def _report(arguments: argparse.Namespace, dtype: str, checkpointing: bool) -> None:
     options = ["--dtype", dtype, *(["--checkpointing"] if checkpointing else [])]
-    for name in ("steps", "tokens", "device", *SIZES):
+    for name in ("steps", "tokens", "device", "model"):
         options += [f"--{name}", str(getattr(arguments, name))]
     # Alternating, so that a busy spell of the machine falls on both.
     runs: dict[str, list[dict[str, Any]]] = {"lora": [], "measure": []}
@@ -83,9 +81,10 @@ def _child(what: str, options: list[str]) -> dict[str, Any]:
 def _observe(arguments: argparse.Namespace) -> dict[str, Any]:
     import torch
 
-    torch.manual_seed(0)
-    model = _model(arguments)
-    ids = torch.randint(0, arguments.vocabulary, (1, arguments.tokens))
+    (kind,) = arguments.dtype
+    nf4 = kind == "nf4"
+    model = load_shape(arguments.model, "fp32" if nf4 else kind, arguments.device, nf4).train()
+    ids = random_ids(model, 1, arguments.tokens, "cpu")
     parameters = sum(getattr(p, "quant_state", p).shape.numel() for p in model.parameters())
     loaded = _forget_peak(arguments.device)
     times = CHILDREN[arguments.child](model, ids, arguments)
@@ -112,46 +111,6 @@ def _forget_peak(device: str) -> float:
     with open("/proc/self/clear_refs", "w") as file:
         file.write("5")
     return peak_mib()
-
-
-def _model(arguments: argparse.Namespace) -> Any:
-    import torch
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    config = LlamaConfig(
-        vocab_size=arguments.vocabulary,
-        hidden_size=arguments.hidden,
-        intermediate_size=arguments.intermediate,
-        num_hidden_layers=arguments.layers,
-        num_attention_heads=arguments.heads,
-        max_position_embeddings=arguments.tokens,
-    )
-    dtype = torch.bfloat16 if arguments.dtype == ["bfloat16"] else torch.float32
-    with torch.device(arguments.device):
-        model = LlamaForCausalLM._from_config(config, dtype=dtype)
-    if arguments.dtype == ["nf4"]:
-        for name in _linears(model):
-            parent, _, last = name.rpartition(".")
-            _quantise(model.get_submodule(parent), last, arguments.device)
-    return model.requires_grad_(False).train()
-
-
-def _quantise(parent: Any, name: str, device: str) -> None:
-    import bitsandbytes as bnb
-
-    linear = getattr(parent, name)
-    layer = bnb.nn.Linear4bit(
-        linear.in_features,
-        linear.out_features,
-        bias=False,
-        quant_type="nf4",
-        compress_statistics=True,
-        device="meta",
-    )
-    layer.weight = bnb.nn.Params4bit(
-        linear.weight.data.cpu(), requires_grad=False, quant_type="nf4", module=layer
-    )
-    setattr(parent, name, layer.to(device))
 
 
 def _linears(model: Any) -> list[str]:
@@ -199,7 +158,7 @@ def _measure(model: Any, ids: Any, arguments: argparse.Namespace) -> list[float]
         names,
         [sample] * arguments.steps,
         checkpointing=arguments.checkpointing,
-        autocast=torch.bfloat16 if arguments.dtype == ["bfloat16"] else None,
+        autocast=torch.bfloat16 if arguments.dtype == ["bf16"] else None,
         progress=lambda _: ends.append(time.perf_counter()),
     )
     return [end - start for start, end in zip(ends, ends[1:], strict=False)]
@@ -208,7 +167,7 @@ def _measure(model: Any, ids: Any, arguments: argparse.Namespace) -> list[float]
 def _autocast(arguments: argparse.Namespace) -> Any:
     import torch
 
-    enabled = arguments.dtype == ["bfloat16"]
+    enabled = arguments.dtype == ["bf16"]
     return torch.autocast(arguments.device, dtype=torch.bfloat16, enabled=enabled)
 
 

@@ -1,4 +1,4 @@
-"""What it takes to start: wrapping a model, saving and loading the adapter, sharing out experts.
+"""What does it take to start: wrap a model, save and load the adapter, share out experts?
 
     python -m benchmarks.startup --model 7b --experts 8 --repeats 5
     python -m benchmarks.startup --meta-only      # no memory, no files
@@ -39,7 +39,7 @@ from torch import nn
 from axolotl_alphalora.adapter import AlphaLoraConfig
 from axolotl_alphalora.blocks import group_by_block
 
-from .common import SHAPES, machine, make_shape, save, settings, spread, summary
+from .common import SHAPES, machine, make_shape, spread
 from .contestants import uneven_counts
 
 ADAPTERS = ("LoRA", "AlphaLoRA")
@@ -72,48 +72,30 @@ def configs(base: Any, options: argparse.Namespace) -> dict[str, Callable[[], An
     }
 
 
-def clock(work: Callable[[], Any]) -> tuple[float, Any]:
-    """Seconds that a function takes, and what it returns; garbage is collected before."""
-    gc.collect()
-    start = time.perf_counter()
-    result = work()
-    return time.perf_counter() - start, result
-
-
 class Times:
-    """Seconds by what was done and with what, in the order of the first time."""
+    """Seconds by what was done and with what, and the bytes that it read or wrote, if any."""
 
     def __init__(self) -> None:
         self.seconds: dict[tuple[str, str], list[float]] = {}
         self.bytes: dict[tuple[str, str], int] = {}
 
     def time(self, doing: str, who: str, work: Callable[[], Any], size: int = 0) -> Any:
-        """Time a function and return what it returns; the arguments are those of `add`."""
-        seconds, result = clock(work)
-        self.add(doing, who, seconds, size)
-        return result
-
-    def add(self, doing: str, who: str, seconds: float, size: int = 0) -> None:
-        """Note a time.
-
-        Args:
-            doing: What was done.
-            who: With what.
-            seconds: How long it took.
-            size: Bytes that it read or wrote, where that counts.
-        """
+        """Time a function and return what it returns; garbage is collected before."""
+        gc.collect()
+        start = time.perf_counter()
+        result = work()
+        seconds = time.perf_counter() - start
         self.seconds.setdefault((doing, who), []).append(seconds)
         self.bytes[doing, who] = size
+        return result
 
-    def rows(self) -> list[dict[str, Any]]:
-        """``doing``, ``who``, ``seconds`` and, where bytes count, ``mb_per_second``."""
-        found = []
-        for (doing, who), seconds in self.seconds.items():
-            row: dict[str, Any] = {"doing": doing, "who": who, "seconds": summary(seconds)}
-            if size := self.bytes[doing, who]:
-                row["mb_per_second"] = summary(size / 1e6 / second for second in seconds)
-            found.append(row)
-        return found
+    def report(self) -> None:
+        """Print the table."""
+        print(f"{'':<12}{'':<29}{'s':<28}MB/s")
+        for key, seconds in sorted(self.seconds.items(), key=lambda row: KINDS.index(row[0][0])):
+            size = self.bytes[key]
+            speed = spread([size / 1e6 / second for second in seconds], 0) if size else "-"
+            print(f"{key[0]:<12}{key[1]:<29}{spread(seconds, 3):<28}{speed}")
 
 
 def wrap(name: str, options: argparse.Namespace, times: Times) -> None:
@@ -129,9 +111,8 @@ def store(name: str, folder: Path, options: argparse.Namespace, times: Times) ->
     base = hollow(options.model)
     config = configs(base, options)[name]()
     model = times.time("wrap, real", name, partial(get_peft_model, base, config))
-    seconds, _ = clock(partial(model.save_pretrained, folder))
-    size = (folder / WEIGHTS).stat().st_size
-    times.add("save", name, seconds, size)
+    times.time("save", name, partial(model.save_pretrained, folder))
+    size = times.bytes["save", name] = (folder / WEIGHTS).stat().st_size
     del model, base
     write = partial(save_file, copied(folder / WEIGHTS), folder / "raw")
     times.time("save", f"{name}, raw", write, size)
@@ -150,11 +131,7 @@ def copied(file: Path) -> dict[str, torch.Tensor]:
 
 
 def planner(base: Any, options: argparse.Namespace) -> Callable[[], Any]:
-    """How to make AlphaLoRA's plan for block scores that rise evenly from 2 to 4.
-
-    Raises:
-        ImportError: If what plans need is not installed.
-    """
+    """How to make AlphaLoRA's plan for block scores that rise evenly from 2 to 4."""
     from axolotl_alphalora.allocation import AllocationRequest, Budget, Evidence, build_plan
     from axolotl_alphalora.planning import Targets
 
@@ -171,65 +148,8 @@ def planner(base: Any, options: argparse.Namespace) -> Callable[[], Any]:
     return make
 
 
-def measure(options: argparse.Namespace) -> dict[str, Any]:
-    """Do everything ``options.repeats`` times.
-
-    Returns:
-        ``machine``, ``settings``, ``modules`` (layers that are wrapped), ``bytes`` (adapter to the
-        size of its weights' file; empty with ``--meta-only``), ``rows`` as `Times.rows`, and
-        ``no_plan``, why there is none.
-    """
-    about = machine(("torch", "transformers", "peft", "safetensors"))
-    base = bare(options.model)
-    times, no_plan = Times(), None
-    sizes: dict[str, int] = {}
-    try:
-        plan = planner(base, options)
-    except ImportError as error:
-        no_plan = str(error)
-    gc.freeze()  # so that looking for garbage takes no time
-    for repeat in range(options.repeats):
-        for name in ADAPTERS if repeat % 2 else ADAPTERS[::-1]:
-            wrap(name, options, times)
-            if not options.meta_only:
-                with tempfile.TemporaryDirectory(dir=options.folder) as folder:
-                    sizes[name] = store(name, Path(folder), options, times)
-        if no_plan is None:
-            times.time("plan", "AlphaLoRA", plan)
-    gc.unfreeze()
-    return {
-        "benchmark": "startup",
-        "machine": about,
-        "settings": settings(options),
-        "modules": len(uneven_counts(base, options.experts)),
-        "bytes": sizes,
-        "rows": sorted(times.rows(), key=lambda row: KINDS.index(row["doing"])),
-        "no_plan": no_plan,
-    }
-
-
-def report(results: dict[str, Any]) -> None:
-    """Print the table."""
-    known = results["settings"]
-    files = "".join(f"; {size / 1e6:.1f} MB of {name}" for name, size in results["bytes"].items())
-    print(results["machine"])
-    print(
-        f"{known['model']}, {results['modules']} layers, {known['experts']} experts of rank "
-        f"{known['rank']} on average{files}; {known['repeats']} repeats"
-    )
-    if results["no_plan"] is not None:
-        print(f"no plan: {results['no_plan']}")
-    print(f"{'':<12}{'':<29}{'s':<28}MB/s")
-    for row in results["rows"]:
-        speed = row.get("mb_per_second")
-        print(
-            f"{row['doing']:<12}{row['who']:<29}{spread(row['seconds'], 3):<28}"
-            f"{'-' if speed is None else spread(speed, 0)}"
-        )
-
-
 def main() -> None:
-    """Measure, print, and write what was asked for."""
+    """Do everything as often as asked for, and print."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
@@ -239,11 +159,26 @@ def main() -> None:
     parser.add_argument("--rank", type=int, default=8)
     parser.add_argument("--meta-only", action="store_true", help="only what takes no memory")
     parser.add_argument("--folder", help="where to save adapters; the usual one for such files")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the results there")
     options = parser.parse_args()
-    results = measure(options)
-    report(results)
-    save(options.json, results)
+    print(machine(("torch", "transformers", "peft", "safetensors")))
+    base, times, sizes = bare(options.model), Times(), dict[str, int]()
+    plan = planner(base, options)
+    gc.freeze()  # so that looking for garbage takes no time
+    for repeat in range(options.repeats):
+        for name in ADAPTERS if repeat % 2 else ADAPTERS[::-1]:
+            wrap(name, options, times)
+            if not options.meta_only:
+                with tempfile.TemporaryDirectory(dir=options.folder) as folder:
+                    sizes[name] = store(name, Path(folder), options, times)
+        times.time("plan", "AlphaLoRA", plan)
+    gc.unfreeze()
+    layers = len(uneven_counts(base, options.experts))
+    files = "".join(f"; {size / 1e6:.1f} MB of {name}" for name, size in sizes.items())
+    print(
+        f"{options.model}, {layers} layers, {options.experts} experts of rank {options.rank} on "
+        f"average{files}; {options.repeats} repeats"
+    )
+    times.report()
 
 
 if __name__ == "__main__":

@@ -1,11 +1,12 @@
-"""What a training step with a mixture of experts costs, beside LoRA and other mixtures.
+"""What does a training step with a mixture of experts cost, beside LoRA and other mixtures?
 
     python -m benchmarks.training_step --model path/to/model --repeats 5
+    python -m benchmarks.training_step --model path/to/model --along experts 1 2 4 8 16
     python -m benchmarks.training_step --model 7b --nf4 --batch 4 --length 2048 --checkpointing
+    python -m benchmarks.training_step --model 7b --nf4 --batch 1 --length 2048 --checkpointing \\
+        --contestants uneven --limit-gib 12        # does a QLoRA run fit a consumer's GPU?
 
-On the same base model, tokens and dtype, each step in turn; on a CPU each in a process of its own
-and with weights of its own (see `benchmarks.workers`), on a GPU, or with ``--together``, in one
-process with shared weights:
+On the same base model, tokens and dtype, each step in turn (`benchmarks.steps`):
 
 - ``none``: no adapter, forward and backward through frozen weights;
 - ``lora``, ``lora-equal``: PEFT LoRA of one expert's rank, and of rank experts x r;
@@ -14,7 +15,7 @@ process with shared weights:
 - ``plan``: with the numbers of a plan of this mean, made from the base's own weights, which
   random weights of a shape do not have; ``uneven``: numbers of this mean that grow from the first
   block to the last;
-- ``dense``, ``dispatch``: loops over the experts (`benchmarks.mixtures`);
+- ``dispatch``: a loop over the experts, as mixtures are commonly written;
 - ``mixlora``: axolotl's, on the feed-forward layers, with no LoRA on the others; where axolotl is
   installed; ``experts-ffn``: AlphaLoRA with as many experts of that rank on the same layers.
 
@@ -22,127 +23,110 @@ A step is forward (under autocast, where the dtype is bf16), backward, AdamW. Sh
 range over repeats, tokens a second, the ratio to ``lora-equal`` by neighbouring steps, what the
 adapter adds to ``none``, what autograd keeps for a token (with checkpointing, the inputs of the
 blocks come on top), the operators that forward and backward dispatch (kernels, on a GPU), and on a
-GPU the peak of allocated memory of a step, less what the other contestants hold: as if this one
-were alone. ``--compile-check`` also counts the breaks in torch.compile's graph of a forward.
-``--model`` takes a directory, a hub id, or a shape with random weights (tiny, 135m, 1b, 7b, 8b).
-Needs neither Axolotl nor a hub.
+GPU the peak of allocated memory of a step, less what the other contestants hold.
+
+``--along`` repeats this for several numbers of experts, ranks or lengths, and shows the slope of
+the straight line with the least squares through what the adapter adds: for one more, as a share of
+the first step without an adapter.
+
+``--limit-gib`` is what PyTorch's allocator may hand out from before a base in nf4 is loaded until
+the last step; the optimizer is then bitsandbytes' PagedAdamW8bit, whose paged states lie outside of
+the limit, as does CUDA's own context. Needs neither Axolotl nor a hub.
 """
 
 from __future__ import annotations
 
 import argparse
+from collections import defaultdict
 from typing import Any
 
-from .common import command_line, machine, parsed, save, settings, spread, summary
-from .contestants import CONTESTANTS, Absent
-from .entrants import Field
-from .measures import Steps, differences, in_turn, ratios
+import torch
+
+from .common import command_line, load_shape, machine, parsed, ratios, spread
+from .contestants import CONTESTANTS
+from .steps import differences, slope, take_steps
+
+AXES = ("experts", "rank", "length")
 
 
-def step_options(parser: argparse.ArgumentParser) -> None:
-    """Add what describes a training step."""
+def measure(options: argparse.Namespace, base: Any) -> dict[str, list[float]]:
+    """Take the steps, print the table, and return what each contestant adds to `none`."""
+    facts, absent, times = take_steps(options.contestants, options, base)
+    print(
+        f"\n{options.model}, {options.dtype}{', nf4' if options.nf4 else ''}, {options.batch} x "
+        f"{options.length} tokens, {options.experts} experts of rank {options.rank}, dropout "
+        f"{options.dropout:g}{', checkpointing' if options.checkpointing else ''}, "
+        f"{options.repeats} repeats"
+    )
+    for name, reason in absent.items():
+        print(f"no {name}: {reason}")
+    kind = "kernels" if options.device != "cpu" else "operators"
+    print(
+        f"{'':<15}{'trained':>12}  {'s a step':<24}{'tokens/s':>9}  {'over lora-equal':<24}"
+        f"{'over none, s':<26}{'KiB a token':>12}{kind:>11}{'peak MiB':>10}"
+    )
+    tokens, adds = options.batch * options.length, {}
+    for name, seconds in times.items():
+        row, ratio, more = facts[name], "-", "-"
+        if "lora-equal" in times:
+            ratio = spread(ratios(seconds, times["lora-equal"]), 3)
+        if "none" in times and name != "none":
+            adds[name] = differences(seconds, times["none"])
+            more = spread(adds[name], 3)
+        peak = "-" if row["peak_bytes"] is None else f"{row['peak_bytes'] / 2**20:.0f}"
+        print(
+            f"{name:<15}{row['parameters']:>12,}  {spread(seconds, 3):<24}"
+            f"{tokens / sorted(seconds)[len(seconds) // 2]:>9.0f}  {ratio:<24}{more:<26}"
+            f"{row['kept_bytes'] / 1024:>12.1f}{row['ops']:>11,}{peak:>10}"
+        )
+    if options.limit_gib is not None and options.device != "cpu":
+        print(f"limit {options.limit_gib:g} GiB, reserved at most ", end="")
+        print(f"{torch.cuda.max_memory_reserved() / 2**30:.2f} GiB")
+    adds["none"] = times.get("none", [])
+    return adds
+
+
+def measure_along(options: argparse.Namespace, base: Any) -> None:
+    """Measure at every point of an axis, and print the slopes."""
+    axis, *points = options.along
+    places = [int(point) for point in points]
+    found: dict[str, list[list[float]]] = defaultdict(list)
+    for place in places:
+        here = argparse.Namespace(**{**vars(options), axis: place})
+        for name, seconds in measure(here, base).items():
+            found[name].append(seconds)
+    first = found.pop("none")[0]
+    print()
+    for name, of_places in found.items():
+        turns = zip(zip(*of_places, strict=True), first, strict=True)
+        shares = [100 * slope(places, turn) / none for turn, none in turns]
+        print(f"{name}: {spread(shares, 3)} % of the first step without, for {axis} + 1")
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = command_line(__doc__)
     parser.add_argument("--batch", type=int, default=2)
     parser.add_argument("--length", type=int, default=512)
     parser.add_argument("--dropout", type=float, default=0.05)
     parser.add_argument("--checkpointing", action="store_true")
-    parser.add_argument(
-        "--together", action="store_true", help="one process on a CPU too; takes less memory"
-    )
-
-
-def apart(options: argparse.Namespace) -> bool:
-    """Whether every contestant gets a process of its own."""
-    return options.device == "cpu" and not options.together
-
-
-def described(options: argparse.Namespace, length: str) -> str:
-    """The options of a training step in words."""
-    return (
-        f"{options.model}, {options.dtype}{', nf4' if options.nf4 else ''}, {options.batch} x "
-        f"{length} tokens, {options.experts} experts of rank {options.rank}, dropout "
-        f"{options.dropout:g}{', checkpointing' if options.checkpointing else ''}, "
-        f"{options.repeats} repeats"
-    )
-
-
-def measure(options: argparse.Namespace) -> dict[str, Any]:
-    """Take the steps and count.
-
-    Args:
-        options: What the command line gives.
-
-    Returns:
-        ``machine``, ``settings``, ``absent`` (contestant to why it is not there), and
-        ``contestants``: for each its trained ``parameters``, ``seconds`` of a step and
-        ``tokens_per_second``; where ``lora-equal`` and ``none`` took part ``over_lora_equal`` and
-        ``more_than_none``, in seconds; ``kept_bytes`` for a token, ``ops``, ``kind_of_ops``,
-        ``peak_bytes`` and ``graph_breaks``, None where they were not counted. What was measured
-        repeatedly is a summary of the repeats, see `benchmarks.common.summary`.
-    """
-    about = machine(("torch", "transformers", "peft", "bitsandbytes", "axolotl"))
-    runs: dict[str, Steps] = {}
-    facts, absent = {}, {}
-    with Field(options, separate=apart(options)) as field:
-        for name in options.contestants:
-            try:
-                facts[name], runs[name] = field.enter(name, options, counting=True)
-            except Absent as reason:
-                absent[name] = str(reason)
-        times = in_turn(runs, options.repeats)
-    tokens = options.batch * options.length
-    found: dict[str, dict[str, Any]] = {}
-    for name, seconds in times.items():
-        found[name] = {**facts[name], "seconds": summary(seconds)}
-        found[name]["tokens_per_second"] = summary(tokens / second for second in seconds)
-        if "lora-equal" in times:
-            found[name]["over_lora_equal"] = summary(ratios(seconds, times["lora-equal"]))
-        if "none" in times:
-            found[name]["more_than_none"] = summary(differences(seconds, times["none"]))
-    return {
-        "benchmark": "training_step",
-        "machine": about,
-        "settings": settings(options),
-        "absent": absent,
-        "contestants": found,
-    }
-
-
-def report(results: dict[str, Any]) -> None:
-    """Print the table."""
-    found = results["contestants"]
-    kind = next(iter(found.values()))["kind_of_ops"]
-    print(
-        f"{'':<15}{'trained':>12}  {'s a step':<24}{'tokens/s':>9}  {'over lora-equal':<24}"
-        f"{'over none':>10}{'KiB a token':>13}{kind:>11}{'breaks':>8}{'peak MiB':>10}"
-    )
-    for name, row in found.items():
-        ratio, more = row.get("over_lora_equal"), row.get("more_than_none")
-        peak, breaks = row["peak_bytes"], row["graph_breaks"]
-        print(
-            f"{name:<15}{row['parameters']:>12,}  {spread(row['seconds'], 3):<24}"
-            f"{row['tokens_per_second']['median']:>9.0f}  "
-            f"{'-' if ratio is None else spread(ratio, 3):<24}"
-            f"{'-' if more is None else format(more['median'], '+.3f'):>10}"
-            f"{row['kept_bytes'] / 1024:>13.1f}{row['ops']:>11,}"
-            f"{'-' if breaks is None else breaks:>8}"
-            f"{'-' if peak is None else format(peak / 2**20, '.0f'):>10}"
-        )
-
-
-def main() -> None:
-    """Measure, print, and write what was asked for."""
-    parser = command_line(__doc__)
-    step_options(parser)
     parser.add_argument("--contestants", nargs="+", choices=CONTESTANTS, default=CONTESTANTS)
-    parser.add_argument("--compile-check", action="store_true", help="count graph breaks; slow")
+    parser.add_argument("--along", nargs="+", metavar=("AXIS", "N"), help=", ".join(AXES))
+    parser.add_argument("--limit-gib", type=float)
     options = parsed(parser)
-    results = measure(options)
-    print(results["machine"])
-    print(described(options, str(options.length)))
-    for name, reason in results["absent"].items():
-        print(f"no {name}: {reason}")
-    report(results)
-    save(options.json, results)
+    if options.along and (
+        options.along[0] not in AXES
+        or len(options.along) < 3
+        or not all(point.isdigit() for point in options.along[1:])
+        or "none" not in options.contestants
+    ):
+        parser.error(f"--along takes one of {', '.join(AXES)}, two numbers or more, and `none`")
+    print(machine(("torch", "transformers", "peft", "bitsandbytes", "axolotl")))
+    base = None
+    if options.device != "cpu":
+        here = (options.model, options.dtype, options.device, options.nf4, options.limit_gib)
+        base = load_shape(*here)
+    (measure_along if options.along else measure)(options, base)
 
 
 if __name__ == "__main__":

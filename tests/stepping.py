@@ -1,4 +1,4 @@
-"""What `benchmarks.workers` makes in other processes, in a module that they can import."""
+"""What `benchmarks.steps` has made in other processes, in a module that they can import."""
 
 import os
 

@@ -14,7 +14,7 @@ from .paths import FilePath
 from .trained import Data, Trained, data_options, let_waiting_threads_yield
 
 if TYPE_CHECKING:
-    from ..evaluation import Price
+    from ..evaluation import Divergence
     from ..export import Exported
 
 _METHODS = ("least-squares", "mean-gate")
@@ -152,7 +152,7 @@ def _split(
 def _print(console: Any, found: Exported, output: Path) -> None:
     from .layout import plain_table, print_lines, print_table
 
-    price: Price = found.price
+    price: Divergence = found.price
     table = plain_table()
     table.add_column("")
     for name in ("loss per token", "perplexity", "KL per token"):

@@ -1,19 +1,21 @@
-"""A trained adapter on data: rows, the model, what its routers decide. Never imports Axolotl."""
+"""A trained adapter on data: samples, the model, what its routers decide. Never imports Axolotl."""
 
 from .calibration import Moments, calibrate
+from .divergence import Divergence, losses_by_task, measure_divergence
 from .model import load_adapted, load_base, load_tokenizer
-from .price import Price, measure_price
-from .rows import read_rows
+from .samples import prompt_text, read_rows
 from .usage import router_usage
 
 __all__ = [
+    "Divergence",
     "Moments",
-    "Price",
     "calibrate",
     "load_adapted",
     "load_base",
     "load_tokenizer",
-    "measure_price",
+    "losses_by_task",
+    "measure_divergence",
+    "prompt_text",
     "read_rows",
     "router_usage",
 ]

@@ -13,11 +13,9 @@ from torch import Tensor, nn
 
 from ..adapter import AlphaLoraLayer
 from ..adapter.functional import route
-from ..sensitivity.samples import Sample
+from ..sensitivity import Sample
 from ..threads import one_thread
 from .usage import inputs_for
-
-__all__ = ["Moments", "calibrate"]
 
 
 @dataclass

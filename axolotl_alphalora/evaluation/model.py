@@ -10,8 +10,6 @@ import torch
 from ..files import KEY_PREFIX
 from ..hosts.constants import NF4
 
-__all__ = ["load_adapted", "load_base", "load_tokenizer"]
-
 
 def load_base(
     name: str,

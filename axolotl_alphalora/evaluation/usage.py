@@ -10,9 +10,7 @@ from torch import nn
 from ..adapter import find_balancer, find_routers
 from ..adapter.usage import RouterUsage, UsageMeter, combine
 from ..inspection import ALL
-from ..sensitivity.samples import Sample
-
-__all__ = ["inputs_for", "router_usage"]
+from ..sensitivity import Sample
 
 
 def inputs_for(model: nn.Module, sample: Sample) -> dict[str, torch.Tensor]:

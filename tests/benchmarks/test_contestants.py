@@ -1,14 +1,17 @@
 """The contestants of a training step are what their names say, and share the base's weights."""
 
+import copy
 from argparse import Namespace
 from collections import Counter
 
 import pytest
 import torch
+from torch import nn
 
-from axolotl_alphalora.adapter import AlphaLoraLayer
+from axolotl_alphalora.adapter import AlphaLoraConfig, AlphaLoraLayer
+from axolotl_alphalora.adapter.balance import LoadBalancer
 from benchmarks.common import make_shape, random_ids
-from benchmarks.contestants import FFN, Absent, build, plan_counts, uneven_counts
+from benchmarks.contestants import FFN, Absent, build, plan_counts, uneven_counts, with_loops
 
 OPTIONS = {
     "model": "tiny",
@@ -107,3 +110,28 @@ def test_uneven_numbers_have_the_mean_and_grow():
     assert set(kinds.values()) == {160}
     numbers = [counts[f"model.layers.{place}.self_attn.q_proj"] for place in range(32)]
     assert numbers == sorted(numbers) and numbers[0] == 1 and numbers[-1] == 9
+
+
+@pytest.mark.parametrize(("number", "top_k"), [(1, 2), (2, 2), (5, 2), (5, 1), (7, 3)])
+def test_the_dispatch_loop_has_the_values_and_gradients_of_the_stacked_experts(number, top_k):
+    torch.manual_seed(0)
+    config = AlphaLoraConfig(num_experts=number, top_k=top_k, r=3, init_weights=False)
+    layer = AlphaLoraLayer(nn.Linear(13, 11), "default", config, number, 3, "m", LoadBalancer())
+    model = with_loops(nn.Sequential(copy.deepcopy(layer)), dropout=0.0)
+    x = torch.randn(2, 9, 13)
+    outputs, gradients = [], []
+    for module in (layer, model):
+        mine = x.clone().requires_grad_()
+        out = module(mine)
+        out.square().sum().backward()
+        outputs.append(out)
+        gradients.append(mine.grad)
+    torch.testing.assert_close(outputs[1], outputs[0])
+    torch.testing.assert_close(gradients[1], gradients[0])
+    loop = model[0]
+    down = torch.cat([part.grad for part in loop.down])
+    torch.testing.assert_close(down, layer.alphalora_A["default"].grad)
+    up = torch.cat([part.grad for part in loop.up], 1)
+    torch.testing.assert_close(up, layer.alphalora_B["default"].grad)
+    if number > 1:
+        torch.testing.assert_close(loop.router.grad, layer.alphalora_router["default"].grad)

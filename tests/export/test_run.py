@@ -132,7 +132,7 @@ def test_the_export_merges(saved, tmp_path):
 
 
 def test_the_fit_is_nearer_than_the_mean_gates(saved, tmp_path):
-    """What the default rests on; on SmolLM2 see benchmarks/export.py."""
+    """What the default rests on."""
     _, fitted = exported(saved, tmp_path / "fitted")
     _, mean = exported(saved, tmp_path / "mean", method="mean-gate")
     assert fitted.price.kl < mean.price.kl

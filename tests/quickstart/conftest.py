@@ -9,8 +9,8 @@ from rich.console import Console
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
-from axolotl_alphalora.prompt import prompt_text
-from axolotl_alphalora.quickstart.data import make_rows
+from axolotl_alphalora.evaluation import prompt_text
+from axolotl_alphalora.quickstart.rows import make_rows
 from conftest import tiny_llama_config
 
 

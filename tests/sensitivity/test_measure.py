@@ -8,7 +8,7 @@ import torch
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
-from axolotl_alphalora.sensitivity import Sample, Sensitivity, measure_sensitivity, split_batch
+from axolotl_alphalora.sensitivity import Sample, Sensitivity, measure_sensitivity
 from axolotl_alphalora.sensitivity import squares as paths
 
 CHECKPOINTING = ["off", "reentrant", "not reentrant", "for the measure"]
@@ -75,7 +75,7 @@ def test_rows_of_a_padded_batch_are_those_of_autograd_with_the_padding(
             sides = (missing, 0) if left else (0, missing)
             batch[key].append(functional.pad(row[key], sides, value=fill))
     padded = {key: torch.cat(values) for key, values in batch.items()}
-    found = measure_sensitivity(model, names, split_batch(padded))
+    found = measure_sensitivity(model, names, [Sample("data", row) for row in rows])
     for index in range(2):
         alone = {key: value[index : index + 1] for key, value in padded.items()}
         expected = by_autograd(model, names, lambda m, row=alone: m(**row, use_cache=False).loss)
@@ -83,9 +83,8 @@ def test_rows_of_a_padded_batch_are_those_of_autograd_with_the_padding(
         assert measured == pytest.approx(expected, rel=1e-4, abs=0)
 
 
-@pytest.mark.parametrize("marks", ["position_ids", "attention_mask"])
 def test_sequences_of_a_packed_row_are_those_of_autograd_on_the_row(
-    tiny, linears, sequence, by_autograd, marks
+    tiny, linears, sequence, by_autograd
 ):
     model = tiny("llama")
     names = linears(model)
@@ -93,9 +92,7 @@ def test_sequences_of_a_packed_row_are_those_of_autograd_on_the_row(
     rows = [sequence(size, seed=size).inputs for size in sizes]
     packed = {key: torch.cat([row[key] for row in rows], dim=1) for key in rows[0]}
     positions = torch.cat([torch.arange(size) for size in sizes])[None]
-    numbers = torch.cat([torch.full((size,), i + 1) for i, size in enumerate(sizes)])[None]
-    extra = {"position_ids": positions} if marks == "position_ids" else {"attention_mask": numbers}
-    found = measure_sensitivity(model, names, split_batch({**packed, **extra}))
+    found = measure_sensitivity(model, names, [Sample("data", row) for row in rows])
 
     start = 0
     for index, size in enumerate(sizes):

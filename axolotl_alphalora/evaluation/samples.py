@@ -14,16 +14,25 @@ import torch
 from jinja2 import TemplateError
 
 from ..hosts.constants import IGNORED
-from ..prompt import encode
-from ..sensitivity.samples import Sample, share_out
-
-__all__ = ["read_rows"]
+from ..sensitivity import Sample, share_out
 
 TASK = "task"
 _ALL = "data"
 _BAD_ROW = (ValueError, TypeError, KeyError, IndexError, AttributeError)
 
 Encoded = tuple[list[int], list[int]]
+
+# The prompt of Axolotl's `alpaca` type, written out here because Axolotl is not imported; a test
+# compares it with Axolotl's own tokenisation.
+_WITH_INPUT = (
+    "Below is an instruction that describes a task, paired with an input that provides further "
+    "context. Write a response that appropriately completes the request.\n\n"
+    "### Instruction:\n{instruction}\n\n### Input:\n{input}\n\n### Response:\n"
+)
+_WITHOUT_INPUT = (
+    "Below is an instruction that describes a task. Write a response that appropriately completes "
+    "the request.\n\n### Instruction:\n{instruction}\n\n### Response:\n"
+)
 
 
 def read_rows(
@@ -138,10 +147,40 @@ def _text(row: Mapping[str, Any], tokenizer: Any, sequence_len: int) -> Encoded:
     return ids, list(ids)
 
 
+def prompt_text(row: Mapping[str, str]) -> str:
+    """Return what the model reads before the answer.
+
+    Args:
+        row: A row with alpaca keys.
+    """
+    template = _WITH_INPUT if row.get("input") else _WITHOUT_INPUT
+    return template.format(instruction=row["instruction"], input=row.get("input", ""))
+
+
+def encode_alpaca(row: Mapping[str, str], tokenizer: Any, sequence_len: int) -> Encoded:
+    """Tokenise a row, prompt and answer apart, as Axolotl does with `train_on_inputs: false`.
+
+    Args:
+        row: A row with alpaca keys.
+        tokenizer: The model's tokenizer.
+        sequence_len: Prompt and answer are each cut to this many tokens.
+
+    Returns:
+        Token ids and labels; the labels of the prompt are `IGNORED`.
+    """
+    prompt = tokenizer(prompt_text(row), truncation=True, max_length=sequence_len)["input_ids"]
+    answer = tokenizer(row["output"], truncation=True, max_length=sequence_len)["input_ids"]
+    if answer[-1:] != [tokenizer.eos_token_id] and len(answer) < sequence_len:
+        answer = [*answer, tokenizer.eos_token_id]
+    if answer[:1] == [tokenizer.bos_token_id]:
+        answer = answer[1:]
+    return [*prompt, *answer], [IGNORED] * len(prompt) + list(answer)
+
+
 _FORMATS: Mapping[tuple[str, ...], Callable[[Mapping[str, Any], Any, int], Encoded]] = {
     ("input_ids",): _tokens,
     ("messages",): _messages,
-    ("instruction", "output"): encode,
+    ("instruction", "output"): encode_alpaca,
     ("prompt", "completion"): _completion,
     ("text",): _text,
 }

@@ -1,24 +1,33 @@
 """What benchmarks count and compute is what they say, on functions whose numbers are known."""
 
+import multiprocessing
+import os
+import signal
+import time
 import weakref
+from argparse import Namespace
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import closing
 from types import SimpleNamespace
 
+import psutil
 import pytest
 import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 
-from benchmarks.common import spread, summary
-from benchmarks.contestants import Contestant
-from benchmarks.measures import (
+import stepping
+from benchmarks.common import load_shape, ratios, spread
+from benchmarks.contestants import Absent, Contestant
+from benchmarks.steps import (
+    Worker,
     count_operators,
     differences,
-    graph_breaks,
     in_turn,
     kept_bytes,
-    ratios,
     slope,
+    take_steps,
 )
 
 
@@ -81,11 +90,8 @@ def test_ratios_and_differences_are_of_the_same_turn():
         ratios(mine, theirs[:2])
 
 
-def test_a_summary_keeps_every_value_and_its_words_are_those_of_the_values():
-    values = [3.0, 1.0, 2.0, 10.0]
-    known = summary(value for value in values)
-    assert known == {"median": 2.5, "low": 1.0, "high": 10.0, "values": values}
-    assert spread(known, 1) == spread(values, 1) == "2.5 (1.0 to 10.0)"
+def test_a_spread_is_the_median_and_the_range():
+    assert spread([3.0, 1.0, 2.0, 10.0], 1) == "2.5 (1.0 to 10.0)"
 
 
 def test_every_step_is_taken_once_a_turn_and_each_comes_first_in_some():
@@ -106,16 +112,13 @@ def test_every_step_is_taken_once_a_turn_and_each_comes_first_in_some():
 class Model(nn.Module):
     """Takes what a language model takes; one matrix, whose product is squared."""
 
-    def __init__(self, breaks: bool = False) -> None:
+    def __init__(self) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.full((6, 3), 0.5))
-        self.breaks = breaks
 
     def forward(self, input_ids, labels, use_cache):
         hidden = torch.nn.functional.one_hot(input_ids, 6).float() @ self.weight
         self.dtype = hidden.dtype
-        if self.breaks:
-            torch._dynamo.graph_break()
         return SimpleNamespace(loss=hidden.square().sum())
 
 
@@ -162,15 +165,49 @@ def test_only_bf16_runs_under_autocast_and_the_adapter_stays_as_it_is(bf16):
     assert run.model.weight.dtype == torch.float32
 
 
-@pytest.mark.parametrize("breaks", [False, True])
-def test_graph_breaks_are_counted_and_dynamo_is_left_as_it_was(breaks):
-    counters = torch._dynamo.utils.counters
-    counters["marker"]["seen"] = 3
-    before = {key: dict(value) for key, value in counters.items()}
-    limit = torch._dynamo.config.recompile_limit
-    try:
-        assert graph_breaks(Contestant(Model(breaks), IDS)) == int(breaks)
-        assert {key: dict(value) for key, value in counters.items()} == before
-        assert torch._dynamo.config.recompile_limit == limit
-    finally:
-        del counters["marker"]
+def test_each_works_in_a_process_of_its_own_until_it_is_closed():
+    one, other = Worker(stepping.counting, 0), Worker(stepping.counting, 5)
+    processes = [one.facts, other.facts]
+    assert len({os.getpid(), *processes}) == 3
+    assert in_turn({"a": one, "b": other}, 3) == {"a": [0.0, 1.0, 2.0], "b": [5.0, 6.0, 7.0]}
+    one.close()
+    assert [psutil.pid_exists(process) for process in processes] == [False, True]
+    other.close()
+    assert not psutil.pid_exists(other.facts)
+
+
+def test_what_cannot_be_made_says_so_here():
+    with pytest.raises(Absent, match="no such model"):
+        Worker(stepping.absent, "no such model")
+
+
+@pytest.mark.parametrize("happens", ["ends", "is killed"])
+def test_a_process_that_ends_is_not_waited_for(happens):
+    with closing(Worker(stepping.counting, 0)) as worker:
+        if happens == "is killed":
+            os.kill(worker.facts, signal.SIGKILL)
+            while psutil.pid_exists(worker.facts):
+                time.sleep(0.01)
+        with pytest.raises(BrokenProcessPool):
+            for _ in range(4):
+                worker.step()
+
+
+def test_other_errors_are_its_own():
+    with pytest.raises(TypeError):
+        Worker(stepping.counting, "no number")
+
+
+def test_a_contestant_counts_the_same_alone_and_beside_others():
+    options = Namespace(
+        model="tiny", dtype="fp32", device="cpu", nf4=False, batch=1, length=8, dropout=0.05,
+        experts=3, rank=4, top_k=2, checkpointing=False, limit_gib=None, repeats=2,
+    )  # fmt: skip
+    names = ["none", "experts", "experts-triton"]
+    alone, absent, times = take_steps(names, options)
+    assert not multiprocessing.active_children()
+    assert list(absent) == ["experts-triton"] and "CUDA" in absent["experts-triton"]
+    assert all(len(seconds) == 2 and min(seconds) > 0 for seconds in times.values())
+    beside, _, _ = take_steps(names, options, load_shape("tiny", "fp32", "cpu"))
+    assert alone == beside
+    assert alone["experts"]["parameters"] > 0 == alone["none"]["parameters"]

@@ -1,4 +1,4 @@
-"""What it costs to replace the routed experts by something else, in KL divergence and loss."""
+"""Losses on labelled samples, and how far an export's predictions are from the routed adapter's."""
 
 from __future__ import annotations
 
@@ -12,14 +12,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..hosts.constants import IGNORED
-from ..sensitivity.samples import Sample
+from ..sensitivity import Sample
 from .usage import inputs_for
-
-__all__ = ["Price", "measure_price"]
 
 
 @dataclass(frozen=True)
-class Price:
+class Divergence:
     """Means over the tokens with a label, in nats.
 
     Attributes:
@@ -50,13 +48,13 @@ class Price:
 
 
 @torch.inference_mode()
-def measure_price(
+def measure_divergence(
     model: Any,
     samples: Sequence[Sample],
     routed: str = "default",
     export: str = "export",
     progress: Callable[[Sample], None] | None = None,
-) -> Price:
+) -> Divergence:
     """Measure an export that is a second adapter of the same `PeftModel`.
 
     Args:
@@ -71,10 +69,7 @@ def measure_price(
     sums = dict.fromkeys(("kl", "routed", "export", "base"), 0.0)
     tokens = 0
     for sample in samples:
-        inputs = inputs_for(model, sample)
-        labels = inputs.pop("labels")[0, 1:]
-        places = labels.ne(IGNORED).nonzero().flatten()
-        answers = labels[places]
+        inputs, places, answers = _with_answers(model, sample)
         model.set_adapter(routed, inference_mode=True)
         of_routed = _log_probabilities(model, inputs, places)
         model.set_adapter(export, inference_mode=True)
@@ -91,9 +86,43 @@ def measure_price(
             progress(sample)
     model.set_adapter(routed, inference_mode=True)
     mean = {key: value / tokens for key, value in sums.items()}
-    return Price(
+    return Divergence(
         len(samples), tokens, max(mean["kl"], 0.0), mean["routed"], mean["export"], mean["base"]
     )
+
+
+@torch.inference_mode()
+def losses_by_task(
+    model: Any, samples: Sequence[Sample], progress: Callable[[Sample], None] | None = None
+) -> dict[str, tuple[float, int]]:
+    """Sum the cross-entropy of what a model is to say.
+
+    Args:
+        model: A causal language model; it is left in evaluation mode.
+        samples: Single sequences with labels.
+        progress: Called after each sample.
+
+    Returns:
+        Task to its loss, in nats and summed over the tokens with a label, and their number.
+    """
+    model.eval()
+    sums: dict[str, tuple[float, int]] = {}
+    for sample in samples:
+        inputs, places, answers = _with_answers(model, sample)
+        found = F.nll_loss(_log_probabilities(model, inputs, places), answers, reduction="sum")
+        loss, tokens = sums.get(sample.task, (0.0, 0))
+        sums[sample.task] = loss + float(found), tokens + len(answers)
+        if progress is not None:
+            progress(sample)
+    return sums
+
+
+def _with_answers(model: Any, sample: Sample) -> tuple[dict[str, Tensor], Tensor, Tensor]:
+    """A sample's arguments without labels, the [P] places that predict a label, the labels."""
+    inputs = inputs_for(model, sample)
+    labels = inputs.pop("labels")[0, 1:]
+    places = labels.ne(IGNORED).nonzero().flatten()
+    return inputs, places, labels[places]
 
 
 def _log_probabilities(model: Any, inputs: dict[str, Tensor], places: Tensor) -> Tensor:

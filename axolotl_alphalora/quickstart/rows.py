@@ -1,12 +1,22 @@
-"""Small, rule-based skills from which the quickstart's instruction data are drawn."""
+"""The quickstart's data: rows of eight small skills, the same bytes on every machine."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable
 from datetime import date, timedelta
+from pathlib import Path
 from random import Random
 
+from ..files import write_whole
+
+TRAIN_FILE = "train.jsonl"
+HELD_OUT_FILE = "held_out.jsonl"
+TRAIN_ROWS_PER_SKILL = 40
+HELD_OUT_ROWS_PER_SKILL = 6
+SEED = 20240923
+
+Row = dict[str, str]
 Example = tuple[str, str, str]
 """An instruction, its input (may be empty) and the answer."""
 
@@ -142,3 +152,28 @@ SKILLS: dict[str, Callable[[Random], Example]] = {
     "add_days": add_days,
     "sort_words": sort_words,
 }
+
+
+def make_rows(seed: int = SEED) -> tuple[list[Row], list[Row]]:
+    """Draw the training and the held-out rows, the tasks taking turns; no prompt is in both."""
+    size = TRAIN_ROWS_PER_SKILL + HELD_OUT_ROWS_PER_SKILL
+    turns = list(zip(*(_draw(task, size, seed) for task in SKILLS), strict=True))
+    held_out = [row for turn in turns[:HELD_OUT_ROWS_PER_SKILL] for row in turn]
+    return [row for turn in turns[HELD_OUT_ROWS_PER_SKILL:] for row in turn], held_out
+
+
+def write_rows(directory: Path) -> None:
+    """Write `train.jsonl` and `held_out.jsonl`, unless they are there and maybe edited."""
+    for name, rows in zip((TRAIN_FILE, HELD_OUT_FILE), make_rows(), strict=True):
+        if not (directory / name).exists():
+            write_whole(directory / name, "".join(json.dumps(row) + "\n" for row in rows))
+
+
+def _draw(task: str, size: int, seed: int) -> list[Row]:
+    random = Random(f"{seed}/{task}")
+    rows: dict[tuple[str, str], Row] = {}
+    while len(rows) < size:
+        instruction, text, answer = SKILLS[task](random)
+        row = {"instruction": instruction, "input": text, "output": answer, "task": task}
+        rows[instruction, text] = row
+    return list(rows.values())

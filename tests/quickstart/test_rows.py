@@ -2,21 +2,27 @@
 
 import json
 from collections import Counter
+from hashlib import sha256
 
-from axolotl_alphalora.quickstart.data import HELD_OUT_FILE, TRAIN_FILE, make_rows, write_data
-from axolotl_alphalora.quickstart.files import digest
-from axolotl_alphalora.quickstart.skills import SKILLS
+from axolotl_alphalora.quickstart.rows import (
+    HELD_OUT_FILE,
+    SKILLS,
+    TRAIN_FILE,
+    make_rows,
+    write_rows,
+)
 
 
 def test_rows_are_the_same_on_every_run(tmp_path):
     first, second = tmp_path / "a", tmp_path / "b"
     for folder in (first, second):
         folder.mkdir()
-        write_data(folder)
+        write_rows(folder)
     for name in (TRAIN_FILE, HELD_OUT_FILE):
         assert (first / name).read_bytes() == (second / name).read_bytes()
     # Changes only when the data are meant to change: reported losses hang on it.
-    assert digest((first / TRAIN_FILE).read_bytes()) == "41d128e80664fb89"
+    digest = sha256((first / TRAIN_FILE).read_bytes()).hexdigest()
+    assert digest.startswith("6a190dbbfcf3fd72")
 
 
 def test_held_out_prompts_are_never_trained_on():
@@ -53,7 +59,8 @@ def test_prompts_come_with_and_without_input():
 
 
 def test_edited_rows_are_kept(tmp_path):
-    before = write_data(tmp_path)
-    (tmp_path / TRAIN_FILE).write_text('{"instruction": "mine", "input": "", "output": "x"}\n')
-    assert write_data(tmp_path) != before
-    assert "mine" in (tmp_path / TRAIN_FILE).read_text()
+    mine = '{"instruction": "mine", "input": "", "output": "x"}\n'
+    (tmp_path / TRAIN_FILE).write_text(mine)
+    write_rows(tmp_path)
+    assert (tmp_path / TRAIN_FILE).read_text() == mine
+    assert (tmp_path / HELD_OUT_FILE).exists()
