@@ -15,7 +15,7 @@ from axolotl_alphalora.allocation import Plan
 from axolotl_alphalora.planning import layers
 from axolotl_alphalora.plugin.request import plan_request
 
-EXAMPLE = Path(__file__).parent / "example"
+EXAMPLE = Path(__file__).parents[2] / "docs" / "example-strategy"
 CLI = "from axolotl_alphalora.cli import alphalora; alphalora()"
 
 
