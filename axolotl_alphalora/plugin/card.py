@@ -10,7 +10,7 @@ from transformers import Trainer
 from ..adapter import AlphaLoraConfig
 from ..allocation import Plan
 from ..blocks import group_by_block
-from ..storage import write_whole
+from ..files import write_whole
 
 __all__ = ["add_section", "describe_in_cards", "section"]
 
