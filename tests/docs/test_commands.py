@@ -95,10 +95,11 @@ CURL = "curl localhost:8000/v1/chat/completions "
 
 
 def commands(text: str) -> list[str]:
-    """The commands of a page's ```bash blocks; those joined with && one by one."""
+    """The commands of a page's ```bash blocks, without comments; those joined by && one by one."""
     found = []
     for block in re.findall(r"^```bash\n(.*?)^```", text, re.S | re.M):
         for line in block.replace("\\\n", " ").splitlines():
+            line = re.sub(r"\s+# .*", "", line)
             found += [part.strip() for part in line.split(" && ") if part.strip()]
     return found
 

@@ -4,6 +4,7 @@ import ast
 import json
 import re
 from importlib import import_module
+from pkgutil import resolve_name
 
 import pytest
 
@@ -28,6 +29,16 @@ def test_what_is_imported_from_the_package_is_there(name):
         if node.module.startswith("axolotl_alphalora"):
             module = import_module(node.module)
             assert all(hasattr(module, alias.name) for alias in node.names)
+
+
+@pytest.mark.parametrize("page", generate.pages(), ids=lambda page: page.name)
+def test_paths_and_names_in_the_text_are_there(page):
+    text = page.read_text()
+    folders = "axolotl_alphalora|benchmarks|docs|example_configs|tests"
+    for path in re.findall(rf"`((?:{folders})/[\w./-]*)`", text):
+        assert (generate.ROOT / path).exists(), path
+    for name in re.findall(r"`(axolotl_alphalora(?:\.\w+)+)[(`]", text):
+        assert resolve_name(name), name
 
 
 def test_the_readme_trains_saves_and_loads(tmp_path, monkeypatch):
