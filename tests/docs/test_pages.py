@@ -9,7 +9,6 @@ import yaml
 
 import generate
 from axolotl_alphalora.allocation import registry
-from axolotl_alphalora.plugin.block import AlphaLoraConfigBlock
 from axolotl_alphalora.settings import ESTIMATORS
 
 README = (generate.ROOT / "README.md").read_text()
@@ -55,10 +54,10 @@ def block() -> dict:
 
 def test_the_yaml_shows_every_key_with_its_default():
     others = {"total_experts", "total_parameters", "memory_mib"}
-    assert set(block()) == set(AlphaLoraConfigBlock.model_fields) - others
+    assert set(block()) == set(generate.Block.model_fields) - others
     assert all(re.search(rf"^  # {key}: ", README, re.M) for key in others)
-    given = AlphaLoraConfigBlock.model_validate(block())
-    assert given.model_dump() == AlphaLoraConfigBlock().model_dump()
+    given = generate.Block.model_validate(block())
+    assert given.model_dump() == generate.Block().model_dump()
 
 
 def test_the_allocation_shows_every_option_with_its_default():
