@@ -129,7 +129,7 @@ def pytest_make_collect_report(collector):
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item, call):
-    """What the README's support table says was tried must really run."""
+    """What the support table says was tried must really run."""
     report = yield
     if WITHOUT_THE_HOST:
         skip(report, item.path, call.excinfo and call.excinfo.value)

@@ -85,7 +85,7 @@ KEYS: Mapping[str, _Key] = {
         Annotated[float, Field(gt=0, allow_inf_nan=False)], "a number above 0", "16"
     ),
 }
-"""Keys of the host that the plugin goes by, in the README's order."""
+"""Keys of the host that the plugin goes by, in the order of docs/configuration.md."""
 
 
 REFUSED_KEYS = frozenset(

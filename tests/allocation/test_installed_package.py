@@ -14,7 +14,7 @@ import yaml
 from axolotl_alphalora.allocation import Plan
 from axolotl_alphalora.planning import layers, plan_request, read_block
 
-EXAMPLE = Path(__file__).parent / "example"
+EXAMPLE = Path(__file__).parents[2] / "docs" / "example-strategy"
 CLI = "from axolotl_alphalora.cli import alphalora; alphalora()"
 
 

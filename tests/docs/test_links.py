@@ -1,0 +1,61 @@
+"""Links of README and docs lead to files and headings that are there; no network."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+import generate
+
+FENCE = re.compile(r"^```.*?^```$", re.S | re.M)
+
+
+def anchors(page: Path) -> set[str]:
+    """What GitHub calls a page's headings."""
+    found: set[str] = set()
+    for heading in re.findall(r"^#+ (.*)$", FENCE.sub("", page.read_text()), re.M):
+        text = re.sub(r"\[([^]]*)\]\([^)]*\)", r"\1", heading)
+        slug = re.sub(r"[^\w\- ]", "", text.strip().lower()).replace(" ", "-")
+        number = next(n for n in range(len(found) + 1) if _numbered(slug, n) not in found)
+        found.add(_numbered(slug, number))
+    return found
+
+
+def _numbered(slug: str, number: int) -> str:
+    return f"{slug}-{number}" if number else slug
+
+
+def inner_links(page: Path) -> list[str]:
+    """The links of a page that lead to a file or a heading of this repository."""
+    links = re.findall(r"\]\(([^)\s]+)\)", FENCE.sub("", page.read_text()))
+    return [link for link in dict.fromkeys(links) if not re.match(r"[a-z]+:", link)]
+
+
+def problem(page: Path, link: str) -> str | None:
+    """What is wrong with a relative link, None if nothing is."""
+    path, _, anchor = link.partition("#")
+    target = (page.parent / path).resolve() if path else page
+    if not target.exists():
+        return f"{link}: no such file"
+    if anchor and anchor not in anchors(target):
+        return f"{link}: no such heading"
+    return None
+
+
+@pytest.mark.parametrize("page", generate.pages(), ids=lambda page: page.name)
+def test_every_relative_link_leads_somewhere(page):
+    assert [found for link in inner_links(page) if (found := problem(page, link))] == []
+
+
+def test_the_readme_leads_to_every_kind_of_place():
+    links = inner_links(generate.ROOT / "README.md")
+    assert {"CHANGELOG.md", "example_configs", "#take-it-elsewhere"} < set(links)
+    assert any(link.endswith(".png") for link in links)
+
+
+def test_a_link_to_nowhere_is_found(tmp_path):
+    page = tmp_path / "page.md"
+    page.write_text("# One thing\n\n```text\n# none\n```\n\n## `a`, b\n\n## `a`, b\n")
+    assert anchors(page) == {"one-thing", "a-b", "a-b-1"}
+    assert problem(page, "#a-b-1") is None and problem(page, "page.md#one-thing") is None
+    assert problem(page, "#none") and problem(page, "other.md")
