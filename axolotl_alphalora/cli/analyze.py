@@ -16,8 +16,8 @@ from .output import only_output
 from .paths import ModelName
 
 if TYPE_CHECKING:
+    from ..report.findings import Findings
     from ..spectral import Measurement
-    from .findings import Findings
 
 FORMAT = "axolotl-alphalora-analysis"
 VERSION = 1
@@ -113,8 +113,8 @@ def _measure(
 ) -> tuple[Measurement, Findings]:
     from ..analysis import measure_model
     from ..progress import working
+    from ..report.findings import Findings
     from ..spectral import unit_intervals
-    from .findings import Findings
 
     with working(console) as doing:
         found = measure_model(
@@ -135,17 +135,18 @@ def _show(
     model: str, measured: tuple[Measurement, Findings], wishes: Wishes, console: Any, quiet: bool
 ) -> dict[str, Any]:
     """Print and draw as wished; returns the analysis as JSON values."""
-    from .explain import explain
-    from .modules import print_matrices
-    from .tables import print_analysis
+    from ..report.plan_sentences import explain
+    from ..report.plan_tables import analysis_table, matrices_table
+    from ..report.terminal import print_lines, print_table
 
     measurement, findings = measured
     document = _document(model, findings)
     if not quiet:
-        print_analysis(findings, model, console)
+        print_table(analysis_table(findings, model), console)
+        print_lines(explain(findings), console)
         if wishes.per_module:
             console.print()
-            print_matrices(findings.matrices, console)
+            print_table(matrices_table(findings.matrices), console)
     if wishes.plot is not None:
         from ..plots import Picture, save_plot
 
@@ -170,8 +171,14 @@ def _compare(
     measured: Any,
     console: Any,
 ) -> dict[str, Any]:
-    from .compare import Analysed, analyses_as_document, print_analyses
-    from .layout import source_line
+    from ..report.comparison_tables import (
+        ANALYSES_LEGEND,
+        Analysed,
+        analyses_as_document,
+        analyses_table,
+    )
+    from ..report.terminal import print_lines, print_table
+    from ..report.words import source_line
     from .specs import AS_GIVEN
 
     columns = []
@@ -181,7 +188,8 @@ def _compare(
         columns.append(Analysed(label, findings.scores, document["trust"], document))
     if console is not None:
         caption = source_line(model, findings.description)
-        print_analyses(columns, console, caption)
+        print_table(analyses_table(columns, caption), console)
+        print_lines([ANALYSES_LEGEND], console)
     return analyses_as_document(columns)
 
 

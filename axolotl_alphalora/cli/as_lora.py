@@ -8,8 +8,8 @@ from typing import Any
 from ..allocation import Plan, expert_parameters
 from ..blocks import group_by_block
 from ..plugin.block import ADAPTER, plain
+from ..report.words import plural
 from .source import Source
-from .words import plural
 
 __all__ = ["lora_keys", "lora_yaml"]
 

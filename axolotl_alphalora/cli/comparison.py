@@ -10,8 +10,8 @@ from ..allocation import Budget, Plan
 from ..allocation.costs import Costs
 from ..blocks import block_name
 from ..planning import PlanRequest
+from ..report.findings import Findings
 from .budgets import common_budget, taken_budget
-from .findings import Findings
 from .planner import Planner, shapes_of
 from .source import Source
 from .specs import AS_GIVEN, changed

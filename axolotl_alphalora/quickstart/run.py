@@ -126,7 +126,7 @@ class _Quickstart:
         self._say(f"{config.path}{note}")
 
     def _plan(self, config: RunConfig, run: str) -> Plan:
-        from axolotl_alphalora.cli.tables import print_plan
+        from axolotl_alphalora.report.terminal import print_plan
 
         path = self.directory / PLAN_FILE
         if not self.state.is_done("planned", run, path):
