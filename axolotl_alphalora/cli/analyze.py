@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -148,18 +147,10 @@ def _show(
             console.print()
             print_table(matrices_table(findings.matrices), console)
     if wishes.plot is not None:
-        from ..plots import Picture, save_plot
+        from ..report.plots import save_analysis
 
-        picture = Picture(
-            title=f"Layer quality: {Path(model).name}",
-            scores=findings.scores,
-            intervals=findings.intervals,
-            matrices=findings.matrices,
-            spectra=measurement.spectra if wishes.spectra else None,
-            notes=explain(findings),
-            document=document,
-        )
-        save_plot(picture, wishes.plot)
+        spectra = measurement.spectra if wishes.spectra else None
+        save_analysis(findings, model, wishes.plot, document, spectra)
         console.print(f"\nDrawn in {wishes.plot}", highlight=False, markup=False, soft_wrap=True)
     return document
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from ..plots import check_plot
+from ..report.plots import check_plot
 from .options import errors_in_words
 from .output import only_output
 from .paths import FilePath
@@ -141,7 +141,6 @@ def show(
     """
     from rich.console import Console
 
-    from ..report.adapter_sentences import facts, stands_out
     from ..report.adapter_tables import modules_table
     from ..report.terminal import print_table
 
@@ -155,9 +154,9 @@ def show(
             console.print()
             print_table(modules_table(inspection), console)
     if plot is not None:
-        from ..plots import save_inspection
+        from ..report.plots import save_inspection
 
-        save_inspection(inspection, plot, title, [*facts(inspection), *stands_out(inspection)])
+        save_inspection(inspection, plot, title)
         console.print(f"\nDrawn in {plot}", highlight=False, markup=False, soft_wrap=True)
 
 

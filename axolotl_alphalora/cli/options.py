@@ -11,7 +11,7 @@ from typing import Any
 
 import click
 
-from ..plots import check_plot
+from ..report.plots import check_plot
 from .paths import FilePath
 from .splitting import split_outside
 

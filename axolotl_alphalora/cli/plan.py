@@ -162,8 +162,7 @@ def _show_plan(
         ValueError: If it cannot be made, or there are no spectra to draw.
     """
     from ..allocation import cautions
-    from ..report.findings import BlockScores, Findings
-    from ..report.plan_sentences import explain_plan, summary
+    from ..report.findings import Findings
     from ..report.plan_tables import modules_table
     from ..report.terminal import print_lines, print_plan, print_table
     from ..report.words import WARNING
@@ -182,22 +181,10 @@ def _show_plan(
         console.print()
         print_table(modules_table(plan, findings), console)
     if wishes.plot is not None:
-        from ..plots import Picture, save_plot
+        from ..report.plots import save_plan
 
-        scores = BlockScores.of(plan, findings)
-        picture = Picture(
-            title=f"AlphaLoRA experts: {Path(plan.base_model).name}",
-            scores={block: scores.values.get(block) for block in plan.block_numbers},
-            intervals=scores.intervals,
-            experts=plan.block_numbers,
-            matrices=findings.matrices if findings else (),
-            spectra=_spectra(source, plan, findings, found) if wishes.spectra else None,
-            notes=[*summary(plan), *explain_plan(plan, findings)],
-            document=plan.to_dict(),
-            score_name=scores.name,
-            number_name=_number_name(plan),
-        )
-        save_plot(picture, wishes.plot)
+        spectra = _spectra(source, plan, findings, found) if wishes.spectra else None
+        save_plan(plan, findings, wishes.plot, spectra)
         _drawn(wishes.plot, console)
     return plan.to_dict(), plan
 
@@ -221,7 +208,6 @@ def _show_comparison(
         ValueError: If a plan cannot be made.
     """
     from ..report.comparison_tables import correlations_table, plans_legend, plans_table
-    from ..report.findings import BlockScores, Findings
     from ..report.terminal import print_lines, print_table
     from .comparison import as_document, compare_plans
     from .specs import AS_GIVEN
@@ -235,26 +221,11 @@ def _show_comparison(
             print_table(correlations_table(columns), planner.console)
         print_lines([plans_legend(columns)], planner.console)
     if wishes.plot is not None:
-        from ..plots import Series, save_comparison
+        from ..report.plots import save_comparison
 
-        series = []
-        for column in columns:
-            scores = BlockScores.of(column.plan, Findings.of_plan(column.plan))
-            series.append(Series(column.label, column.plan.block_numbers, scores.values))
-        first = columns[0].plan
-        save_comparison(
-            series,
-            wishes.plot,
-            f"Plans for {Path(first.base_model).name}",
-            document=document,
-            number_name=_number_name(first),
-        )
+        save_comparison(columns, wishes.plot, document)
         _drawn(wishes.plot, planner.console)
     return document, next(column for column in columns if column.own)
-
-
-def _number_name(plan: Plan) -> str:
-    return "experts" if plan.spend == "experts" else f"rank / {plan.rank}"
 
 
 def _spectra(source: Source, plan: Plan, findings: Findings | None, found: Found) -> Spectra:

@@ -1,5 +1,6 @@
 """The HTML report of an inspection, read as a file and in a headless Chromium without network."""
 
+import html
 import json
 import re
 import shutil
@@ -8,7 +9,8 @@ import subprocess
 import pytest
 
 from axolotl_alphalora.inspection import InspectedData, Inspection, inspect_weights
-from axolotl_alphalora.plots import save_inspection
+from axolotl_alphalora.report.adapter_sentences import facts, stands_out
+from axolotl_alphalora.report.plots import save_inspection
 from inspecting import KINDS, usages, write_adapter
 
 BROWSER = next(
@@ -55,8 +57,7 @@ def report(request, tmp_path_factory):
             InspectedData("https://somewhere.example/data.jsonl", 200, rows),
         )
     path = folder / "report.html"
-    notes = ["Redundancy < 1 & more", "see https://somewhere.example/"]
-    save_inspection(found, path, "Experts of <mine>", notes)
+    save_inspection(found, path, "Experts of <mine>")
     return found, path
 
 
@@ -87,7 +88,9 @@ def test_the_tables_hold_every_block_module_expert_and_task(report):
     for row in found.modules:
         assert text.count(f"<td>{row.name}</td>") == 1 + len(row.experts)
         assert f"<td>{row.mean_norm:.3f}</td>" in text
-    assert "<h1>Experts of &lt;mine&gt;</h1>" in text and "Redundancy &lt; 1 &amp; more" in text
+    assert "<h1>Experts of &lt;mine&gt;</h1>" in text
+    for line in (*facts(found), *stands_out(found)):
+        assert f"<p>{line}</p>" in html.unescape(text)
     assert ("<td>code &amp; &lt;tests&gt;</td>" in text) == (found.data is not None)
     for task in found.tasks:
         assert f"<td>{task.distance:.1%}</td>" in text
