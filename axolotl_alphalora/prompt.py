@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-IGNORED = -100
+from .hosts.constants import IGNORED
 
 _WITH_INPUT = (
     "Below is an instruction that describes a task, paired with an input that provides further "

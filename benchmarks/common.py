@@ -82,7 +82,7 @@ def saved_by(module: str, *arguments: str) -> dict[str, Any]:
 
 def save(file: Path | None, results: dict[str, Any]) -> None:
     """Write a benchmark's results as JSON, whole or not at all; nothing if there is no file."""
-    from axolotl_alphalora.storage import write_whole
+    from axolotl_alphalora.files import write_whole
 
     if file is not None:
         write_whole(file, json.dumps(results, indent=2) + "\n")

@@ -2,12 +2,11 @@
 
 from typing import Any
 
-from peft.mapping import (
+from ..hosts.peft import (
     PEFT_TYPE_TO_CONFIG_MAPPING,
     PEFT_TYPE_TO_PREFIX_MAPPING,
     PEFT_TYPE_TO_TUNER_MAPPING,
 )
-
 from .config import AlphaLoraConfig, AlphaLoraPeftType
 from .layer import AlphaLoraLayer
 from .model import AlphaLoraModel, find_balancer, find_routers
@@ -22,7 +21,6 @@ __all__ = [
     "resolve_targets",
 ]
 
-# register_peft_method takes only names of PEFT's own enum; these are the tables it fills.
 _METHOD: Any = AlphaLoraPeftType.ALPHALORA
 PEFT_TYPE_TO_CONFIG_MAPPING[_METHOD] = AlphaLoraConfig
 PEFT_TYPE_TO_TUNER_MAPPING[_METHOD] = AlphaLoraModel

@@ -8,13 +8,13 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import nn
-from transformers.loss.loss_utils import LOSS_MAPPING, ForCausalLMLoss
 
+from ..hosts.constants import IGNORED
+from ..hosts.transformers import LOSS_MAPPING, ForCausalLMLoss
 from .tokens import Tokens, is_seq2seq
 
 __all__ = ["Padding", "micro_batch_weight", "padding_of", "positional_names"]
 
-_IGNORE_INDEX = -100
 Call = Mapping[str, Any]
 
 
@@ -128,7 +128,7 @@ def _before_trailing_padding(
     pad = getattr(getattr(model, "config", None), "pad_token_id", None)
     signs = []
     if isinstance(labels, torch.Tensor) and labels.ndim == 2:
-        signs.append(labels.ne(_IGNORE_INDEX))
+        signs.append(labels.ne(IGNORED))
     if ids is not None:
         if pad is None:
             return None
@@ -163,5 +163,5 @@ def micro_batch_weight(model: nn.Module, call: Call) -> torch.Tensor | float:
         labels = call["shift_labels"]
     elif LOSS_MAPPING.get(str(getattr(model, "loss_type", None))) is ForCausalLMLoss:
         labels = labels[..., 1:]
-    targets = labels.ne(_IGNORE_INDEX).sum()
+    targets = labels.ne(IGNORED).sum()
     return targets / torch.as_tensor(num_items, device=targets.device).clamp_min(1)

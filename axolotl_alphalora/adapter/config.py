@@ -12,7 +12,7 @@ from typing import Any
 
 from peft import PeftConfig
 
-from ..saved_format import FORMAT_SINCE, check_version, expert_scaling
+from ..files import FORMAT_SINCE, METHOD, check_version, expert_scaling
 
 BALANCE_OVER = ("micro_batch", "global_batch")
 INIT_SPLITS = ("copy", "svd")
@@ -21,7 +21,7 @@ INIT_SPLITS = ("copy", "svd")
 class AlphaLoraPeftType(str, Enum):  # noqa: UP042 (PEFT takes the name from str(), after a dot)
     """The method's name in ``adapter_config.json``; PEFT's own enum cannot be extended."""
 
-    ALPHALORA = "ALPHALORA"
+    ALPHALORA = METHOD
 
 
 @dataclass

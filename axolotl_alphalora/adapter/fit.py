@@ -10,11 +10,10 @@ from peft import PeftModel
 from torch import nn
 
 from ..blocks import block_name, stack_of
+from ..hosts.constants import CHECKPOINT_WRAPPER
 from .config import AlphaLoraConfig
 from .layer import AlphaLoraLayer
 from .targets import outside_adapters
-
-_CHECKPOINT_WRAPPER = "_checkpoint_wrapped_module."
 
 
 def check_known(config: AlphaLoraConfig, key: str, model: nn.Module) -> None:
@@ -121,7 +120,7 @@ def weight_shapes(model: nn.Module, adapter_name: str) -> dict[str, torch.Size]:
     torch's wrapper around a recomputed block is in the names of its modules, but not in the keys.
     """
     return {
-        f"{name}.{part}.{adapter_name}".replace(_CHECKPOINT_WRAPPER, ""): parameter.shape
+        f"{name}.{part}.{adapter_name}".replace(CHECKPOINT_WRAPPER, ""): parameter.shape
         for name, module in model.named_modules()
         if isinstance(module, AlphaLoraLayer)
         for part in module.adapter_layer_names
@@ -150,7 +149,7 @@ def check_sizes(
     for name, layer in model.named_modules():
         if not isinstance(layer, AlphaLoraLayer):
             continue
-        name = name.replace(_CHECKPOINT_WRAPPER, "")
+        name = name.replace(CHECKPOINT_WRAPPER, "")
         a, b = (state_dict.get(f"{name}.alphalora_{part}.{adapter_name}") for part in "AB")
         if a is None or b is None:
             continue

@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import torch
 
+from ..hosts.torch import softmax_backward
 from .functional import by_expert, cast, route, weigh
 from .usage import router_sums
 
@@ -105,15 +106,11 @@ def gate_backward(
             d_gates *= gates > 0
         if d_probabilities is not None:
             d_gates += d_probabilities
-        d_logits = _softmax_backward(d_gates, probabilities)
+        d_logits = softmax_backward(d_gates, probabilities)
     else:
-        d_logits = _softmax_backward(d_gates, gates)
+        d_logits = softmax_backward(d_gates, gates)
         if d_probabilities is not None:
-            d_logits += _softmax_backward(d_probabilities, probabilities)
+            d_logits += softmax_backward(d_probabilities, probabilities)
     gates = cast(gates, hidden.dtype)
     grad = torch.cat([weigh(d_mixed, gates), cast(d_logits, hidden.dtype)], -1)
     return weigh(hidden, gates), grad
-
-
-def _softmax_backward(grad: torch.Tensor, probabilities: torch.Tensor) -> torch.Tensor:
-    return torch._softmax_backward_data(grad, probabilities, -1, probabilities.dtype)

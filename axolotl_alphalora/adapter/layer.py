@@ -7,10 +7,15 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from peft.tuners.tuners_utils import BaseTunerLayer, _get_in_out_features
-from peft.utils import quantization_extra_repr, resolve_quantization_backend
 from torch import nn
 
+from ..hosts.peft import (
+    BaseTunerLayer,
+    in_out_features,
+    quantization_extra_repr,
+    resolve_quantization_backend,
+)
+from ..hosts.torch import has_hooks, is_watched
 from .balance import BalanceTerm, LoadBalancer
 from .config import AlphaLoraConfig
 from .functional import cast, gate, load_balancing_loss, mix_experts, route
@@ -85,7 +90,7 @@ class AlphaLoraLayer(nn.Module, BaseTunerLayer):
         self.module_name = module_name
         self.balancer = balancer
         base = self.get_base_layer()
-        in_features, out_features = _get_in_out_features(base)
+        in_features, out_features = in_out_features(base)
         if in_features is None or out_features is None:
             raise TypeError(f"{module_name}: the sizes of a {type(base).__name__} are unknown.")
         self.in_features: int = in_features
@@ -284,14 +289,13 @@ class AlphaLoraLayer(nn.Module, BaseTunerLayer):
         checkpointing, which keeps the outputs of matrix products.
         """
         # torch.compile decides for itself what happens in place.
-        if torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack():
+        if torch.compiler.is_compiling() or is_watched():
             return False
         base = self.base_layer
         kind = type(base)
         return (
             f"{kind.__module__}.{kind.__qualname__}" in FRESH_OUTPUT
-            and not (base._forward_hooks or base._backward_hooks or "forward" in base.__dict__)
-            and not torch.nn.modules.module._global_forward_hooks
+            and not has_hooks(base)
             and result.is_contiguous()
             and not result._is_view()
         )

@@ -12,7 +12,8 @@ import weakref
 from typing import Any
 
 import torch
-from transformers.utils import ModelOutput
+
+from ..hosts.transformers import ModelOutput
 
 __all__ = ["LossScale", "attach_loss", "probe_loss", "probe_output", "read_loss_scale"]
 

@@ -11,14 +11,15 @@ from typing import Any
 
 import torch
 from peft import PeftConfig
-from peft.tuners.tuners_utils import BaseTuner, check_target_module_exists
-from peft.utils import (
-    TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING,
-    get_quantization_kwargs,
-)
 from torch import nn
 
 from ..blocks import block_name
+from ..hosts.peft import (
+    TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING,
+    BaseTuner,
+    check_target_module_exists,
+    get_quantization_kwargs,
+)
 from .balance import LoadBalancer
 from .config import AlphaLoraConfig
 from .fit import (

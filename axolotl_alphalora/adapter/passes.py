@@ -10,6 +10,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import nn
 
+from ..hosts.torch import next_node_number, running_node_number
 from .batch import Padding
 
 __all__ = ["OUTSIDE", "PASSES", "Decision", "Pass", "Passes", "Phase"]
@@ -84,9 +85,9 @@ class Passes:
         if training:
             self.now.phase, self.training = "train", self.now
             if not torch.compiler.is_compiling():
-                self.now.first = torch.autograd._get_sequence_nr()
+                self.now.first = next_node_number()
                 # A call of the whole model that was checkpointed has been counted before.
-                self.now.counted = torch._C._current_autograd_node() is not None
+                self.now.counted = running_node_number() is not None
         return self.now
 
     def end(self) -> Pass:
@@ -95,7 +96,7 @@ class Passes:
         # A compiled layer that is recomputed in the backward pass reads this one.
         self.now = self.training
         if ended.phase == "train" and not (ended.counted or torch.compiler.is_compiling()):
-            ended.end = torch.autograd._get_sequence_nr()
+            ended.end = next_node_number()
             self._recent.append(ended)
         return ended
 
@@ -106,10 +107,9 @@ class Passes:
         """
         if self.running is not None or torch.compiler.is_compiling():
             return self.now
-        node = torch._C._current_autograd_node()
-        if node is None:
+        number = running_node_number()
+        if number is None:
             return OUTSIDE
-        number = node._sequence_nr()
         for one in reversed(self._recent):
             if one.first <= number < one.end:
                 return one

@@ -6,8 +6,6 @@ computes something else, or that changed the base weights, is refused by name.
 
 from __future__ import annotations
 
-import dataclasses
-import json
 import math
 import re
 from collections.abc import Mapping
@@ -16,13 +14,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import LoraConfig
-from peft.utils.other import get_pattern_key
 from safetensors import SafetensorError, safe_open
 
-_CONFIG, _WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
-_PREFIX = "base_model.model."
-_WRAPPERS = ("_orig_mod.", "_checkpoint_wrapped_module.")
+from ..files import ADAPTER_CONFIG, ADAPTER_WEIGHTS, KEY_PREFIX, METHOD, read_adapter_config
+from ..hosts.constants import CHECKPOINT_WRAPPER, COMPILE_WRAPPER
+from ..hosts.peft import get_pattern_key, lora_variants
+
 _FACTOR = re.compile(r"(.+)\.lora_(A|B)\.weight")
 _ON_THE_BASE = (True, False, None, "gaussian", "eva", "orthogonal", "mica")
 """Values of `init_lora_weights` that leave the base weights as they are; others, such as PiSSA,
@@ -33,11 +30,7 @@ _REFUSED: Mapping[str, str] = {
     "trainable_token_indices": "it changes single rows of the embeddings",
     "target_parameters": "it changes bare parameters, and experts are added to linear layers",
     "use_qalora": "it pools the input of its layers",
-} | {
-    field.name: "it computes something else than a plain LoRA"
-    for field in dataclasses.fields(LoraConfig)
-    if field.metadata.get("is_lora_variant")
-}
+} | dict.fromkeys(lora_variants(), "it computes something else than a plain LoRA")
 _TENSORS: Mapping[str, str] = {
     ".lora_embedding_": "a LoRA of an embedding",
     ".lora_magnitude_vector": "a DoRA magnitude",
@@ -83,7 +76,7 @@ class SavedLora:
 
     def tensor(self, name: str | tuple[str, str]) -> torch.Tensor:
         """A tensor as it is saved: that of (module, "A" or "B"), or of a name in `whole`."""
-        with safe_open(self.folder / _WEIGHTS, framework="pt") as file:
+        with safe_open(self.folder / ADAPTER_WEIGHTS, framework="pt") as file:
             return file.get_tensor(self.keys[name])
 
 
@@ -106,7 +99,7 @@ def read_lora(folder: str) -> SavedLora:
         if rank != said:
             raise ValueError(
                 f"init_from: {path} is damaged: its LoRA of {name} has rank {rank}, and rank "
-                f"{said} by its {_CONFIG}."
+                f"{said} by its {ADAPTER_CONFIG}."
             )
     return SavedLora(path, config, modules, whole, keys)
 
@@ -115,14 +108,14 @@ def _read_config(path: Path) -> dict[str, Any]:
     if not path.is_dir():
         raise ValueError(f"init_from: {path} is no directory. Name that of a LoRA saved by PEFT.")
     try:
-        config = json.loads((path / _CONFIG).read_bytes())
+        config = read_adapter_config(path)
     except (OSError, ValueError) as error:
         raise ValueError(
-            f"init_from: {path} has no readable {_CONFIG}. Name the directory of a LoRA saved by "
-            "PEFT."
+            f"init_from: {path} has no readable {ADAPTER_CONFIG}. Name the directory of a LoRA "
+            "saved by PEFT."
         ) from error
-    kind = config.get("peft_type") if isinstance(config, dict) else None
-    if kind == "ALPHALORA":
+    kind = config.get("peft_type")
+    if kind == METHOD:
         raise ValueError(
             f"init_from: {path} holds an AlphaLoRA adapter. To continue from it, name it as "
             "lora_model_dir (with PEFT: PeftModel.from_pretrained)."
@@ -156,8 +149,8 @@ def _read_header(path: Path) -> tuple[dict, dict, dict]:
     """The modules, whole parameters and keys of a `SavedLora`."""
     shapes, keys = {}, {}
     for key, shape in _tensor_shapes(path).items():
-        name = key.removeprefix(_PREFIX)
-        for wrapper in _WRAPPERS:
+        name = key.removeprefix(KEY_PREFIX)
+        for wrapper in (COMPILE_WRAPPER, CHECKPOINT_WRAPPER):
             name = name.replace(wrapper, "")
         factor = _FACTOR.fullmatch(name)
         what = next((what for part, what in _TENSORS.items() if part in name), None)
@@ -182,19 +175,19 @@ def _read_header(path: Path) -> tuple[dict, dict, dict]:
             )
         modules[module] = (a[0], a[1], b[0])
     if not modules:
-        raise ValueError(f"init_from: {path} is damaged: {_WEIGHTS} holds no LoRA.")
+        raise ValueError(f"init_from: {path} is damaged: {ADAPTER_WEIGHTS} holds no LoRA.")
     whole = {known: shape for known, shape in shapes.items() if isinstance(known, str)}
     return modules, whole, keys
 
 
 def _tensor_shapes(path: Path) -> dict[str, tuple[int, ...]]:
-    if not (path / _WEIGHTS).is_file():
+    if not (path / ADAPTER_WEIGHTS).is_file():
         raise ValueError(
-            f"init_from: {path} has no {_WEIGHTS}, the only format that is read. Load the LoRA "
-            "with PEFT, and save it with safe_serialization=True."
+            f"init_from: {path} has no {ADAPTER_WEIGHTS}, the only format that is read. Load the "
+            "LoRA with PEFT, and save it with safe_serialization=True."
         )
     try:
-        with safe_open(path / _WEIGHTS, framework="pt") as file:
+        with safe_open(path / ADAPTER_WEIGHTS, framework="pt") as file:
             return {key: tuple(file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118
     except (OSError, SafetensorError) as error:
-        raise ValueError(f"init_from: {path}: {_WEIGHTS} is damaged ({error}).") from error
+        raise ValueError(f"init_from: {path}: {ADAPTER_WEIGHTS} is damaged ({error}).") from error

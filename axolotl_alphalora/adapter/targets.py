@@ -9,28 +9,29 @@ import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-import torch
-from peft.tuners.tuners_utils import (
-    BaseTunerLayer,
-    _maybe_include_all_linear_layers,
-    check_target_module_exists,
-)
-from peft.utils import INCLUDE_LINEAR_LAYERS_SHORTHAND, resolve_quantization_backend
-from peft.utils.constants import SEQ_CLS_HEAD_NAMES
 from torch import nn
 from transformers import PreTrainedModel
-from transformers.pytorch_utils import Conv1D
 
 from ..blocks import block_name, stack_of
+from ..hosts.constants import CLASSIFIER_HEADS, SPAN_HEADS
+from ..hosts.peft import (
+    INCLUDE_LINEAR_LAYERS_SHORTHAND,
+    SEQ_CLS_HEAD_NAMES,
+    BaseTunerLayer,
+    check_target_module_exists,
+    include_all_linear_layers,
+    resolve_quantization_backend,
+)
+from ..hosts.torch import whole_shape
+from ..hosts.transformers import Conv1D
 from .config import AlphaLoraConfig
 from .layer import AlphaLoraLayer
 from .uncalled import uncalled_layers
 
-_CLASSIFIER, _SPAN = ("classifier", "score"), ("qa_outputs",)
 _HEADS = {
-    "TOKEN_CLS": ("TokenClassification", _CLASSIFIER),
-    "SEQ_CLS": ("(?<!Token)Classification|MultipleChoice", _CLASSIFIER),
-    "QUESTION_ANS": ("QuestionAnswering", _SPAN),
+    "TOKEN_CLS": ("TokenClassification", CLASSIFIER_HEADS),
+    "SEQ_CLS": ("(?<!Token)Classification|MultipleChoice", CLASSIFIER_HEADS),
+    "QUESTION_ANS": ("QuestionAnswering", SPAN_HEADS),
 }
 """PEFT's task to what names of transformers' classes have, and what PEFT adds to
 `modules_to_save`."""
@@ -70,7 +71,7 @@ def resolve_targets(config: AlphaLoraConfig, model: nn.Module) -> list[str]:
     all_linear = is_all_linear(probe)
     uncalled = uncalled_layers(model)
     if all_linear:
-        _maybe_include_all_linear_layers(probe, model)
+        include_all_linear_layers(probe, model)
         linear = {*(probe.target_modules or ()), *_adapted_layers(model)}
         probe.target_modules = linear - uncalled.keys()
         probe.modules_to_save = [
@@ -218,11 +219,7 @@ def _check_layers(config: AlphaLoraConfig, names: list[str], modules: list[str])
 
 def _check_fused_experts(config: AlphaLoraConfig, model: nn.Module, refuse: bool) -> None:
     """Refuse, or with "all-linear" point out, the 3-D weights of a base model's own experts."""
-    # ZeRO-3 keeps the shape of a weight that it has partitioned apart.
-    shapes: dict[str, torch.Size] = {
-        name: getattr(p, "ds_shape", p.shape) for name, p in model.named_parameters()
-    }
-    fused = [name for name, shape in shapes.items() if len(shape) == 3]
+    fused = [name for name, p in model.named_parameters() if len(whole_shape(p)) == 3]
     if refuse:
         hit = next((name for name in fused if _is_match(config, name)), None)
         if hit is not None:

@@ -10,6 +10,8 @@ from statistics import fmean, pstdev
 
 import torch
 
+from ..hosts.torch import add_each
+
 __all__ = ["DEAD", "RouterUsage", "UsageMeter", "combine", "router_sums", "summarise"]
 
 DEAD = 0.1
@@ -118,7 +120,7 @@ class UsageMeter:
         old = [name for name in sums if name not in new]
         if old:
             added = [sums[name].to(self._sums[name].device) for name in old]
-            torch._foreach_add_([self._sums[name] for name in old], added)
+            add_each([self._sums[name] for name in old], added)
         self._sums |= {name: value.clone() for name, value in new.items()}
 
     def pop(

@@ -11,10 +11,10 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import torch
-from peft.tuners.tuners_utils import BaseTunerLayer, _get_in_out_features
-from peft.utils import ModulesToSaveWrapper
 from torch import nn
 
+from ..hosts.peft import BaseTunerLayer, ModulesToSaveWrapper, in_out_features
+from ..hosts.torch import is_partitioned
 from .config import AlphaLoraConfig
 from .layer import AlphaLoraLayer
 from .saved_lora import SavedLora, read_lora
@@ -84,7 +84,7 @@ class WarmStart:
         self.check(config, {name: _sizes(found[name]) for name in targets})
         for name, shape in self.lora.whole.items():
             parameter = _parameter(model, name)
-            if hasattr(parameter, "ds_shape"):
+            if is_partitioned(parameter):
                 raise self._error(
                     f"holds {name} in full, which cannot be copied into weights that ZeRO-3 shards"
                 )
@@ -204,7 +204,7 @@ def _directions(a: torch.Tensor, b: torch.Tensor) -> tuple[torch.Tensor, torch.T
 
 def _sizes(module: nn.Module) -> tuple[int, int]:
     base = module.get_base_layer() if isinstance(module, BaseTunerLayer) else module
-    in_features, out_features = _get_in_out_features(base)
+    in_features, out_features = in_out_features(base)
     assert in_features is not None and out_features is not None
     return in_features, out_features
 

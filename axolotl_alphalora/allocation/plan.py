@@ -76,7 +76,7 @@ from axolotl_alphalora.allocation.reading import (
 )
 from axolotl_alphalora.allocation.rows import ModulePlan, UnitPlan, read_module, read_unit
 from axolotl_alphalora.blocks import group_by_block
-from axolotl_alphalora.storage import expanded, write_whole
+from axolotl_alphalora.files import expanded, write_whole
 
 __all__ = ["FORMAT", "VERSION", "ModulePlan", "Plan", "UnitPlan"]
 

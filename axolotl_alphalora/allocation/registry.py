@@ -6,21 +6,20 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
-from importlib.metadata import EntryPoint, entry_points, version
+from importlib.metadata import EntryPoint, entry_points
 from typing import Any, get_args
 
 import pluggy
 import yaml
 from pydantic import ValidationError
 
+from axolotl_alphalora import __version__
 from axolotl_alphalora.allocation import hookspecs
 from axolotl_alphalora.allocation.hookspecs import GROUP
 from axolotl_alphalora.allocation.strategies import BUILT_IN
 from axolotl_alphalora.allocation.strategy import Needs, Options, Problem, Strategy
 
 __all__ = ["Registered", "Registry", "StrategyError", "read_value", "registry"]
-
-_OURS = "axolotl-alphalora"
 
 
 class StrategyError(ValueError):
@@ -131,7 +130,7 @@ class Registry:
         self._found: dict[str, list[Registered]] = {}
         self.problems: list[str] = []
         for module in BUILT_IN:
-            self._add(module, f"{_OURS} {version(_OURS)}", module.__name__)
+            self._add(module, f"axolotl-alphalora {__version__}", module.__name__)
         for entry in entry_points(group=GROUP) if installed is None else installed:
             self._load(entry)
 

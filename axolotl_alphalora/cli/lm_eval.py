@@ -27,8 +27,9 @@ def lm_eval(config: Path, options: tuple[str, ...]) -> None:
     OPTIONS are handed to `lm_eval`, for example `--limit 100` or `--include_path DIR`.
     """
     try:
-        from axolotl.integrations.lm_eval.cli import lm_eval as host
         from lm_eval import __version__ as _  # noqa: F401
+
+        from ..plugin.host import lm_eval_command
     except ImportError as error:
         raise click.ClickException(
             f"{error}. `alphalora lm-eval` needs Axolotl and the harness: "
@@ -48,7 +49,7 @@ def lm_eval(config: Path, options: tuple[str, ...]) -> None:
         script.chmod(0o755)
         os.environ["PATH"] = f"{folder}{os.pathsep}{path}"
         try:
-            host.callback(config=str(config), cloud=None)
+            lm_eval_command.callback(config=str(config), cloud=None)
         except subprocess.CalledProcessError as error:
             raise click.ClickException(
                 f"lm_eval failed ({error.returncode}); see above."

@@ -6,12 +6,12 @@ transformers would look for a whole model there: the base and the adapter are na
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 import axolotl_alphalora.adapter  # noqa: F401
+from axolotl_alphalora.files import ADAPTER_CONFIG, read_adapter_config
 
 
 def with_base_model(arguments: Sequence[str]) -> list[str]:
@@ -23,10 +23,9 @@ def with_base_model(arguments: Sequence[str]) -> list[str]:
     changed = list(arguments)
     at = changed.index("--model_args") + 1
     settings = dict(part.split("=", 1) for part in changed[at].split(","))
-    file = Path(settings["pretrained"]) / "adapter_config.json"
-    if file.is_file():
-        adapter = settings["pretrained"]
-        base = json.loads(file.read_text(encoding="utf-8"))["base_model_name_or_path"]
+    adapter = settings["pretrained"]
+    if (Path(adapter) / ADAPTER_CONFIG).is_file():
+        base = read_adapter_config(Path(adapter))["base_model_name_or_path"]
         settings |= {"pretrained": base, "peft": adapter, "tokenizer": adapter}
     changed[at] = ",".join(f"{key}={value}" for key, value in settings.items())
     return changed

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from ..storage import expanded
+from ..files import expanded
 
 __all__ = ["YAML_SUFFIXES", "FilePath", "ModelName", "read_yaml"]
 

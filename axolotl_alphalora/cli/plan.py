@@ -137,7 +137,7 @@ def _refuse_beside_as_lora(given: dict[str, Any]) -> None:
 
 
 def _write(text: str, output: Path, console: Any) -> None:
-    from ..storage import write_whole
+    from ..files import write_whole
 
     output.parent.mkdir(parents=True, exist_ok=True)
     write_whole(output, text)

@@ -7,6 +7,9 @@ from typing import Any
 
 import torch
 
+from ..files import KEY_PREFIX
+from ..hosts.constants import NF4
+
 __all__ = ["load_adapted", "load_base", "load_tokenizer"]
 
 
@@ -44,10 +47,7 @@ def load_base(
     }
     if load_in_4bit:
         options["quantization_config"] = BitsAndBytesConfig(
-            load_in_4bit=True,
-            bnb_4bit_quant_type="nf4",
-            bnb_4bit_use_double_quant=True,
-            bnb_4bit_compute_dtype=torch.float32 if device is None else torch.bfloat16,
+            **NF4, bnb_4bit_compute_dtype=torch.float32 if device is None else torch.bfloat16
         )
     elif load_in_8bit:
         options["quantization_config"] = BitsAndBytesConfig(load_in_8bit=True)
@@ -88,7 +88,7 @@ def _vocabulary(base: Any, adapter: Path) -> int | None:
 
     layers = (base.get_input_embeddings(), base.get_output_embeddings())
     names = {
-        f"base_model.model.{name}.weight"
+        f"{KEY_PREFIX}{name}.weight"
         for name, module in base.named_modules()
         if any(module is layer for layer in layers)
     }

@@ -11,12 +11,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..hosts.constants import IGNORED
 from ..sensitivity.samples import Sample
 from .usage import inputs_for
 
 __all__ = ["Price", "measure_price"]
-
-_IGNORED = -100
 
 
 @dataclass(frozen=True)
@@ -74,7 +73,7 @@ def measure_price(
     for sample in samples:
         inputs = inputs_for(model, sample)
         labels = inputs.pop("labels")[0, 1:]
-        places = labels.ne(_IGNORED).nonzero().flatten()
+        places = labels.ne(IGNORED).nonzero().flatten()
         answers = labels[places]
         model.set_adapter(routed, inference_mode=True)
         of_routed = _log_probabilities(model, inputs, places)

@@ -13,7 +13,8 @@ import numpy as np
 import torch
 from jinja2 import TemplateError
 
-from ..prompt import IGNORED, encode
+from ..hosts.constants import IGNORED
+from ..prompt import encode
 from ..sensitivity.samples import Sample, share_out
 
 __all__ = ["read_rows"]

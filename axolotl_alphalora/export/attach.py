@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from peft.utils import ModulesToSaveWrapper
 
 from ..adapter import AlphaLoraConfig, AlphaLoraLayer
+from ..hosts.peft import ModulesToSaveWrapper
 from .factors import Factors
 
 __all__ = ["attach"]

@@ -12,6 +12,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ..adapter import AlphaLoraConfig
+from ..files import ADAPTER_WEIGHTS, KEY_PREFIX
 from .factors import Factors
 
 __all__ = ["pad", "save_lora"]
@@ -75,9 +76,9 @@ def save_lora(
     )
     tensors = {key: value.detach().cpu().contiguous() for key, value in others.items()}
     for name, update in updates.items():
-        key = f"base_model.model.{name}"
+        key = f"{KEY_PREFIX}{name}"
         tensors[f"{key}.lora_A.weight"] = update.a.to(dtype).cpu().contiguous()
         tensors[f"{key}.lora_B.weight"] = update.b.to(dtype).cpu().contiguous()
-    save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+    save_file(tensors, folder / ADAPTER_WEIGHTS, metadata={"format": "pt"})
     config.save_pretrained(str(folder))
     return config

@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
-from peft.utils import get_peft_model_state_dict
-from transformers.pytorch_utils import Conv1D
-
 from ..adapter import AlphaLoraLayer
 from ..evaluation import Price, calibrate, measure_price
+from ..files import ADAPTER_CARD
+from ..hosts.peft import get_peft_model_state_dict
+from ..hosts.transformers import Conv1D
 from ..progress import Doing
 from ..sensitivity.samples import Sample
 from .attach import attach
@@ -188,7 +188,7 @@ def export_adapter(
             json.dumps(found.to_dict(), indent=2, allow_nan=False) + "\n", encoding="utf-8"
         )
         if card is not None:
-            (draft / "README.md").write_text(card(found), encoding="utf-8")
+            (draft / ADAPTER_CARD).write_text(card(found), encoding="utf-8")
         if output.is_dir():
             output.rmdir()
         draft.rename(output)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -11,13 +10,19 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
-from ..saved_format import FORMAT_SINCE, check_version, expert_scaling
-from ..spectral.files import ADAPTER_CONFIG, check_pointer, holds_model
+from ..files import (
+    ADAPTER_CONFIG,
+    ADAPTER_PICKLE,
+    ADAPTER_WEIGHTS,
+    FORMAT_SINCE,
+    METHOD,
+    check_version,
+    expert_scaling,
+    read_adapter_config,
+)
+from ..spectral.files import check_pointer, holds_model
 
-__all__ = ["CONFIG", "WEIGHTS", "AdapterConfig", "open_weights", "read_config"]
-
-CONFIG = ADAPTER_CONFIG
-WEIGHTS = "adapter_model.safetensors"
+__all__ = ["AdapterConfig", "open_weights", "read_config"]
 
 _SAVE_AGAIN = "use another checkpoint, or train and save it again"
 
@@ -71,17 +76,17 @@ def read_config(adapter_dir: str | Path) -> AdapterConfig:
     """
     folder = Path(adapter_dir)
     if not folder.is_dir():
-        raise ValueError(f"{folder} is no directory: name the one that holds {CONFIG}")
-    path = folder / CONFIG
+        raise ValueError(f"{folder} is no directory: name the one that holds {ADAPTER_CONFIG}")
+    path = folder / ADAPTER_CONFIG
     if not path.is_file():
-        raise ValueError(f"{folder} has no {CONFIG}{_elsewhere(folder)}")
+        raise ValueError(f"{folder} has no {ADAPTER_CONFIG}{_elsewhere(folder)}")
     check_pointer(path)
     try:
-        values: Any = json.loads(path.read_text(encoding="utf-8"))
+        values = read_adapter_config(folder)
     except (OSError, ValueError) as error:
         raise ValueError(f"{path} is damaged ({error}): {_SAVE_AGAIN}") from error
-    method = values.get("peft_type") if isinstance(values, dict) else None
-    if method != "ALPHALORA":
+    method = values.get("peft_type")
+    if method != METHOD:
         raise ValueError(f"{folder} is not an AlphaLoRA adapter{_method(method)}")
     try:
         check_version(values.get("needs_version", FORMAT_SINCE))
@@ -121,16 +126,16 @@ def open_weights(adapter_dir: str | Path) -> Iterator[Any]:
             tensor is read.
     """
     folder = Path(adapter_dir)
-    path = folder / WEIGHTS
+    path = folder / ADAPTER_WEIGHTS
     if not path.is_file():
-        pickled = folder / "adapter_model.bin"
+        pickled = folder / ADAPTER_PICKLE
         if pickled.is_file():
             raise ValueError(
-                f"{folder} has {pickled.name} and no {WEIGHTS}. A pickle can run code and is not "
-                "read: load the adapter where you trust it, and save it with "
+                f"{folder} has {pickled.name} and no {ADAPTER_WEIGHTS}. A pickle can run code and "
+                "is not read: load the adapter where you trust it, and save it with "
                 "`save_pretrained(DIR, safe_serialization=True)`"
             )
-        raise ValueError(f"{folder} has no {WEIGHTS}: {_SAVE_AGAIN}")
+        raise ValueError(f"{folder} has no {ADAPTER_WEIGHTS}: {_SAVE_AGAIN}")
     check_pointer(path)
     try:
         with safe_open(path, framework="pt") as file:
@@ -141,7 +146,7 @@ def open_weights(adapter_dir: str | Path) -> Iterator[Any]:
 
 def _elsewhere(folder: Path) -> str:
     """Name the adapters below a directory, if there are any."""
-    found = sorted(folder.glob(f"*/{CONFIG}"), key=lambda path: path.stat().st_mtime)
+    found = sorted(folder.glob(f"*/{ADAPTER_CONFIG}"), key=lambda path: path.stat().st_mtime)
     if found:
         return f", but {found[-1].parent} has one: name that directory"
     if holds_model(folder):

@@ -11,13 +11,13 @@ from statistics import fmean
 from typing import Any
 
 from ..blocks import group_by_block, kind_of, part_of
+from ..files import ADAPTER_CONFIG, KEY_PREFIX
 from ..spectral.threads import one_thread
-from .files import CONFIG, AdapterConfig, open_weights, read_config
+from .files import AdapterConfig, open_weights, read_config
 from .statistics import cosines, effective_rank, singular_values
 
 __all__ = ["Expert", "ModuleExperts", "in_depth_order", "read_experts"]
 
-_PREFIX = "base_model.model."
 _KINDS = ("q", "k", "v", "o", "gate", "up", "down")
 
 
@@ -163,11 +163,11 @@ def _modules(keys: set[str], config: AdapterConfig, folder: Path) -> dict[str, s
     for key in sorted(keys):
         prefix, _, part = key.rpartition(".")
         if part == "alphalora_A":
-            found[prefix.removeprefix(_PREFIX)] = prefix
+            found[prefix.removeprefix(KEY_PREFIX)] = prefix
     if config.num_experts is not None:
         counts = {name for name, count in config.num_experts.items() if count}
         if unknown := sorted(counts ^ found.keys()):
-            where = "weights" if unknown[0] in counts else CONFIG
+            where = "weights" if unknown[0] in counts else ADAPTER_CONFIG
             raise ValueError(
                 f"{folder}: the {where} lack {unknown[0]}, so its two files are not of one "
                 "adapter: use another checkpoint, or save it again"
@@ -192,8 +192,8 @@ def _read(
     if not (number == wanted and a.shape[0] == b.shape[1] == number * rank):
         raise ValueError(
             f"{name}: A {list(a.shape)}, B {list(b.shape)} and router {shape} are not those of "
-            f"{wanted} experts of rank {rank}, as {CONFIG} says: use another checkpoint, or save "
-            "the adapter again"
+            f"{wanted} experts of rank {rank}, as {ADAPTER_CONFIG} says: use another checkpoint, "
+            "or save the adapter again"
         )
     routers = file.get_tensor(router) if router in keys else a.new_zeros(())
     if not all(bool(part.isfinite().all()) for part in (a, b, routers)):

@@ -10,6 +10,8 @@ from difflib import get_close_matches
 from importlib.metadata import version
 from typing import TYPE_CHECKING
 
+from .. import __version__
+
 if TYPE_CHECKING:
     from torch import nn
 
@@ -48,7 +50,7 @@ class Targets:
             ValueError: If an entry of an option matches nothing, or a target is named that would
                 never run; names it.
         """
-        from peft.tuners.tuners_utils import _get_in_out_features
+        from ..hosts.peft import in_out_features
 
         if not (self.linear or self.modules):
             raise ValueError(
@@ -66,7 +68,7 @@ class Targets:
         shapes = {}
         for name, module in model.named_modules():
             if name in chosen:
-                in_features, out_features = _get_in_out_features(module)
+                in_features, out_features = in_out_features(module)
                 assert in_features is not None and out_features is not None
                 shapes[name] = (out_features, in_features)
         return shapes
@@ -74,7 +76,7 @@ class Targets:
     @property
     def identity(self) -> str:
         """A text that differs where the layers chosen may differ."""
-        return json.dumps([asdict(self), version("peft"), version("axolotl-alphalora"), _RULES])
+        return json.dumps([asdict(self), version("peft"), __version__, _RULES])
 
     def _matches(self, model: nn.Module, target: str | list[str]) -> list[str]:
         from ..adapter import AlphaLoraConfig, resolve_targets
@@ -113,7 +115,7 @@ def _in_yaml_words(message: str) -> str:
 
 def _check_whole(wanted: Iterable[str], model: nn.Module) -> None:
     """Refuse a module to train in full that is not there, which PEFT leaves out without a word."""
-    from peft.utils.constants import SEQ_CLS_HEAD_NAMES  # some loaders add one to the model
+    from ..hosts.peft import SEQ_CLS_HEAD_NAMES
 
     names = [name for name, _ in model.named_modules() if name] + SEQ_CLS_HEAD_NAMES
     for entry in wanted:

@@ -17,12 +17,12 @@ from pydantic import BaseModel, Field, ModelWrapValidatorHandler, model_validato
 
 from axolotl_alphalora.plugin import quantization, refusals
 from axolotl_alphalora.plugin.block import ADAPTER, AlphaLoraConfigBlock
+from axolotl_alphalora.plugin.host import OUTPUT_DIR, running_verb
 from axolotl_alphalora.plugin.keys import as_written, check_adapter, check_spelling
 from axolotl_alphalora.plugin.learning_rates import ratios
 from axolotl_alphalora.plugin.prequantised import check_checkpoint, checkpoint_quantization
-from axolotl_alphalora.plugin.verb import RUNS_ADAPTER, check_verb, running_verb, trained_adapter
+from axolotl_alphalora.plugin.verb import RUNS_ADAPTER, check_verb, trained_adapter
 
-_OUTPUT_DIR = "./model-out"  # the host's default
 FILLED_IN = ("lora_dropout",)
 """Keys of the host whose defaults in a validated configuration look like what the YAML holds."""
 
@@ -126,16 +126,16 @@ def _given(data: Mapping[str, Any]) -> list[str]:
 
 def _is_known(adapter: Any) -> bool:
     """Whether the host or a plugin has an adapter of that name."""
-    from axolotl.integrations.base import PluginManager
+    from .host import PluginManager
 
     return isinstance(adapter, str) and PluginManager.get_instance().supports_adapter(adapter)
 
 
 def _with_trained_adapter(data: Mapping[str, Any], verb: str) -> Mapping[str, Any]:
     """Give a verb that was given no adapter that of the run, if there is one."""
-    from axolotl.utils.logging import get_logger
+    from .host import get_logger
 
-    found = trained_adapter(data.get("output_dir") or _OUTPUT_DIR)
+    found = trained_adapter(data.get("output_dir") or OUTPUT_DIR)
     if found is None:
         if verb == "inference":  # an evaluation warns later, beside its result
             from axolotl_alphalora.plugin.fresh import warn_fresh_adapter

@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from ..storage import expanded
+from ..files import expanded
 
 __all__ = ["ADAPTER", "BUDGET", "AlphaLoraConfigBlock", "plain"]
 

@@ -8,8 +8,8 @@ from typing import Any
 from transformers import Trainer
 
 from ..adapter import AlphaLoraConfig
+from ..files import write_whole
 from ..report.markdown import experts_section
-from ..storage import write_whole
 
 __all__ = ["add_section", "describe_in_cards"]
 

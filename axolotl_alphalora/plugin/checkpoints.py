@@ -8,8 +8,9 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
+from ..files import ADAPTER_WEIGHTS
+
 _STATE = "trainer_state.json"
-_WEIGHTS = "adapter_model.safetensors"
 
 
 def skip_unfinished(cfg: Any) -> None:
@@ -44,9 +45,9 @@ def find_flaw(folder: Path) -> str | None:
         json.loads((folder / _STATE).read_bytes())
     except (OSError, ValueError):
         return f"it has no whole {_STATE}, which is written last"
-    if not (folder / _WEIGHTS).exists():
+    if not (folder / ADAPTER_WEIGHTS).exists():
         return None  # saved in shards, by the engine that reads it
-    return damage(folder / _WEIGHTS)
+    return damage(folder / ADAPTER_WEIGHTS)
 
 
 def damage(file: Path) -> str | None:
@@ -65,6 +66,6 @@ def _step(folder: Path) -> int | None:
 
 
 def _warn(message: str, *values: Any) -> None:
-    from axolotl.utils.logging import get_logger
+    from .host import get_logger
 
     get_logger(__name__).warning(message, *values)

@@ -28,7 +28,7 @@ def warn_when_evaluated(trainer: Trainer) -> None:
 
 def warn_fresh_adapter(verb: str) -> None:
     """Say loudly that no trained adapter was named."""
-    from axolotl.utils.logging import get_logger
+    from .host import get_logger
 
     get_logger(__name__).warning(
         "\n%s\n%s was given no trained adapter: it runs a fresh AlphaLoRA adapter, which is the "

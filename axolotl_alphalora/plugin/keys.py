@@ -13,7 +13,7 @@ from typing import Annotated, Any, NamedTuple
 
 from pydantic import Field, TypeAdapter, ValidationError
 
-from ..storage import expanded
+from ..files import expanded
 from .block import ADAPTER, AlphaLoraConfigBlock
 
 __all__ = ["KEYS", "PLUGIN", "as_written", "check_adapter", "check_plugins", "check_spelling"]

@@ -77,7 +77,7 @@ class Allocation:
             )
 
     def _settle(self, cfg: Any) -> None:
-        from axolotl.utils.distributed import init_distributed_state
+        from .host import init_distributed_state
 
         init_distributed_state()
         _, saved, path, _ = self._key
@@ -163,11 +163,11 @@ def check_start(cfg: Any, allocation: Allocation) -> None:
 
 def adapter_config(cfg: Any, allocation: Allocation, model: nn.Module) -> AlphaLoraConfig:
     """The PEFT config for the run; every honoured option of the YAML is in it."""
-    from axolotl.loaders.adapter import _get_peft_task_type
+    from .host import peft_task_type
 
     allocation.settle_from_model(model, cfg)
     config = _peft_config(cfg, allocation)
-    config.task_type = _get_peft_task_type(model)
+    config.task_type = peft_task_type(model)
     return config
 
 
@@ -244,6 +244,6 @@ def _progress(names: Sequence[str]) -> Callable[[Any], None]:
 
 
 def _logger() -> Any:
-    from axolotl.utils.logging import get_logger
+    from .host import get_logger
 
     return get_logger(__name__)

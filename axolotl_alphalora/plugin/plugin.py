@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from axolotl.integrations.base import AdapterCapabilities, BasePlugin
-
 from . import quantization, refusals
 from .block import ADAPTER
-from .host import check_host
+from .host import AdapterCapabilities, BasePlugin, check_host
 
 check_host()
 

@@ -27,9 +27,8 @@ def load_tokenizer(cfg: Any) -> Any:
     Returns:
         The tokenizer that the host's datasets are tokenised with.
     """
-    from axolotl.loaders import load_tokenizer as load
-    from axolotl.utils.dict import DictDefault
-    from axolotl.utils.distributed import is_distributed
+    from .host import DictDefault, is_distributed
+    from .host import load_tokenizer as load
 
     if cfg.added_tokens_overrides and is_distributed():
         written = str(Path(cfg.output_dir) / "tokenizer")
@@ -56,8 +55,8 @@ def load_splits(cfg: Any, tokenizer: Any) -> tuple[Dataset, Dataset | None]:
     Returns:
         The training and the validation dataset; None where the run has none.
     """
-    from axolotl.utils.data.lock import FileLockLoader
-    from axolotl.utils.data.sft import _load_and_prepare_datasets
+    from .host import FileLockLoader
+    from .host import load_and_prepare_datasets as _load_and_prepare_datasets
 
     def splits() -> tuple[Dataset, Dataset | None]:
         train, validation, _ = _load_and_prepare_datasets(tokenizer, cfg)

@@ -6,16 +6,8 @@ from collections.abc import Mapping
 from importlib.util import find_spec
 from typing import Any
 
-from axolotl_alphalora.plugin import sharding
-
-PACKAGES: Mapping[str, str] = {
-    "bitsandbytes": "bitsandbytes",
-    "torchao": "torchao",
-    "hqq": "hqq",
-    "gptq": "gptqmodel",
-    "awq": "gptqmodel",
-}
-"""Quantisation methods whose layers can carry experts, and the package that loads each."""
+from ..hosts.constants import QUANTISATION_PACKAGES
+from . import sharding
 
 
 def checkpoint_quantization(cfg: Mapping[str, Any]) -> dict[str, Any] | None:
@@ -69,16 +61,16 @@ def check_checkpoint(cfg: Mapping[str, Any], found: Mapping[str, Any]) -> None:
         )
     if cfg.get("model_quantization_config"):
         return
-    if method not in PACKAGES:
+    if method not in QUANTISATION_PACKAGES:
         raise ValueError(
             f"The checkpoint `base_model: {base}` is quantised with {method}, whose layers cannot "
-            f"carry experts. Use one of {', '.join(PACKAGES)}, or the unquantised checkpoint with "
-            "`load_in_4bit: true`."
+            f"carry experts. Use one of {', '.join(QUANTISATION_PACKAGES)}, or the unquantised "
+            "checkpoint with `load_in_4bit: true`."
         )
-    if find_spec(PACKAGES[method]) is None:
+    if find_spec(QUANTISATION_PACKAGES[method]) is None:
         raise ValueError(
             f"The checkpoint `base_model: {base}` is quantised with {method}, which needs a "
-            f"package that is not installed: `pip install {PACKAGES[method]}`."
+            f"package that is not installed: `pip install {QUANTISATION_PACKAGES[method]}`."
         )
     if sharding.is_sharded(cfg):
         _check_sharding(cfg, found)

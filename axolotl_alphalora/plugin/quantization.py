@@ -20,8 +20,11 @@ import inspect
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from axolotl_alphalora.plugin import sharding
-from axolotl_alphalora.plugin.prequantised import checkpoint_quantization
+from ..hosts.constants import NF4
+from ..hosts.transformers import is_deepspeed_zero3_enabled, quantiser, should_convert_module
+from . import sharding
+from .host import FP32_STORAGE_MODELS, INT8_SKIPPED
+from .prequantised import checkpoint_quantization
 
 if TYPE_CHECKING:
     import torch
@@ -29,10 +32,6 @@ if TYPE_CHECKING:
 
 KEY = "quantization_config"
 _STORAGE = "bnb_4bit_quant_storage"
-
-# The host stores the packed weights of these models as fp32 unless a sharding engine runs.
-_FP32_STORAGE_MODELS = frozenset({"jamba", "qwen2_moe", "nemotron_h"})
-_INT8_SKIPPED = {"jamba": ["mamba"], "falcon_h1": ["out_proj"]}
 
 
 def placeholder(load_in_4bit: bool | None, load_in_8bit: bool | None) -> dict[str, Any] | None:
@@ -104,7 +103,7 @@ def bnb_config(cfg: Any) -> dict[str, Any] | None:
     if cfg.load_in_4bit:
         return _four_bit(cfg)
     if cfg.load_in_8bit:
-        skipped = _INT8_SKIPPED.get(cfg.model_config_type)
+        skipped = INT8_SKIPPED.get(cfg.model_config_type)
         return {"load_in_8bit": True} | ({"llm_int8_skip_modules": skipped} if skipped else {})
     return None
 
@@ -186,14 +185,14 @@ def prepare(model: PreTrainedModel, cfg: Any) -> None:
             `torch_dtype`.
         cfg: The normalised Axolotl configuration.
     """
-    import axolotl.loaders.model as host
+    from .host import model_loading
 
     if cfg.gradient_checkpointing:
         model.gradient_checkpointing_enable(
             gradient_checkpointing_kwargs=cfg.gradient_checkpointing_kwargs
         )
     if _asked(cfg) is not None and not _host_skips_preparation(cfg):
-        host.prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
+        model_loading.prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
 
 
 def _four_bit(cfg: Any) -> dict[str, Any]:
@@ -202,14 +201,12 @@ def _four_bit(cfg: Any) -> dict[str, Any]:
     # included, which would destroy them in another storage. For bf16 this is the host's own choice.
     storage = "bfloat16" if cfg.deepspeed else dtype
     engine = cfg.deepspeed or sharding.is_sharded(cfg)
-    if cfg.model_config_type in _FP32_STORAGE_MODELS and not engine:
+    if cfg.model_config_type in FP32_STORAGE_MODELS and not engine:
         storage = "float32"
     config: dict[str, Any] = {
-        "load_in_4bit": True,
+        **NF4,
         "llm_int8_threshold": 6.0,
         "llm_int8_has_fp16_weight": False,
-        "bnb_4bit_quant_type": "nf4",
-        "bnb_4bit_use_double_quant": True,
         "bnb_4bit_compute_dtype": dtype,
         _STORAGE: storage,
     }
@@ -223,7 +220,7 @@ def _four_bit(cfg: Any) -> dict[str, Any]:
 
 def _skipped_in_4bit(model_type: str | None) -> list[str] | None:
     try:
-        from axolotl.utils.nf4 import bnb_4bit_skip_modules
+        from .host import bnb_4bit_skip_modules
     except ImportError:  # Axolotl 0.20 has no such function and this one case
         return ["out_proj"] if model_type == "falcon_h1" else None
     return bnb_4bit_skip_modules(model_type)
@@ -254,8 +251,6 @@ def _asked(cfg: Any) -> str | None:
 
 
 def _host_skips_preparation(cfg: Any) -> bool:
-    from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
-
     return bool(
         sharding.is_sharded(cfg)
         or is_deepspeed_zero3_enabled()
@@ -264,7 +259,7 @@ def _host_skips_preparation(cfg: Any) -> bool:
 
 
 def _quantised_otherwise(model: PreTrainedModel, cfg: Any) -> bool:
-    quantizer: Any = getattr(model, "hf_quantizer", None)
+    quantizer = quantiser(model)
     by_checkpoint = quantizer is not None and quantizer.pre_quantized
     return by_checkpoint or KEY in (cfg.overrides_of_model_kwargs or {})
 
@@ -283,9 +278,8 @@ def _refuse_layers(model: PreTrainedModel, kinds: tuple[type, ...], asked: str) 
 def _unconverted(model: PreTrainedModel, expected: type) -> list[str]:
     """Names of the linear layers that bitsandbytes should have converted and did not."""
     from torch import nn
-    from transformers.quantizers.quantizers_utils import should_convert_module
 
-    quantizer: Any = getattr(model, "hf_quantizer", None)
+    quantizer = quantiser(model)
     skipped = list(quantizer.modules_to_not_convert or []) if quantizer is not None else []
     return [
         name
@@ -299,7 +293,7 @@ def _unconverted(model: PreTrainedModel, expected: type) -> list[str]:
 def _check_settings(model: PreTrainedModel, cfg: Any) -> None:
     from transformers import BitsAndBytesConfig
 
-    quantizer: Any = model.hf_quantizer
+    quantizer = quantiser(model)
     if quantizer.pre_quantized:
         return
     used = quantizer.quantization_config.to_dict()

@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from ..hosts.constants import OPTIMIZER
 from ..planning import PlanRequest, Targets
 from .block import BUDGET, AlphaLoraConfigBlock, plain
-
-_HOST_OPTIMIZER = "adamw_torch_fused"
 
 
 def plan_request(cfg: Mapping[str, Any]) -> PlanRequest:
@@ -80,7 +79,7 @@ def _optimizer(cfg: Mapping[str, Any]) -> str:
             "`peft_autocast_adapter_dtype: false` keeps them in the base model's dtype. Remove "
             "that option, or give `alphalora.total_parameters` instead."
         )
-    return str(cfg.get("optimizer") or _HOST_OPTIMIZER)
+    return str(cfg.get("optimizer") or OPTIMIZER)
 
 
 def _plain(value: Any) -> Any:

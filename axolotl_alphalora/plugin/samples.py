@@ -11,11 +11,10 @@ from typing import Any
 import numpy as np
 import torch
 
+from ..hosts.constants import IGNORED
 from ..sensitivity.samples import Sample, share_out
 from .prepared import contained, load_splits, load_tokenizer, row_key
 from .tasks import COLUMN, Entry, load_entries, rows_by_task, tokenize
-
-_IGNORED = -100
 
 UNSAMPLED: Mapping[str, str] = {
     "pretraining_dataset": "its rows are a stream, and how many there are is not known",
@@ -153,7 +152,7 @@ def draw_validation(cfg: Any, count: int, seed: int = 0) -> list[Sample]:
             {key: torch.tensor([validation[index][key]]) for key in ("input_ids", "labels")},
         )
         for index in order
-        if any(label != _IGNORED for label in validation[index]["labels"][1:])
+        if any(label != IGNORED for label in validation[index]["labels"][1:])
     ]
 
 
@@ -210,13 +209,12 @@ def _tokenized(
         row_key(ids, labels): (ids, labels)
         for entry, indices in by_entry.items()
         for ids, labels in tokenize(entries[entry], indices, tokenizer, cfg)
-        if any(label != _IGNORED for label in labels[1:])
+        if any(label != IGNORED for label in labels[1:])
     }
 
 
 def _check_plugins(advice: str) -> None:
-    from axolotl.integrations.base import BasePlugin, PluginManager
-
+    from .host import BasePlugin, PluginManager
     from .plugin import AlphaLoraPlugin
 
     ways = (BasePlugin.load_datasets, AlphaLoraPlugin.load_datasets)  # ours loads none
@@ -241,7 +239,7 @@ def _check_count(count: int, pools: Mapping[str, _Pool]) -> None:
 
 def _report(count: int, pools: Mapping[str, _Pool]) -> None:
     """Warn of tasks that gave less than their share; refuse those that gave nothing."""
-    from axolotl.utils.logging import get_logger
+    from .host import get_logger
 
     log = get_logger(__name__)
     shares = share_out(count, dict.fromkeys(pools, math.inf))

@@ -11,8 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from ..allocation import Budget, Plan
+from ..files import ADAPTER_CONFIG, ADAPTER_WEIGHTS, METHOD, check_version, read_adapter_config
+from ..hosts.constants import CLASSIFIER_HEADS, SPAN_HEADS
 from ..planning import PlanRequest, layers
-from ..saved_format import check_version
+from ..spectral.files import locate
 from .block import ADAPTER
 from .checkpoints import damage
 from .request import plan_request, read_block
@@ -34,7 +36,7 @@ CHANGEABLE: Mapping[str, str] = {
 }
 """Keys that may say otherwise than the adapter: they change how it learns, not what it computes."""
 
-_HEADS = {"score", "classifier", "qa_outputs"}
+_HEADS = {*CLASSIFIER_HEADS, *SPAN_HEADS}
 """What PEFT adds to `modules_to_save` for a task, whether the model has it or not."""
 
 OF_THE_RUN = ("router_lr_ratio", "log_blocks_every")
@@ -43,8 +45,7 @@ OF_THE_RUN = ("router_lr_ratio", "log_blocks_every")
 
 def saved_adapter(cfg: Any) -> tuple[str, str] | None:
     """The adapter that the run starts from: (YAML key, directory or hub id), or None."""
-    from axolotl.utils.dict import DictDefault
-    from axolotl.utils.train import determine_last_checkpoint
+    from .host import DictDefault, determine_last_checkpoint
 
     if cfg.lora_model_dir:
         return "lora_model_dir", str(cfg.lora_model_dir)
@@ -62,16 +63,18 @@ def read_saved(key: str, source: str) -> dict[str, Any]:
         ValueError: If there is none, it is another method's or a newer release's, or its weights
             are damaged; names the key and the directory.
     """
-    from axolotl.loaders.adapter import read_saved_adapter_config
-
-    config = read_saved_adapter_config(source, from_hub=True)
-    if config is None:
+    try:
+        file = locate(source).find(ADAPTER_CONFIG)
+        config = read_adapter_config(file.parent) if file else {}
+    except Exception:  # errors of a proxy are no OSErrors
+        config = {}
+    if not config:
         where = f"{key}: {source}"
         hint = "The directory does not exist."
         if Path(source).exists():
             hint = "If a run was killed while it saved, delete the directory."
-        raise ValueError(f"{where} has no readable adapter_config.json. {hint}")
-    if config.get("peft_type") != "ALPHALORA":
+        raise ValueError(f"{where} has no readable {ADAPTER_CONFIG}. {hint}")
+    if config.get("peft_type") != METHOD:
         raise ValueError(
             f"{key}: {source} holds a {config.get('peft_type')} adapter, not an AlphaLoRA one. "
             "Set `adapter:` to its own method, or start a new adapter."
@@ -80,7 +83,7 @@ def read_saved(key: str, source: str) -> dict[str, Any]:
         check_version(config.get("needs_version", "0.1.0"))
     except ValueError as error:
         raise ValueError(f"{key}: {source}: {error}") from error
-    weights = Path(source) / "adapter_model.safetensors"
+    weights = Path(source) / ADAPTER_WEIGHTS
     there = weights.exists() or weights.with_suffix(".bin").exists()
     if key == "lora_model_dir" and Path(source).is_dir() and not there:
         raise ValueError(

@@ -8,7 +8,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-_CARD = "README.md"
+from ..files import ADAPTER_CARD, ADAPTER_CONFIG
+
 _DRAFT = ".saving-"
 
 
@@ -33,12 +34,12 @@ def save_whole(model: Any) -> None:
             shutil.rmtree(left)
         with TemporaryDirectory(dir=folder, prefix=_DRAFT) as name:
             draft = Path(name)
-            if (folder / _CARD).is_file():
-                shutil.copy2(folder / _CARD, draft)  # PEFT adds to the model card that it finds
+            if (folder / ADAPTER_CARD).is_file():
+                shutil.copy2(folder / ADAPTER_CARD, draft)  # PEFT adds to the card it finds
             save(str(draft), *args, **kwargs)
             # The settings come last, so that a new adapter is complete once they are there.
             files = sorted(p for p in draft.rglob("*") if p.is_file())
-            for file in sorted(files, key=lambda p: p.name == "adapter_config.json"):
+            for file in sorted(files, key=lambda p: p.name == ADAPTER_CONFIG):
                 with file.open("rb") as written:
                     os.fsync(written.fileno())
                 target = folder / file.relative_to(draft)

@@ -82,9 +82,7 @@ class HostModel:
 
     def _load(self, advice: str) -> tuple[Any, Any]:
         if self._loaded is None:
-            from axolotl.cli.config import load_cfg
-            from axolotl.cli.utils.load import load_model_and_tokenizer
-
+            from .host import load_cfg, load_model_and_tokenizer
             from .samples import check_data
 
             overrides = _overrides(self._config, self._output.name)

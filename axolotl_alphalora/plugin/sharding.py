@@ -64,7 +64,7 @@ def place(model_kwargs: Mapping[str, Any] | None) -> None:
     Args:
         model_kwargs: The mapping whose values the model loader holds; changed in place.
     """
-    from axolotl.utils.distributed import get_device_type
+    from .host import get_device_type
 
     slot = (model_kwargs or {}).get(KEY)
     if slot == PLACEHOLDER:
@@ -83,7 +83,8 @@ def check_run(cfg: Any) -> None:
         RuntimeError: If the host's patches of FSDP2 did not take.
     """
     import torch
-    from axolotl.monkeypatch import fsdp2_qlora
+
+    from .host import fsdp2_qlora
 
     if cfg.load_in_4bit and cfg.torch_dtype == torch.float16:
         raise ValueError(

@@ -26,9 +26,9 @@ def is_first_process() -> bool:
 
 def progress_bar(what: str, unit: str, total: int) -> Callable[[Any], None]:
     """Show a bar in the run's output; what it returns is called after each unit of work."""
-    from transformers.utils import logging as hf_logging
+    from ..hosts.transformers import progress
 
-    bar = hf_logging.tqdm(
+    bar = progress(
         total=total, desc=f"AlphaLoRA: {what}", unit=unit, disable=not is_first_process()
     )
 

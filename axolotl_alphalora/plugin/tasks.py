@@ -45,8 +45,7 @@ def load_entries(cfg: Any) -> list[Entry]:
         The entries in the YAML's order. An entry with several `name`s counts as several; one with
         `preprocess_shards` has a part for each shard, all with the same name.
     """
-    from axolotl.utils.data.shared import datasets_with_name_generator
-    from axolotl.utils.dict import DictDefault
+    from .host import DictDefault, datasets_with_name_generator
 
     sources = [
         DictDefault({**entry, "name": name})
@@ -61,8 +60,9 @@ def load_entries(cfg: Any) -> list[Entry]:
 
 
 def _load_rows(config: Any, cfg: Any) -> Dataset:
-    from axolotl.utils.data.shared import load_dataset_with_config
     from datasets import DatasetDict
+
+    from .host import load_dataset_with_config
 
     rows = load_dataset_with_config(config, cfg.hf_use_auth_token)
     if isinstance(rows, DatasetDict):
@@ -194,11 +194,10 @@ def tokenize(
         Token ids and labels of each training row: fewer than the raw rows where the host drops
         some (by the dataset's type or by length), more where it cuts long ones into pieces.
     """
-    from axolotl.utils.data.sft import _parse_dataset_type
-    from axolotl.utils.data.utils import handle_long_seq_in_dataset
-    from axolotl.utils.data.wrappers import get_dataset_wrapper
-    from axolotl.utils.dict import DictDefault
     from datasets import Dataset, DatasetInfo
+
+    from .host import DictDefault, get_dataset_wrapper, handle_long_seq_in_dataset
+    from .host import parse_dataset_type as _parse_dataset_type
 
     # A handful of rows is worth no worker processes; in memory it leaves no files in the cache.
     alone = DictDefault({**cfg, "dataset_num_proc": None})

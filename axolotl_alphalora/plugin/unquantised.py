@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from torch import nn
@@ -13,8 +13,7 @@ _GIB = 2**30
 
 def warn_unquantised(model: nn.Module) -> None:
     """Log what `describe_unquantised` says, once for all processes."""
-    from axolotl.utils.logging import get_logger
-
+    from .host import get_logger
     from .shared import is_first_process
 
     found = describe_unquantised(model)
@@ -32,10 +31,10 @@ def describe_unquantised(model: nn.Module) -> str | None:
         A sentence with their number, parameters, size in GiB and the first name; None if there are
         none, or bitsandbytes did not quantise the model.
     """
+    from ..hosts.transformers import quantiser
     from ..spectral.definition import stacked_weights
 
-    quantizer: Any = getattr(model, "hf_quantizer", None)
-    method = getattr(getattr(quantizer, "quantization_config", None), "quant_method", None)
+    method = getattr(getattr(quantiser(model), "quantization_config", None), "quant_method", None)
     if method is None or not str(getattr(method, "value", method)).startswith("bitsandbytes"):
         return None
     parameters = dict(model.named_parameters())

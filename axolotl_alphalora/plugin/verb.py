@@ -1,16 +1,11 @@
-"""Which of the host's commands is running, and what each means for a routed adapter.
-
-The host passes its verbs to no plugin, but each validates the configuration in its own module.
-"""
+"""What each of the host's commands means for a routed adapter."""
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
-ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
+from ..files import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 
 RUNS_ADAPTER = ("evaluate", "inference")
 """Verbs that run an adapter which is there."""
@@ -21,22 +16,6 @@ WHOLE_MODEL: Mapping[str, str] = {
     "vllm_serve": "serves a whole model or plain LoRA with vLLM",
 }
 """Verbs that need one weight per layer; `merge-lora` sets an option, which is refused."""
-
-
-def running_verb() -> str | None:
-    """The host's command that this code runs under, by its module's name, or None.
-
-    The module of a command started with ``python -m`` is called ``__main__``, so the import
-    system's own record of its name is asked.
-    """
-    frame: Any = sys._getframe(1)
-    while frame is not None:
-        spec = frame.f_globals.get("__spec__")
-        parent, _, name = (getattr(spec, "name", None) or "").rpartition(".")
-        if parent == "axolotl.cli" and name not in ("config", "main"):
-            return name
-        frame = frame.f_back
-    return None
 
 
 def check_verb(verb: str | None) -> None:
@@ -85,8 +64,8 @@ def trained_adapter(output_dir: str | Path) -> Path | None:
 
 
 def _holds_adapter(folder: Path) -> bool:
-    return all((folder / name).is_file() for name in ADAPTER_FILES)
+    return all((folder / name).is_file() for name in (ADAPTER_CONFIG, ADAPTER_WEIGHTS))
 
 
 def _modified(folder: Path) -> float:
-    return (folder / ADAPTER_FILES[1]).stat().st_mtime
+    return (folder / ADAPTER_WEIGHTS).stat().st_mtime

@@ -9,9 +9,9 @@ from typing import Any
 
 import yaml
 
+from axolotl_alphalora.files import write_whole
 from axolotl_alphalora.quickstart.data import HELD_OUT_FILE, TRAIN_FILE
 from axolotl_alphalora.quickstart.files import QuickstartError, digest
-from axolotl_alphalora.storage import write_whole
 
 CONFIG_FILE = "config.yml"
 ADAPTER_DIRECTORY = "adapter"

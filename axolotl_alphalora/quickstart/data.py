@@ -6,9 +6,9 @@ import json
 from pathlib import Path
 from random import Random
 
+from axolotl_alphalora.files import write_whole
 from axolotl_alphalora.quickstart.files import digest
 from axolotl_alphalora.quickstart.skills import SKILLS
-from axolotl_alphalora.storage import write_whole
 
 TRAIN_FILE = "train.jsonl"
 HELD_OUT_FILE = "held_out.jsonl"

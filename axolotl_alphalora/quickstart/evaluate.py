@@ -16,7 +16,8 @@ from typing import Any
 
 import click
 
-from axolotl_alphalora.prompt import IGNORED, encode, prompt_text
+from axolotl_alphalora.hosts.constants import IGNORED
+from axolotl_alphalora.prompt import encode, prompt_text
 from axolotl_alphalora.quickstart.files import write_json
 
 BATCH_ROWS = 8

@@ -15,7 +15,7 @@ from typing import Any
 
 import click
 
-from axolotl_alphalora.storage import write_whole
+from axolotl_alphalora.files import write_whole
 
 # The process of a quickstart that was killed a moment ago needs this long to be gone.
 _PATIENCE_SECONDS = 5.0

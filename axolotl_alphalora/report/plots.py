@@ -12,7 +12,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..storage import write_whole
+from ..files import write_whole
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -77,16 +77,15 @@ class Capture:
 
         Args:
             embedding: The model's input embedding; its output is made to require a gradient.
-            checkpointed: Layers with transformers' ``_gradient_checkpointing_func``. Reentrant
-                checkpointing leaves out a layer of whose inputs none requires a gradient, as in
-                a vision tower; such a layer's first input is made to.
+            checkpointed: Layers that are recomputed. Reentrant checkpointing leaves out a layer
+                of whose inputs none requires a gradient, as in a vision tower; such a layer's
+                first input is made to.
         """
+        from ..hosts.transformers import wrap_checkpointing
+
         embedding.register_forward_hook(_touch_output)
         for layer in checkpointed:
-            wrapped: Any = layer
-            wrapped._gradient_checkpointing_func = partial(
-                self._checkpoint, wrapped._gradient_checkpointing_func
-            )
+            wrap_checkpointing(layer, self._checkpoint)
 
     def add(self, name: str, square: Tensor) -> None:
         """Keep the squared norm (a scalar) of one backward pass through the module."""

@@ -9,7 +9,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-_IGNORED = -100
+from ..hosts.constants import IGNORED
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,7 +64,7 @@ def split_batch(batch: Mapping[str, Tensor], task: str = "data") -> list[Sample]
     for row in range(shape[0]):
         cells = {key: value[row].detach().cpu() for key, value in batch.items()}
         for start, stop in _sequences(cells, row):
-            if bool((cells["labels"][start + 1 : stop] == _IGNORED).all()):
+            if bool((cells["labels"][start + 1 : stop] == IGNORED).all()):
                 continue
             inputs = {key: value[start:stop].clone()[None] for key, value in cells.items()}
             if "attention_mask" in inputs:

@@ -53,6 +53,8 @@ def switch_checkpointing_on(model: nn.Module) -> None:
     Raises:
         ValueError: If the model has no layer that can be checkpointed.
     """
+    from ..hosts.transformers import set_checkpointing
+
     if checkpointed_layers(model):
         return
     able: list[Any] = [m for m in model.modules() if hasattr(m, "gradient_checkpointing")]
@@ -62,8 +64,7 @@ def switch_checkpointing_on(model: nn.Module) -> None:
             "`gradient_checkpointing` switched off."
         )
     for module in able:
-        module.gradient_checkpointing = True
-        module._gradient_checkpointing_func = partial(checkpoint, use_reentrant=False)
+        set_checkpointing(module, partial(checkpoint, use_reentrant=False))
 
 
 def freeze(model: nn.Module) -> None:
@@ -74,7 +75,7 @@ def freeze(model: nn.Module) -> None:
     weights for some processors. Checkpointed layers are in training mode until they run, because
     only then do they checkpoint: while one runs it is in eval mode as well.
     """
-    from transformers.modeling_layers import GradientCheckpointingLayer
+    from ..hosts.transformers import GradientCheckpointingLayer, wrap_checkpointing
 
     model.requires_grad_(False)
     for module in model.modules():
@@ -82,10 +83,7 @@ def freeze(model: nn.Module) -> None:
     for layer in checkpointed_layers(model):
         if isinstance(layer, GradientCheckpointingLayer):
             layer.training = True
-            wrapped: Any = layer
-            wrapped._gradient_checkpointing_func = partial(
-                _checkpoint_in_eval, wrapped._gradient_checkpointing_func, layer
-            )
+            wrap_checkpointing(layer, _checkpoint_in_eval, layer)
         elif not any(child is not layer for child in checkpointed_layers(layer)):
             # An older kind of model: the stack of layers asks for its own mode while it runs.
             layer.training = True

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from statistics import fmean, median, pstdev
 from typing import Protocol
 
-from axolotl_alphalora.blocks import group_by_unit, kind_of, stack_of
-from axolotl_alphalora.settings import AGGREGATES
+from ..blocks import group_by_unit, kind_of, stack_of
+from ..settings import AGGREGATES
 
 __all__ = ["AGGREGATES", "Measured", "unit_errors", "unit_scores"]
 

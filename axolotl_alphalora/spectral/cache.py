@@ -19,8 +19,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from axolotl_alphalora.spectral.digest import file_state, is_settled, text_digest
-from axolotl_alphalora.storage import cache_root, write_whole
+from ..files import cache_root, write_whole
+from .digest import file_state, is_settled, text_digest
 
 __all__ = ["Cache", "default_cache", "file_digest"]
 
@@ -107,7 +107,7 @@ class Cache:
 
 
 def default_cache() -> Cache:
-    """Return the cache in ``spectra`` of :func:`~axolotl_alphalora.storage.cache_root`."""
+    """Return the cache in ``spectra`` of :func:`~axolotl_alphalora.files.cache_root`."""
     return Cache(cache_root() / "spectra")
 
 

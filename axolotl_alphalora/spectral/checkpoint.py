@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from axolotl_alphalora.spectral.digest import combined_digest
-from axolotl_alphalora.spectral.files import CheckpointFiles, UnreadableCheckpoint
-from axolotl_alphalora.spectral.tensors import StoredTensors, read_json
+from .digest import combined_digest
+from .files import CheckpointFiles, UnreadableCheckpoint
+from .tensors import StoredTensors, read_json
 
 if TYPE_CHECKING:
-    from axolotl_alphalora.spectral.definition import WeightNames
+    from .definition import WeightNames
 
 __all__ = ["FLOATS", "CheckpointWeights", "MissingTensor", "quantization_method"]
 

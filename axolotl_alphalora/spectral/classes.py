@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 from typing import Any
 
@@ -38,22 +37,22 @@ def trained_class(config: Any, model: str) -> Any:
         ValueError: If transformers has none for it, or it would load a part of the model only,
             such as the decoder of an encoder-decoder.
     """
+    from ..hosts.transformers import model_class
+
     if _has_own_code(config):
         return _of_transformers("AutoModelForCausalLM")
-    autos = [
-        auto for auto in map(_of_transformers, _TRAINED) if type(config) in auto._model_mapping
-    ]
+    autos = _autos(_TRAINED, config)
     own = _OWN.get(config.model_type)
     found = _of_transformers(own) if own else autos[0] if autos else None
     if found is None:
         raise ValueError(_no_language_model(config, model))
     whole = whole_class(config, model)
-    if _made_by(whole, config) is not _made_by(found, config):
+    if model_class(whole, config) is not model_class(found, config):
         part, all_of_it = _layers(found, config), _layers(whole, config)
         if 0 < part < all_of_it:
             raise ValueError(
-                f"{model} is a {_made_by(whole, config).__name__}. What would be trained of it, "
-                f"{_made_by(found, config).__name__}, leaves out {all_of_it - part} of its "
+                f"{model} is a {model_class(whole, config).__name__}. What would be trained of it, "
+                f"{model_class(found, config).__name__}, leaves out {all_of_it - part} of its "
                 f"{all_of_it} linear layers. Experts are planned for language models that are "
                 "loaded whole."
             )
@@ -73,18 +72,20 @@ def whole_class(config: Any, model: str) -> Any:
     Raises:
         ValueError: If transformers has none for it.
     """
+    from ..hosts.transformers import model_class
+
     if _has_own_code(config):
         return _of_transformers("AutoModelForCausalLM")
     autos = _autos(_WHOLE, config)
     for name in config.architectures or []:
         for auto in autos:
-            if _made_by(auto, config).__name__ == name:
+            if model_class(auto, config).__name__ == name:
                 return auto
         if _generates(name, config):
             return _of_transformers(name)
     if not autos:
         raise ValueError(_no_language_model(config, model))
-    if len({_made_by(auto, config) for auto in autos}) == 1:
+    if len({model_class(auto, config) for auto in autos}) == 1:
         return autos[0]
     return max(autos, key=lambda auto: _layers(auto, config))
 
@@ -97,11 +98,10 @@ def bare_model(factory: Any, config: Any, trust_remote_code: bool = False) -> nn
         config: Its config, which is left as it is.
         trust_remote_code: Whether the model's own code may run.
     """
-    config = copy.deepcopy(config)
+    from ..hosts.transformers import from_config
+
     with torch.device("meta"):
-        if hasattr(factory, "_model_mapping"):
-            return factory.from_config(config, trust_remote_code=trust_remote_code)
-        return factory._from_config(config)
+        return from_config(factory, config, trust_remote_code)
 
 
 def _of_transformers(name: str) -> Any:
@@ -111,7 +111,9 @@ def _of_transformers(name: str) -> Any:
 
 
 def _autos(names: Sequence[str], config: Any) -> list[Any]:
-    return [auto for auto in map(_of_transformers, names) if type(config) in auto._model_mapping]
+    from ..hosts.transformers import knows
+
+    return [auto for auto in map(_of_transformers, names) if knows(auto, config)]
 
 
 def _has_own_code(config: Any) -> bool:
@@ -131,17 +133,9 @@ def _generates(name: str, config: Any) -> bool:
     )
 
 
-def _made_by(factory: Any, config: Any) -> Any:
-    """The model's own class."""
-    if not hasattr(factory, "_model_mapping"):
-        return factory
-    found = factory._model_mapping[type(config)]
-    return found[0] if isinstance(found, tuple) else found
-
-
 def _layers(factory: Any, config: Any) -> int:
     """The number of linear layers in the blocks of a model; 0 if the class cannot be made."""
-    from axolotl_alphalora.spectral.definition import linear_layers
+    from .definition import linear_layers
 
     try:
         return len(linear_layers(bare_model(factory, config)))

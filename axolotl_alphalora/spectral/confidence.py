@@ -14,8 +14,8 @@ from statistics import fmean, variance
 import torch
 from torch import Tensor
 
-from axolotl_alphalora.spectral.power_law import ESTIMATORS, fit_ascending, fit_power_law
-from axolotl_alphalora.spectral.spectrum import pool
+from .power_law import ESTIMATORS, fit_ascending, fit_power_law
+from .spectrum import pool
 
 __all__ = ["bootstrap_alphas", "interval", "reliability"]
 

@@ -14,8 +14,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from axolotl_alphalora.blocks import block_name, stack_of
-from axolotl_alphalora.spectral.classes import bare_model, trained_class, whole_class
+from ..blocks import block_name, stack_of
+from ..hosts.torch import is_convolution, whole_shape
+from .classes import bare_model, trained_class, whole_class
 
 __all__ = [
     "WeightNames",
@@ -101,11 +102,8 @@ def stacked_weights(model: nn.Module) -> dict[str, tuple[int, ...]]:
     modules = dict(model.named_modules())
     found = {}
     for name, parameter in model.named_parameters():
-        owner = modules[name.rpartition(".")[0]]
-        convolution = isinstance(owner, nn.modules.conv._ConvNd)
-        # ZeRO-3 keeps the shape of a weight that it has partitioned apart.
-        shape = tuple(getattr(parameter, "ds_shape", parameter.shape))
-        if len(shape) > 2 and block_name(name) != name and not convolution:
+        owner, shape = modules[name.rpartition(".")[0]], tuple(whole_shape(parameter))
+        if len(shape) > 2 and block_name(name) != name and not is_convolution(owner):
             found[name] = shape
     return found
 
@@ -119,7 +117,7 @@ def linear_layers(model: nn.Module) -> dict[str, tuple[int, int]]:
     Returns:
         Exact name to (output features, input features), in the model's order.
     """
-    from transformers.pytorch_utils import Conv1D
+    from ..hosts.transformers import Conv1D
 
     shapes = {}
     for name, module in model.named_modules():
@@ -173,12 +171,13 @@ class WeightNames:
     """
 
     def __init__(self, model: Any, keys: Iterable[str]) -> None:
-        from transformers.conversion_mapping import get_model_conversion_mapping
-        from transformers.core_model_loading import (
+        from ..hosts.transformers import (
             WeightConverter,
             WeightRenaming,
             dot_natural_key,
+            get_model_conversion_mapping,
             rename_source_key,
+            tied_weights,
         )
 
         self._model = model
@@ -205,7 +204,7 @@ class WeightNames:
             source = _Source(tuple(found), patterns, name, converter)
             for target in [name] if converter is None else _targets(converter, name):
                 self._sources[target] = source
-        for tied, origin in (getattr(model, "all_tied_weights_keys", None) or {}).items():
+        for tied, origin in tied_weights(model).items():
             if tied not in self._sources and origin in self._sources:
                 self._sources[tied] = self._sources[origin]
 
@@ -242,8 +241,10 @@ class WeightNames:
         return {listed: list(names) for listed, names in found.items() if names}
 
     def _is_ignored(self, name: str) -> bool:
-        patterns = self._model._keys_to_ignore_on_load_unexpected or ()
-        return any(re.search(pattern, name) for pattern in patterns) or bool(_MTP.search(name))
+        from ..hosts.transformers import ignored_keys
+
+        ignored = any(re.search(pattern, name) for pattern in ignored_keys(self._model))
+        return ignored or bool(_MTP.search(name))
 
     def is_converted(self, module_name: str) -> bool:
         """Whether a module's weight is computed from what is stored, by more than renaming."""

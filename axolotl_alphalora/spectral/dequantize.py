@@ -113,7 +113,7 @@ def _without_bias(module: Any) -> Iterator[None]:
 
 
 def _by_peft(name: str, module: nn.Module) -> Tensor:
-    from peft.utils.integrations import dequantize_module_weight
+    from ..hosts.peft import dequantize_module_weight
 
     _require_data(name, module.weight)
     return dequantize_module_weight(module).detach()

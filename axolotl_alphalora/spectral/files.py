@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import re
 from pathlib import Path
 from typing import Protocol
 
+from ..files import ADAPTER_CONFIG, read_adapter_config
+
 __all__ = [
-    "ADAPTER_CONFIG",
     "FORMATS",
     "CheckpointFiles",
     "UnreadableCheckpoint",
@@ -17,8 +17,6 @@ __all__ = [
     "holds_model",
     "locate",
 ]
-
-ADAPTER_CONFIG = "adapter_config.json"
 
 _POINTER = b"version https://git-lfs.github.com/spec/"
 _WEIGHT_SUFFIXES = (".safetensors", ".bin", ".gguf", ".pt", ".pth", ".h5", ".msgpack")
@@ -188,10 +186,9 @@ def _adapter_in(directory: Path) -> Path | None:
 
 def _no_base_model(directory: Path, adapter: Path) -> str:
     try:
-        settings = json.loads((adapter / ADAPTER_CONFIG).read_text(encoding="utf-8"))
+        known = read_adapter_config(adapter)
     except (OSError, ValueError):
-        settings = None
-    known = settings if isinstance(settings, dict) else {}
+        known = {}
     base = known.get("base_model_name_or_path")
     key = "alphalora.init_from" if known.get("peft_type") == "LORA" else "lora_model_dir"
     what = "an adapter" if adapter == directory else f"the adapter {adapter.name}"

@@ -12,22 +12,14 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from axolotl_alphalora.spectral.cache import Cache, file_digest
-from axolotl_alphalora.spectral.digest import text_digest
-from axolotl_alphalora.spectral.files import UnreadableCheckpoint
-from axolotl_alphalora.spectral.weights import LiveWeights
+from .. import __version__
+from ..hosts.constants import QUANTISATION_PACKAGES
+from .cache import Cache, file_digest
+from .digest import text_digest
+from .files import UnreadableCheckpoint
+from .weights import LiveWeights
 
-__all__ = ["PACKAGES", "LoadedWeights"]
-
-PACKAGES = {
-    "bitsandbytes": "bitsandbytes",
-    "torchao": "torchao",
-    "hqq": "hqq",
-    "gptq": "gptqmodel",
-    "awq": "gptqmodel",
-    "gguf": "gguf",
-}
-"""Quantisation method to the package that transformers reads it with."""
+_PACKAGES = {**QUANTISATION_PACKAGES, "gguf": "gguf"}
 
 
 class LoadedWeights:
@@ -126,7 +118,7 @@ class LoadedWeights:
                 try:
                     self._live = LiveWeights(self._load())
                 except (ImportError, OSError, RuntimeError, ValueError) as error:
-                    package = PACKAGES.get(self._kind)
+                    package = _PACKAGES.get(self._kind)
                     missing = package is not None and find_spec(package) is None
                     raise UnreadableCheckpoint(
                         f"transformers cannot load {self._name} ({self._kind}): {error}"
@@ -137,8 +129,8 @@ class LoadedWeights:
 
 def _versions() -> list[str]:
     """Return the versions of all that has a part in what a dequantised weight is."""
-    found = []
-    for package in ("axolotl-alphalora", "peft", "transformers", *PACKAGES.values()):
+    found = [f"axolotl-alphalora {__version__}"]
+    for package in ("peft", "transformers", *_PACKAGES.values()):
         with suppress(PackageNotFoundError):
             found.append(f"{package} {version(package)}")
     return sorted(set(found))

@@ -9,16 +9,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from axolotl_alphalora.settings import QualitySettings
-from axolotl_alphalora.spectral.aggregate import unit_errors, unit_scores
-from axolotl_alphalora.spectral.cache import Cache
-from axolotl_alphalora.spectral.confidence import bootstrap_alphas, interval, reliability
-from axolotl_alphalora.spectral.power_law import PowerLawFit
-from axolotl_alphalora.spectral.quality import MatrixQuality, assess
-from axolotl_alphalora.spectral.reading import Spectra, read_spectra
-from axolotl_alphalora.spectral.threads import one_thread
-from axolotl_alphalora.spectral.weights import WeightSource
-from axolotl_alphalora.spectral.windows import default_window
+from ..settings import QualitySettings
+from .aggregate import unit_errors, unit_scores
+from .cache import Cache
+from .confidence import bootstrap_alphas, interval, reliability
+from .power_law import PowerLawFit
+from .quality import MatrixQuality, assess
+from .reading import Spectra, read_spectra
+from .threads import one_thread
+from .weights import WeightSource
+from .windows import default_window
 
 __all__ = ["Measurement", "measure", "resampled_scores", "trust", "unit_intervals"]
 
@@ -217,7 +217,7 @@ def _on_the_matrix(
     """Let weightwatcher analyse each weight itself, and keep what it says."""
     from importlib.metadata import PackageNotFoundError, version
 
-    from axolotl_alphalora.spectral.weightwatcher import analyze_weightwatcher
+    from .weightwatcher import analyze_weightwatcher
 
     try:
         release = version("weightwatcher")

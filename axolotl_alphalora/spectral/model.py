@@ -10,13 +10,14 @@ from typing import Any
 
 from torch import nn
 
-from axolotl_alphalora.spectral.cache import Cache, file_digest
-from axolotl_alphalora.spectral.checkpoint import FLOATS, CheckpointWeights, quantization_method
-from axolotl_alphalora.spectral.digest import text_digest
-from axolotl_alphalora.spectral.files import UnreadableCheckpoint, check_model_files, locate
-from axolotl_alphalora.spectral.loaded import LoadedWeights
-from axolotl_alphalora.spectral.tensors import StoredTensors
-from axolotl_alphalora.spectral.weights import WeightSource
+from .. import __version__
+from .cache import Cache, file_digest
+from .checkpoint import FLOATS, CheckpointWeights, quantization_method
+from .digest import text_digest
+from .files import UnreadableCheckpoint, check_model_files, locate
+from .loaded import LoadedWeights
+from .tensors import StoredTensors
+from .weights import WeightSource
 
 __all__ = ["BaseModel"]
 
@@ -71,7 +72,7 @@ class BaseModel:
         Raises:
             ValueError: If the config cannot be read, or transformers has no language model for it.
         """
-        from axolotl_alphalora.spectral.definition import skeleton
+        from .definition import skeleton
 
         if self._gguf is not None:
             folder, file = str(self._gguf.parent), self._gguf.name
@@ -174,7 +175,7 @@ class BaseModel:
         return found
 
     def _weight_names(self, stored: StoredTensors) -> Any:
-        from axolotl_alphalora.spectral.definition import WeightNames
+        from .definition import WeightNames
 
         return WeightNames(self.skeleton, stored.infos)
 
@@ -183,7 +184,7 @@ class BaseModel:
         config = self._gguf or self._files.find("config.json")
         if config is None or self._trust_remote_code:  # own code can change what a config means
             return Cache(None), ""
-        versions = [version("transformers"), version("axolotl-alphalora")]
+        versions = [version("transformers"), __version__]
         extent = "whole" if self.whole else "trained"
         return self.cache, " ".join([file_digest(config, self.cache), *versions, extent])
 
@@ -198,8 +199,8 @@ class BaseModel:
     def _load(self, names: Collection[str]) -> nn.Module:
         import torch
 
-        from axolotl_alphalora.spectral.classes import trained_class, whole_class
-        from axolotl_alphalora.spectral.definition import load_config
+        from .classes import trained_class, whole_class
+        from .definition import load_config
 
         options: dict[str, Any]
         if self._gguf is not None:
@@ -210,7 +211,7 @@ class BaseModel:
             dtype = "auto"
         config = load_config(place, trust_remote_code=self._trust_remote_code, **options)
         if self._gguf is None:
-            from transformers.quantizers.auto import AutoHfQuantizer
+            from ..hosts.transformers import AutoHfQuantizer
 
             if not AutoHfQuantizer.supports_quant_method(config.quantization_config):
                 raise ValueError("it does not know the method and would take codes for weights")

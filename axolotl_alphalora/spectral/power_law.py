@@ -26,7 +26,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from axolotl_alphalora.settings import ESTIMATORS
+from ..settings import ESTIMATORS
 
 __all__ = [
     "ESTIMATORS",
@@ -154,7 +154,7 @@ def fit_ascending(values: Tensor, method: str) -> PowerLawFit:
         )
     if method == _WEIGHTWATCHER:
         # Only on demand: that module needs this one.
-        from axolotl_alphalora.spectral.weightwatcher import fit_weightwatcher
+        from .weightwatcher import fit_weightwatcher
 
         return fit_weightwatcher(values)
     starts = _CANDIDATES[method](values, logs, int((logs < 0).sum()))

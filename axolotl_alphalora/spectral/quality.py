@@ -7,15 +7,15 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from axolotl_alphalora.spectral.files import UnreadableCheckpoint
-from axolotl_alphalora.spectral.power_law import (
+from .files import UnreadableCheckpoint
+from .power_law import (
     MIN_EIGENVALUES,
     PowerLawFit,
     fit_power_law,
 )
-from axolotl_alphalora.spectral.reading import Spectra
-from axolotl_alphalora.spectral.spectrum import pool
-from axolotl_alphalora.spectral.threads import one_thread
+from .reading import Spectra
+from .spectrum import pool
+from .threads import one_thread
 
 __all__ = ["FEW_EIGENVALUES", "SPREAD", "MatrixQuality", "assess"]
 

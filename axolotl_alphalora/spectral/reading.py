@@ -12,11 +12,11 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from axolotl_alphalora.spectral.cache import Cache
-from axolotl_alphalora.spectral.digest import combined_digest
-from axolotl_alphalora.spectral.spectrum import spectra, stacked_spectra
-from axolotl_alphalora.spectral.threads import same_threads_after
-from axolotl_alphalora.spectral.weights import WeightSource
+from .cache import Cache
+from .digest import combined_digest
+from .spectrum import spectra, stacked_spectra
+from .threads import same_threads_after
+from .weights import WeightSource
 
 __all__ = ["Spectra", "read_spectra"]
 

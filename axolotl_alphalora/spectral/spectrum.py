@@ -11,7 +11,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from axolotl_alphalora.spectral.windows import window_grid
+from .windows import window_grid
 
 __all__ = ["pool", "round_off", "significant", "spectra", "spectrum", "stacked_spectra"]
 

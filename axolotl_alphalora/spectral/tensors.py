@@ -14,9 +14,9 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from axolotl_alphalora.spectral.cache import Cache
-from axolotl_alphalora.spectral.digest import combined_digest, file_state, is_settled, tensor_digest
-from axolotl_alphalora.spectral.files import FORMATS, CheckpointFiles, UnreadableCheckpoint
+from .cache import Cache
+from .digest import combined_digest, file_state, is_settled, tensor_digest
+from .files import FORMATS, CheckpointFiles, UnreadableCheckpoint
 
 __all__ = ["StoredTensors", "TensorInfo", "read_json"]
 

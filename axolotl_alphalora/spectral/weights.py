@@ -7,8 +7,8 @@ from typing import Any, Protocol
 
 from torch import Tensor, nn
 
-from axolotl_alphalora.spectral.dequantize import layer_weight
-from axolotl_alphalora.spectral.digest import tensor_digest
+from .dequantize import layer_weight
+from .digest import tensor_digest
 
 __all__ = ["LiveWeights", "WeightSource"]
 

@@ -19,7 +19,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from axolotl_alphalora.spectral.power_law import PowerLawFit
+from .power_law import PowerLawFit
 
 __all__ = ["analyze_weightwatcher", "fit_weightwatcher"]
 

@@ -8,20 +8,19 @@ import sys
 from typing import Any
 
 import torch
-from transformers import PrinterCallback, ProgressCallback, Trainer, TrainerCallback
+from transformers import Trainer, TrainerCallback
 
 from ..adapter import AlphaLoraLayer, find_balancer, find_routers
 from ..adapter.balance import LoadBalancer
 from ..adapter.passes import Phase
 from ..adapter.usage import RouterUsage, UsageMeter, summarise
 from ..blocks import group_by_block
+from ..hosts.transformers import is_console
 from .collapse import CollapseWatch
 
 __all__ = ["METRIC", "AlphaLoraCallback"]
 
 METRIC = "alphalora/"
-_CONSOLE = (PrinterCallback, ProgressCallback)
-_CONSOLE_OF_TRL = "RichProgressCallback"
 _logger = logging.getLogger(__name__)
 
 
@@ -182,8 +181,7 @@ class AlphaLoraCallback(TrainerCallback):
             for name, value in summarise(usage[router] for router in routers).items()
         }
         for callback in trainer.callback_handler.callbacks:
-            console = isinstance(callback, _CONSOLE) or type(callback).__name__ == _CONSOLE_OF_TRL
-            if values and not console:
+            if values and not is_console(callback):
                 callback.on_log(
                     trainer.args,
                     trainer.state,

@@ -11,11 +11,11 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from axolotl_alphalora.files import cache_root
 from axolotl_alphalora.quickstart import model as quickstart_model
 from axolotl_alphalora.quickstart.convert import convert
 from axolotl_alphalora.quickstart.files import QuickstartError
 from axolotl_alphalora.quickstart.model import bundled_gguf, prepare_model
-from axolotl_alphalora.storage import cache_root
 
 from .conftest import printed
 

@@ -126,7 +126,9 @@ def check_page(text, document):
 def rows(text, number=0):
     """Return the cells of a page's table, row by row, as they are written."""
     table = re.findall(r"<table>.*?</table>", text, flags=re.DOTALL)[number]
-    return [re.findall(r"<t[hd](?: [^>]*)?>(.*?)</t[hd]>", row) for row in table.split("</tr>")][:-1]
+    return [re.findall(r"<t[hd](?: [^>]*)?>(.*?)</t[hd]>", row) for row in table.split("</tr>")][
+        :-1
+    ]
 
 
 def test_a_page_of_a_plan_holds_all_and_loads_nothing(tmp_path):

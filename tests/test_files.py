@@ -5,7 +5,7 @@ import stat
 
 import pytest
 
-from axolotl_alphalora.storage import write_whole
+from axolotl_alphalora.files import write_whole
 
 
 def test_an_interrupted_write_leaves_the_old_file(tmp_path, monkeypatch):

@@ -1,0 +1,140 @@
+"""Paths as users write them, files written whole or not at all, the cache, a saved adapter's files.
+
+Knows what a saved adapter's configuration means, and nothing of PEFT, torch or the host.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from pathlib import Path
+from tempfile import mkstemp
+from typing import Any
+
+from packaging.version import InvalidVersion, Version
+
+from . import __version__
+
+__all__ = [
+    "ADAPTER_CARD",
+    "ADAPTER_CONFIG",
+    "ADAPTER_PICKLE",
+    "ADAPTER_WEIGHTS",
+    "FORMAT_SINCE",
+    "KEY_PREFIX",
+    "METHOD",
+    "cache_root",
+    "check_version",
+    "expanded",
+    "expert_scaling",
+    "read_adapter_config",
+    "write_whole",
+]
+
+ADAPTER_CONFIG = "adapter_config.json"
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
+ADAPTER_PICKLE = "adapter_model.bin"
+ADAPTER_CARD = "README.md"
+"""Names of the files in which PEFT saves an adapter: its settings, its weights (now, and as older
+releases do), and its model card."""
+
+KEY_PREFIX = "base_model.model."
+"""What PEFT puts before the name of a module of the base model, in the keys of the weights."""
+
+METHOD = "ALPHALORA"
+"""The `peft_type` of our adapters."""
+
+FORMAT_SINCE = "0.1.0"
+"""The release that introduced the format in which adapters are saved now."""
+
+
+def cache_root() -> Path:
+    """Return the directory for converted models and spectra.
+
+    `ALPHALORA_CACHE` names it; otherwise it is `axolotl-alphalora` in the user's cache directory.
+    """
+    if chosen := os.environ.get("ALPHALORA_CACHE"):
+        return Path(chosen).expanduser().resolve()
+    base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    return Path(base).expanduser().resolve() / "axolotl-alphalora"
+
+
+def expanded(path: str | os.PathLike[str]) -> str:
+    """Return a path from a configuration, with `~` for the home directory as in a shell."""
+    return os.path.expanduser(os.fspath(path))
+
+
+def write_whole(path: Path, content: str | bytes, sync: bool = True) -> None:
+    """Write a file, replacing an older one only once all of the new one is on disk.
+
+    Args:
+        path: The file to write; its directory must exist.
+        content: The whole content; text is written as UTF-8 with ``\\n`` as line end.
+        sync: Whether to wait until the disk has it; without, a power cut may leave less.
+
+    Raises:
+        OSError: If the file cannot be written. What was there before is still there then.
+    """
+    data = content.encode() if isinstance(content, str) else content
+    descriptor, name = mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    draft = Path(name)
+    try:
+        with open(descriptor, "wb") as file:
+            file.write(data)
+            if sync:
+                file.flush()
+                os.fsync(file.fileno())
+        draft.chmod(0o644)
+        os.replace(draft, path)
+    except BaseException:
+        draft.unlink(missing_ok=True)
+        raise
+
+
+def read_adapter_config(folder: Path) -> dict[str, Any]:
+    """Read the settings of a saved adapter, whatever its method.
+
+    Args:
+        folder: The adapter's directory.
+
+    Returns:
+        Its `adapter_config.json`; empty if that holds no JSON object.
+
+    Raises:
+        OSError: If there is no such file.
+        ValueError: If it is no JSON.
+    """
+    settings = json.loads((folder / ADAPTER_CONFIG).read_text(encoding="utf-8"))
+    return settings if isinstance(settings, dict) else {}
+
+
+def expert_scaling(lora_alpha: float, rank: int, use_rslora: bool = False) -> float:
+    """Factor on the output of an expert: ``lora_alpha / rank``, ``/ sqrt(rank)`` with rsLoRA.
+
+    Args:
+        lora_alpha: The adapter's `lora_alpha`.
+        rank: Rank of the expert.
+        use_rslora: Whether it is rank-stabilised.
+    """
+    return lora_alpha / (math.sqrt(rank) if use_rslora else rank)
+
+
+def check_version(needed: Any) -> None:
+    """Check that this release reads an adapter.
+
+    Args:
+        needed: The `needs_version` in its `adapter_config.json`.
+
+    Raises:
+        ValueError: If a newer release is needed; says which.
+    """
+    try:
+        newer = Version(needed) > Version(__version__)
+    except (InvalidVersion, TypeError) as error:
+        raise ValueError(f"needs_version must be a version, not {needed!r}.") from error
+    if newer:
+        raise ValueError(
+            f"This adapter needs axolotl-alphalora {needed} or newer, and {__version__} is "
+            f"installed: pip install 'axolotl-alphalora>={needed}'."
+        )
