@@ -8,13 +8,12 @@ from typing import Any
 from transformers import Trainer
 
 from ..adapter import AlphaLoraConfig
-from ..files import write_whole
+from ..files import ADAPTER_CARD, write_whole
 from ..report.markdown import experts_section
 
 __all__ = ["add_section", "describe_in_cards"]
 
 _START, _END = "<!-- axolotl-alphalora -->", "<!-- /axolotl-alphalora -->"
-_CARD = "README.md"
 
 
 def describe_in_cards(trainer: Trainer) -> None:
@@ -48,7 +47,7 @@ def add_section(folder: Path, config: AlphaLoraConfig) -> None:
         folder: Where the card is; without one nothing is written.
         config: The adapter's configuration.
     """
-    card = folder / _CARD
+    card = folder / ADAPTER_CARD
     if not card.is_file():
         return
     text = card.read_text(encoding="utf-8")
