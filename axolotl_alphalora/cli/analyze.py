@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -18,8 +18,6 @@ if TYPE_CHECKING:
     from ..report.findings import Findings
     from ..spectral import Measurement
 
-FORMAT = "axolotl-alphalora-analysis"
-VERSION = 1
 _DEFAULTS = QualitySettings()
 
 
@@ -134,12 +132,13 @@ def _show(
     model: str, measured: tuple[Measurement, Findings], wishes: Wishes, console: Any, quiet: bool
 ) -> dict[str, Any]:
     """Print and draw as wished; returns the analysis as JSON values."""
+    from ..report.documents import analysis_document
     from ..report.plan_sentences import explain
     from ..report.plan_tables import analysis_table, matrices_table
     from ..report.terminal import print_lines, print_table
 
     measurement, findings = measured
-    document = _document(model, findings)
+    document = analysis_document(model, findings)
     if not quiet:
         print_table(analysis_table(findings, model), console)
         print_lines(explain(findings), console)
@@ -162,12 +161,8 @@ def _compare(
     measured: Any,
     console: Any,
 ) -> dict[str, Any]:
-    from ..report.comparison_tables import (
-        ANALYSES_LEGEND,
-        Analysed,
-        analyses_as_document,
-        analyses_table,
-    )
+    from ..report.comparison_tables import ANALYSES_LEGEND, Analysed, analyses_table
+    from ..report.documents import analyses_document, analysis_document
     from ..report.terminal import print_lines, print_table
     from ..report.words import source_line
     from .specs import AS_GIVEN
@@ -175,31 +170,13 @@ def _compare(
     columns = []
     for label, one in {AS_GIVEN: settings, **others}.items():
         _, findings = measured(one)
-        document = _document(model, findings)
+        document = analysis_document(model, findings)
         columns.append(Analysed(label, findings.scores, document["trust"], document))
     if console is not None:
         caption = source_line(model, findings.description)
         print_table(analyses_table(columns, caption), console)
         print_lines([ANALYSES_LEGEND], console)
-    return analyses_as_document(columns)
-
-
-def _document(model: str, findings: Findings) -> dict[str, Any]:
-    from ..analysis import matrix_row
-
-    return {
-        "format": FORMAT,
-        "version": VERSION,
-        "model": model,
-        "weights": dict(findings.description),
-        "settings": asdict(findings.settings),
-        "trust": findings.trust,
-        "blocks": [
-            {"name": name, "score": score, "interval": findings.intervals.get(name)}
-            for name, score in findings.scores.items()
-        ],
-        "modules": [matrix_row(row) for row in findings.matrices],
-    }
+    return analyses_document(columns)
 
 
 def _window(text: str | None) -> str | int | None:

@@ -142,12 +142,13 @@ def show(
     from rich.console import Console
 
     from ..report.adapter_tables import modules_table
+    from ..report.documents import inspection_document
     from ..report.terminal import print_table
 
     console = Console(stderr=as_json)
     title = f"Experts of {adapter_dir.resolve().name}"
     if as_json:
-        emit(json.dumps(inspection.to_dict(), indent=2, allow_nan=False))
+        emit(json.dumps(inspection_document(inspection), indent=2, allow_nan=False))
     else:
         _print(inspection, title, console)
         if per_module:

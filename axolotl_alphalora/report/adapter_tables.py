@@ -171,6 +171,7 @@ def experts_table(inspection: Inspection) -> Table:
 def losses_table(found: Exported) -> Table:
     """Return what an export costs: the losses of base model, adapter and export."""
     price, numbers = found.price, found.price.to_dict()
+    measured_on = found.notes.get("measured_on", "held out")
     kinds = {
         "base model": ("base", "-"),
         "adapter, routed": ("routed", "0"),
@@ -186,7 +187,7 @@ def losses_table(found: Exported) -> Table:
             Column("KL per token", [divergence for _, divergence in kinds.values()]),
         ],
         title="What the export costs",
-        caption=f"{price.rows} rows, {price.tokens:,} tokens: {found.notes['measured_on']}",
+        caption=f"{price.rows} rows, {price.tokens:,} tokens: {measured_on}",
     )
 
 

@@ -21,6 +21,11 @@ _VARIED = {
     "resamples": "stability: resamples",
     "halves": "stability: halves",
 }
+ANALYSES_LEGEND = (
+    "Rank correlations are with the first column. Not noise: the share of the variance between the "
+    "blocks' alphas that is more than the fits' errors explain; a dash where only resampling "
+    "(--confidence, one column at a time) can tell."
+)
 
 
 @dataclass(frozen=True)
@@ -42,33 +47,6 @@ class Analysed:
     def correlation(self, other: Analysed) -> float | None:
         """Return Spearman's rank correlation of the alphas; None where it is not defined."""
         return rank_correlation(self.scores, other.scores)
-
-
-def analyses_as_document(analyses: Sequence[Analysed]) -> dict[str, Any]:
-    """Return compared analyses as JSON values.
-
-    Returns:
-        ``columns``: for each its ``label``, ``rank_correlation`` of the blocks' alphas with the
-        first column's, ``trust`` and the ``analysis``.
-    """
-    return {
-        "columns": [
-            {
-                "label": one.label,
-                "rank_correlation": one.correlation(analyses[0]),
-                "trust": one.trust,
-                "analysis": dict(one.document),
-            }
-            for one in analyses
-        ]
-    }
-
-
-ANALYSES_LEGEND = (
-    "Rank correlations are with the first column. Not noise: the share of the variance between the "
-    "blocks' alphas that is more than the fits' errors explain; a dash where only resampling "
-    "(--confidence, one column at a time) can tell."
-)
 
 
 def analyses_table(analyses: Sequence[Analysed], caption: str) -> Table:

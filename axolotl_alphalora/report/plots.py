@@ -163,6 +163,7 @@ def save_inspection(inspection: Inspection, path: Path, title: str) -> None:
         tasks_table,
         terms_table,
     )
+    from .documents import inspection_document
     from .heatmaps import draw_inspection
     from .page import Page, Part
 
@@ -179,7 +180,7 @@ def save_inspection(inspection: Inspection, path: Path, title: str) -> None:
     ]
     notes = [*facts(inspection), *stands_out(inspection)]
     figure = draw_inspection(inspection, title)
-    _save(figure, path, Page(title, notes, parts, inspection.to_dict()))
+    _save(figure, path, Page(title, notes, parts, inspection_document(inspection)))
 
 
 def number_name(plan: Plan) -> str:

@@ -151,7 +151,7 @@ def _rich(table: Table) -> RichTable:
             justify="left" if column.left else "right",
             vertical="bottom",
             no_wrap=not column.wraps and not _gives_way(column),
-            overflow="fold",
+            overflow="fold" if column.wraps else "ellipsis",
         )
     notes = _notes(table)
     lines = [[_shown(cell, notes) for cell in row] for row in table.rows]

@@ -10,6 +10,7 @@ import pytest
 
 from axolotl_alphalora.inspection import InspectedData, Inspection, inspect_weights
 from axolotl_alphalora.report.adapter_sentences import facts, stands_out
+from axolotl_alphalora.report.documents import inspection_document
 from axolotl_alphalora.report.plots import save_inspection
 from inspecting import KINDS, usages, write_adapter
 
@@ -74,7 +75,7 @@ def test_nothing_in_the_page_has_an_address(report):
     assert "default-src 'none'; style-src 'unsafe-inline'" in text
     assert text.count("<script") == 1 and 'type="application/json"' in text
     numbers = re.search(r'id="numbers">(.*?)</script>', text)[1]
-    document = found.to_dict()
+    document = inspection_document(found)
     if found.data is not None:
         document["data"]["source"] = "/data.jsonl"
     assert json.loads(numbers) == json.loads(json.dumps(document))
@@ -126,7 +127,7 @@ def test_a_browser_shows_charts_and_tables_and_asks_for_nothing(report, tmp_path
     seen = json.loads(attribute.replace("&quot;", '"').replace("&lt;", "<").replace("&gt;", ">"))
     assert seen["loaded"] == []
     assert seen["title"] == "Experts of <mine>"
-    assert seen["format"] == found.to_dict()["format"]
+    assert seen["format"] == inspection_document(found)["format"]
     assert seen["width"][0] <= seen["width"][1]
     ((_, width, height),) = seen["svg"]
     assert width > 600 and height > 300
