@@ -1,13 +1,13 @@
-"""How layer quality is measured, as plain values."""
+"""How layer quality is measured, and what is measured of a matrix, as plain values."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
-from typing import Any
+from typing import Annotated, Any
 
-__all__ = ["AGGREGATES", "ESTIMATORS", "QualitySettings"]
+from pydantic import Field
 
 ESTIMATORS = ("xmin_peak", "xmin_peak_published", "hill", "ks", "weightwatcher")
 """Ways to choose where a power law's tail starts."""
@@ -89,3 +89,46 @@ def _window_text(value: Any) -> str | None:
         f'window must be null, "auto", a side such as 128 or a shape such as "128x64" '
         f"of 3 or more each, not {value!r}"
     )
+
+
+Count = Annotated[int, Field(strict=True, ge=1)]
+Number = Annotated[float, Field(strict=True, allow_inf_nan=False)]
+
+
+@dataclass(frozen=True)
+class MatrixQuality:
+    """What the spectrum of one weight matrix says.
+
+    Attributes:
+        module: Name of the module that owns the weight.
+        shape: Shape of the weight as it is stored (a ``Conv1D`` stores input features first); in a
+            plan, output features and input features.
+        alpha: Power-law exponent of the spectrum's upper end; the lower, the heavier the tail and
+            the better trained the matrix. None where no power law can be fitted; so for the next
+            three.
+        x_min: Eigenvalue at which the fitted tail starts.
+        distance: Kolmogorov-Smirnov distance of the fit.
+        tail_size: Number of eigenvalues in the tail.
+        num_eigenvalues: Number of eigenvalues: the smaller side of the matrix, or of all its
+            windows together.
+        numerical_rank: Number of them above round-off; only these take part in the fit.
+        note: What is out of the ordinary, in words, or None: no power law and why, a
+            rank-deficient matrix, few eigenvalues.
+    """
+
+    module: str
+    shape: tuple[int, int]
+    alpha: Number | None
+    x_min: Number | None
+    distance: Number | None
+    tail_size: Count | None
+    num_eigenvalues: Count
+    numerical_rank: Annotated[int, Field(strict=True, ge=0)]
+    note: Annotated[str, Field(strict=True)] | None = None
+
+    @property
+    def standard_error(self) -> float | None:
+        """The fit's asymptotic standard error, (alpha - 1) / sqrt(tail size)."""
+        if self.alpha is None or self.tail_size is None:
+            return None
+        return (self.alpha - 1) / self.tail_size**0.5

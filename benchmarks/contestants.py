@@ -144,8 +144,8 @@ def plan_counts(model: str, options: argparse.Namespace) -> dict[str, int]:
     if model in SHAPES:
         raise Absent("random weights have no spectra to plan by: `uneven` stands in")
     try:
-        from axolotl_alphalora.planning import PlanRequest, Targets
-        from axolotl_alphalora.planning.making import measured_plan
+        from axolotl_alphalora.allocation import Budget
+        from axolotl_alphalora.planning import PlanRequest, Targets, plan_from_files
     except ImportError as error:
         raise Absent(f"planning cannot be imported ({error})") from error
     request = PlanRequest(
@@ -153,10 +153,10 @@ def plan_counts(model: str, options: argparse.Namespace) -> dict[str, int]:
         targets=Targets(linear=True),
         rank=options.rank,
         top_k=options.top_k,
-        budget={"experts_per_block": float(options.experts)},
+        budget=Budget(experts_per_block=float(options.experts)),
     )
     try:
-        return measured_plan(request)[0].counts
+        return plan_from_files(request)[0].counts
     except ValueError as error:
         raise Absent(str(error)) from error
 

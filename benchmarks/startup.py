@@ -155,20 +155,18 @@ def planner(base: Any, options: argparse.Namespace) -> Callable[[], Any]:
     Raises:
         ImportError: If what plans need is not installed.
     """
-    from axolotl_alphalora.allocation import Evidence, build_plan
+    from axolotl_alphalora.allocation import AllocationRequest, Budget, Evidence, build_plan
     from axolotl_alphalora.planning import Targets
 
     shapes = Targets(linear=True).resolve(base)
     blocks = list(group_by_block(shapes))
     evidence = Evidence(alphas={b: 2 + 2 * place / len(blocks) for place, b in enumerate(blocks)})
-    make = partial(
-        build_plan,
+    request = AllocationRequest(
         base_model=options.model,
-        shapes=shapes,
-        budget={"experts_per_block": float(options.experts)},
-        evidence=evidence,
+        budget=Budget(experts_per_block=float(options.experts)),
         rank=options.rank,
     )
+    make = partial(build_plan, request, shapes, evidence)
     make()  # finds the strategies, once for a process
     return make
 

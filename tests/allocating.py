@@ -6,7 +6,14 @@ from fractions import Fraction
 from hypothesis import settings
 from hypothesis import strategies as st
 
-from axolotl_alphalora.allocation import Evidence, Plan, build_plan, expert_parameters
+from axolotl_alphalora.allocation import (
+    AllocationRequest,
+    Budget,
+    Evidence,
+    Plan,
+    build_plan,
+    expert_parameters,
+)
 from axolotl_alphalora.blocks import block_name, group_by_unit
 
 LLAMA_2_7B = {
@@ -29,16 +36,20 @@ def model(blocks: int, linears=TINY, stack: str = "model.layers") -> dict[str, t
     return {f"{stack}.{i}.{name}": shape for i in range(blocks) for name, shape in linears.items()}
 
 
-def plan(strategy="uniform", shapes=None, *, options=None, budget=None, **others) -> Plan:
-    """A plan for a model that need not exist."""
-    return build_plan(
+def wanted(strategy="uniform", *, options=None, budget=None, **others) -> AllocationRequest:
+    """A request for a model that need not exist."""
+    return AllocationRequest(
         base_model="some/model",
-        shapes=model(4) if shapes is None else shapes,
         strategy=strategy,
-        options=options,
-        budget=budget,
+        options=options or {},
+        budget=Budget(**budget) if budget else None,
         **others,
     )
+
+
+def plan(strategy="uniform", shapes=None, *, evidence=None, **others) -> Plan:
+    """A plan for a model that need not exist."""
+    return build_plan(wanted(strategy, **others), model(4) if shapes is None else shapes, evidence)
 
 
 def experts(made: Plan) -> list[float]:

@@ -8,7 +8,7 @@ from axolotl.utils.config import validate_config
 from axolotl.utils.dict import DictDefault
 
 import settings
-from axolotl_alphalora.plugin.request import plan_request
+from axolotl_alphalora.planning import plan_request, read_block
 
 FOLDER = Path(__file__).parents[1] / "example_configs"
 EXAMPLES = sorted(FOLDER.glob("*.yml"))
@@ -37,7 +37,7 @@ def test_the_host_accepts_it(path, monkeypatch):
     assert cfg.adapter == "alphalora"
     assert bool(cfg.load_in_4bit) == path.stem.startswith("qlora")
     assert bool(cfg.fsdp_config) == path.stem.endswith("two-gpus")
-    request = plan_request(cfg)
+    request = plan_request(cfg, read_block(cfg))
     assert request.targets.linear or len(request.targets.modules) == 7
     assert request.rank == 8
 

@@ -8,7 +8,7 @@ import yaml
 
 import support
 from axolotl_alphalora.allocation import registry
-from axolotl_alphalora.plugin.block import AlphaLoraConfigBlock
+from axolotl_alphalora.planning import AlphaLoraConfigBlock
 from axolotl_alphalora.plugin.refusals import HONOURED, REFUSED
 from axolotl_alphalora.settings import ESTIMATORS
 

@@ -1,23 +1,17 @@
 """Sharing out experts: budgets, strategies, and the plan that records a decision."""
 
-from axolotl_alphalora.allocation.budget import Budget
-from axolotl_alphalora.allocation.build import (
-    Evidence,
-    build_plan,
-    check_budget,
-    granularity_of,
-    resolve_budget,
-)
-from axolotl_alphalora.allocation.cautions import cautions
-from axolotl_alphalora.allocation.hookspecs import hookimpl
-from axolotl_alphalora.allocation.parameters import expert_parameters
-from axolotl_alphalora.allocation.plan import ModulePlan, Plan, UnitPlan
-from axolotl_alphalora.allocation.reading import PlanError
-from axolotl_alphalora.allocation.registry import Registered, StrategyError, registry
-from axolotl_alphalora.allocation.rounding import largest_remainder
-from axolotl_alphalora.allocation.strategy import Options, Problem, Strategy
+from .budget import Budget, expert_parameters
+from .build import AllocationRequest, Evidence, build_plan, check_budget, resolve_budget
+from .cautions import cautions
+from .hookspecs import hookimpl
+from .plan import Plan
+from .records import ModulePlan, PlanError, UnitPlan
+from .registry import Registered, StrategyError, registry
+from .spending import largest_remainder
+from .strategy import Options, Problem, Strategy
 
 __all__ = [
+    "AllocationRequest",
     "Budget",
     "Evidence",
     "ModulePlan",
@@ -33,7 +27,6 @@ __all__ = [
     "cautions",
     "check_budget",
     "expert_parameters",
-    "granularity_of",
     "hookimpl",
     "largest_remainder",
     "registry",

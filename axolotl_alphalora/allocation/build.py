@@ -4,24 +4,84 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from copy import deepcopy
-from dataclasses import dataclass, field, fields, replace
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import Any, Literal
 
-from axolotl_alphalora.allocation.budget import Budget
-from axolotl_alphalora.allocation.costs import Costs
-from axolotl_alphalora.allocation.decision import Decision, check_numbers, decide
-from axolotl_alphalora.allocation.plan import ModulePlan, Plan, UnitPlan
-from axolotl_alphalora.allocation.registry import Registered, StrategyError, registry
-from axolotl_alphalora.allocation.strategy import Options, Problem
-from axolotl_alphalora.blocks import group_by_unit
-
-if TYPE_CHECKING:
-    from axolotl_alphalora.spectral.quality import MatrixQuality
-
-__all__ = ["Evidence", "build_plan", "check_budget", "granularity_of", "resolve_budget"]
+from ..blocks import group_by_unit
+from ..settings import MatrixQuality
+from .budget import Budget, Costs
+from .decision import Decision, check_numbers, decide
+from .plan import Plan
+from .records import BudgetRecord, ModulePlan, UnitPlan
+from .registry import Registered, StrategyError, registry
+from .strategy import Needs, Options, Problem
 
 DEFAULT_EXPERTS_PER_BLOCK = 5.0
 """The budget where a strategy needs one and none is given: AlphaLoRA's."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class AllocationRequest:
+    """How experts are to be shared out: all that a plan depends on but layers and evidence.
+
+    Attributes:
+        base_model: Directory or repository id of the model.
+        strategy: Name of the strategy.
+        options: Its options, as far as they were given.
+        budget: What may be spent; None if nothing was said about it.
+        spend: ``"experts"``, or ``"rank"``: one expert of N times the rank instead of N experts.
+        top_k: Experts that a token is sent to, where there are as many.
+        rank: LoRA rank of an expert.
+        optimizer: Axolotl's name of the optimizer, which a memory budget counts.
+
+    Raises:
+        ValueError: If ``top_k`` or ``rank`` is below 1, or ``spend`` is neither.
+    """
+
+    base_model: str
+    strategy: str = "alphalora"
+    options: Mapping[str, Any] = field(default_factory=dict)
+    budget: Budget | None = None
+    spend: Literal["experts", "rank"] = "experts"
+    top_k: int = 2
+    rank: int = 8
+    optimizer: str | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("top_k", "rank"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}: it must be at least 1")
+        if self.spend not in ("experts", "rank"):
+            raise ValueError(f"spend is {self.spend!r}: it must be experts or rank")
+
+    @property
+    def registered(self) -> Registered:
+        """The strategy.
+
+        Raises:
+            StrategyError: If there is none of that name.
+        """
+        return registry().get(self.strategy)
+
+    @property
+    def needs(self) -> Needs:
+        """What the strategy needs to have measured: nothing, quality or sensitivity."""
+        return self.registered.strategy.needs
+
+    @cached_property
+    def settings(self) -> Options:
+        """The strategy's options with the defaults filled in.
+
+        Raises:
+            ValueError: If an option is unknown or wrong; names strategy and option.
+        """
+        return self.registered.options(self.options)
+
+    @property
+    def granularity(self) -> str:
+        """In which units the strategy counts experts: blocks, unless its options say otherwise."""
+        return getattr(self.settings, "granularity", "block")
 
 
 @dataclass(frozen=True)
@@ -45,64 +105,42 @@ class Evidence:
     sample: Mapping[str, Any] | None = None
 
 
-def granularity_of(options: Options) -> str:
-    """Return in which units a strategy counts experts; blocks, unless its options say otherwise."""
-    return getattr(options, "granularity", "block")
-
-
-def resolve_budget(name: str, options: Options, given: Mapping[str, Any]) -> Budget:
+def resolve_budget(name: str, options: Options, given: Budget | None) -> Budget:
     """Make the budget that a strategy gets.
 
     Args:
         name: The strategy's name.
         options: Its options.
-        given: Fields of :class:`~axolotl_alphalora.allocation.budget.Budget` that were set.
+        given: What was said about the budget.
 
     Raises:
-        ValueError: If two amounts are given, one is out of range, or the strategy takes none.
+        ValueError: If the strategy takes no budget, or not this one.
     """
-    set_fields = {key: value for key, value in given.items() if value is not None}
     if options.budget_use == "none":
-        if set_fields:
+        if given is not None:
             raise ValueError(
                 f"strategy {name!r} says itself how many experts there are: remove "
-                f"{', '.join(set_fields)}"
+                f"{', '.join(given.named)}"
             )
         return Budget(min_experts=0)
-    budget = Budget(**set_fields)
+    budget = given or Budget()
     if budget.kind is None and options.budget_use == "needed":
         budget = replace(budget, experts_per_block=DEFAULT_EXPERTS_PER_BLOCK)
     options.check_budget(budget)
     return budget
 
 
-def check_budget(
-    shapes: Mapping[str, tuple[int, int]],
-    *,
-    strategy: str,
-    options: Mapping[str, Any],
-    budget: Mapping[str, Any],
-    rank: int,
-    spend: str,
-    optimizer: str | None,
-) -> None:
+def check_budget(request: AllocationRequest, shapes: Mapping[str, tuple[int, int]]) -> None:
     """Check that a budget can be spent on a model, before anything is measured.
 
     Args:
-        shapes: As for :func:`build_plan`, like the rest.
-        strategy: Name of the strategy.
-        options: Its options.
-        budget: The budget.
-        rank: LoRA rank of an expert.
-        spend: What it is spent on.
-        optimizer: Name of the optimizer.
+        request: What is asked for.
+        shapes: As for :func:`build_plan`.
 
     Raises:
         ValueError: If it cannot; says what would do.
     """
-    problem = _problem(
-        registry().get(strategy), shapes, options, budget, rank, spend, optimizer, Evidence()
-    )
+    problem = _problem(request, shapes, Evidence())
     if problem.costs.limit is not None:
         evenly = problem.spend(dict.fromkeys(problem.units, 1.0))
         numbers = {name: evenly[unit] for unit, names in problem.units.items() for name in names}
@@ -110,109 +148,80 @@ def check_budget(
 
 
 def build_plan(
-    *,
-    base_model: str,
+    request: AllocationRequest,
     shapes: Mapping[str, tuple[int, int]],
-    strategy: str = "alphalora",
-    options: Mapping[str, Any] | None = None,
-    budget: Mapping[str, Any] | None = None,
     evidence: Evidence | None = None,
-    top_k: int = 2,
-    rank: int = 8,
-    spend: str = "experts",
-    optimizer: str | None = None,
 ) -> Plan:
     """Let a strategy share out experts and write down the plan.
 
     Args:
-        base_model: Directory or repository id of the model.
+        request: What is asked for.
         shapes: Exact name of every linear layer to adapt to its output features and input
             features, as the layer is applied.
-        strategy: Name of the strategy.
-        options: Its options that differ from the defaults.
-        budget: Fields of :class:`~axolotl_alphalora.allocation.budget.Budget` that were set.
         evidence: What was measured, as far as the strategy needs it.
-        top_k: Experts that a token is sent to, where there are as many.
-        rank: LoRA rank of an expert.
-        spend: ``"experts"``, or ``"rank"``: one expert of N times the rank instead of N experts.
-        optimizer: Axolotl's name of the optimizer, which a memory budget counts.
 
     Raises:
-        ValueError: If the strategy, an option or the budget is not usable, ``top_k`` or ``rank``
-            is below 1, or evidence is missing for a unit.
+        ValueError: If the strategy, an option or the budget is not usable, or evidence is missing
+            for a unit.
         StrategyError: If what the strategy returns does not fit the model or the budget; names it.
     """
-    if top_k < 1:
-        raise ValueError(f"top_k is {top_k}: it must be at least 1")
-    found = registry().get(strategy)
     known = evidence or Evidence()
-    problem = _problem(found, shapes, options or {}, budget or {}, rank, spend, optimizer, known)
-    units, costs = problem.units, problem.costs
-    _check_evidence(found, problem)
-    decision = decide(found, problem)
-    plan = Plan(
-        base_model=base_model,
+    problem = _problem(request, shapes, known)
+    registered = request.registered
+    _check_evidence(registered, problem)
+    decision = decide(registered, problem)
+    if not any(decision.numbers.values()):
+        raise StrategyError(
+            f"strategy {request.strategy!r} gives no module an expert: there is nothing to train"
+        )
+    return Plan(
+        base_model=request.base_model,
         weights=dict(known.weights),
         strategy={
-            "name": strategy,
-            "package": found.package,
+            "name": request.strategy,
+            "package": registered.package,
             "options": problem.options.model_dump(mode="json"),
         },
-        sample=None if known.sample is None else deepcopy(dict(known.sample)),
-        budget=_as_spent(problem.budget, costs, decision, optimizer),
-        spend=spend,
-        top_k=top_k,
-        rank=rank,
+        sample=known.sample and deepcopy(dict(known.sample)),  # type: ignore[arg-type]
+        budget=_as_spent(problem, decision, request.optimizer),
+        spend=request.spend,
+        top_k=request.top_k,
+        rank=request.rank,
         units=tuple(
-            UnitPlan(unit, decision.scores.get(unit), experts, known.intervals.get(unit))
-            for unit, experts in decision.unit_numbers(units).items()
+            UnitPlan(
+                name=unit,
+                score=decision.scores.get(unit),
+                experts=experts,
+                interval=known.intervals.get(unit),
+            )
+            for unit, experts in decision.unit_numbers(problem.units).items()
         ),
-        modules=tuple(
-            _module(name, shape, decision.numbers[name], rank, spend, problem)
-            for name, shape in shapes.items()
-        ),
+        modules=tuple(_module(name, decision.numbers[name], request, problem) for name in shapes),
     )
-    if not any(plan.counts.values()):
-        raise StrategyError(
-            f"strategy {strategy!r} gives no module an expert: there is nothing to train"
-        )
-    return plan
 
 
 def _problem(
-    found: Registered,
-    shapes: Mapping[str, tuple[int, int]],
-    options: Mapping[str, Any],
-    budget: Mapping[str, Any],
-    rank: int,
-    spend: str,
-    optimizer: str | None,
-    evidence: Evidence,
+    request: AllocationRequest, shapes: Mapping[str, tuple[int, int]], evidence: Evidence
 ) -> Problem:
-    if rank < 1:
-        raise ValueError(f"rank is {rank}: it must be at least 1")
-    if spend not in ("experts", "rank"):
-        raise ValueError(f"spend is {spend!r}: it must be experts or rank")
     if not shapes:
         raise ValueError("there are no modules to plan for")
-    settings = found.options(options)
-    resolved = resolve_budget(found.strategy.name, settings, budget)
-    units = group_by_unit(shapes, granularity_of(settings))
+    budget = resolve_budget(request.strategy, request.settings, request.budget)
+    units = group_by_unit(shapes, request.granularity)
     return Problem(
         shapes=dict(shapes),
         units=units,
-        options=settings,
-        budget=resolved,
-        costs=Costs(shapes, units, rank, spend, resolved, optimizer),  # type: ignore[arg-type]
+        options=request.settings,
+        budget=budget,
+        costs=Costs(shapes, units, request.rank, request.spend, budget, request.optimizer),
         alphas={unit: float(alpha) for unit, alpha in evidence.alphas.items()},
         qualities={row.module: row for row in evidence.qualities},
         sensitivities=evidence.sensitivities,
     )
 
 
-def _check_evidence(found: Registered, problem: Problem) -> None:
+def _check_evidence(registered: Registered, problem: Problem) -> None:
     """Check that what the strategy needs was measured for everything it decides on."""
-    needs = found.strategy.needs
+    needs = registered.strategy.needs
     if needs == "quality":
         for unit in problem.units:
             if unit not in problem.alphas:
@@ -221,18 +230,17 @@ def _check_evidence(found: Registered, problem: Problem) -> None:
             if unit not in problem.units:
                 raise ValueError(f"{unit!r} has an alpha but no module to adapt")
     if needs == "sensitivity" and not problem.sensitivities:
-        raise ValueError(f"strategy {found.strategy.name!r} needs sensitivities")
+        raise ValueError(f"strategy {registered.strategy.name!r} needs sensitivities")
     for task, values in problem.sensitivities.items():
         missing = next((name for name in problem.shapes if name not in values), None)
         if missing is not None:
             raise ValueError(f"{missing} has no sensitivity in the task {task!r}")
 
 
-def _as_spent(
-    budget: Budget, costs: Costs, decision: Decision, optimizer: str | None
-) -> dict[str, Any]:
+def _as_spent(problem: Problem, decision: Decision, optimizer: str | None) -> BudgetRecord:
     """Return the budget as a plan records it: what was asked for, and what was spent."""
-    record: dict[str, Any] = {
+    budget, costs = problem.budget, problem.costs
+    record: BudgetRecord = {
         "kind": None,
         "asked": None,
         "spent": None,
@@ -243,35 +251,29 @@ def _as_spent(
     }
     if costs.limit is None:
         return record
-    # A mean number of experts was turned into a total.
-    kind = "total_experts" if budget.kind == "experts_per_block" else budget.kind
     spent = costs.total(decision.numbers)
-    return record | {
-        "kind": kind,
+    return {
+        **record,
+        "kind": budget.recorded_kind,
         "asked": costs.asked,
         "spent": costs.amount(spent),
         "unspent": costs.amount(costs.limit - spent),
-        "optimizer": optimizer if kind == "memory_mib" else None,
+        "optimizer": optimizer if budget.kind == "memory_mib" else None,
     }
 
 
-_MEASURED = {field.name for field in fields(ModulePlan)} - {
-    "name",
-    "shape",
-    "experts",
-    "rank",
-    "sensitivity",
-}
-
-
-def _module(
-    name: str, shape: tuple[int, int], number: int, rank: int, spend: str, problem: Problem
-) -> ModulePlan:
-    size = (int(shape[0]), int(shape[1]))
-    experts, each = number, rank
-    if spend == "rank" and number:
-        experts, each = 1, rank * number
-    sensitivity = {task: values[name] for task, values in problem.sensitivities.items()}
+def _module(name: str, number: int, request: AllocationRequest, problem: Problem) -> ModulePlan:
+    rows, columns = problem.shapes[name]
+    shape = int(rows), int(columns)
+    experts, rank = number, request.rank
+    if request.spend == "rank" and number:
+        experts, rank = 1, request.rank * number
     quality = problem.qualities.get(name)
-    measured = {} if quality is None else {key: getattr(quality, key) for key in _MEASURED}
-    return ModulePlan(name, size, experts, each, sensitivity or None, **measured)
+    return ModulePlan(
+        name=name,
+        shape=shape,
+        experts=experts,
+        rank=rank,
+        sensitivity={task: values[name] for task, values in problem.sensitivities.items()} or None,
+        quality=quality and replace(quality, shape=shape),
+    )

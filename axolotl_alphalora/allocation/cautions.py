@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from axolotl_alphalora.allocation.plan import ModulePlan, Plan
-
-__all__ = ["cautions"]
+from .plan import ModulePlan, Plan
 
 _DEFAULT_TOP_K = 2
 

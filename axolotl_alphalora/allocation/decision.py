@@ -9,10 +9,8 @@ from fractions import Fraction
 from numbers import Integral, Real
 from typing import Any
 
-from axolotl_alphalora.allocation.registry import Registered, StrategyError
-from axolotl_alphalora.allocation.strategy import Problem
-
-__all__ = ["Decision", "check_numbers", "decide"]
+from .registry import Registered, StrategyError
+from .strategy import Problem
 
 
 @dataclass(frozen=True)
@@ -39,21 +37,21 @@ class Decision:
         }
 
 
-def decide(found: Registered, problem: Problem) -> Decision:
+def decide(registered: Registered, problem: Problem) -> Decision:
     """Let a strategy decide, and check that its decision fits the model and the budget.
 
     Raises:
         StrategyError: If it does not, or the strategy says that it cannot decide; names it.
     """
-    name = found.strategy.name
+    name = registered.strategy.name
     try:
-        scores = found.score(problem)
+        scores = registered.score(problem)
         _check_scores(scores, problem)
-        counts = found.allocate(problem, scores)
+        counts = registered.allocate(problem, scores)
         numbers = _by_module(counts, problem)
         check_numbers(numbers, problem)
     except Exception as error:
-        package = "" if found.built_in else f" of {found.package}"
+        package = "" if registered.built_in else f" of {registered.package}"
         said = str(error)
         if not isinstance(error, ValueError | TypeError):
             said = f"{type(error).__name__}: {error}"

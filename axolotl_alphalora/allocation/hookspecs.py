@@ -15,9 +15,7 @@ from collections.abc import Mapping
 
 import pluggy
 
-from axolotl_alphalora.allocation.strategy import Problem, Strategy
-
-__all__ = ["GROUP", "hookimpl", "hookspec"]
+from .strategy import Problem, Strategy
 
 GROUP = "axolotl_alphalora.strategies"
 """The entry-point group of strategies."""

@@ -16,8 +16,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 
-__all__ = ["KNOWN_OPTIMIZERS", "state_bytes"]
-
 _FLOAT = 4
 _SMALLEST_QUANTIZED = 4096
 _BLOCK = 256

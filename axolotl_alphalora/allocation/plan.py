@@ -5,7 +5,7 @@ are what an adapter is built from. Fields:
 
 ============================= ==================================================================
 ``format``                    ``"axolotl-alphalora-plan"``
-``version``                   2; a reader refuses a newer one, and reads version 1
+``version``                   2; a reader refuses any other
 ``base_model``                directory or repository id of the model
 ``weights``                   where the weights came from: ``source`` (``"safetensors"``,
                               ``"bin"``, ``"live"``, how a checkpoint that had to be loaded is
@@ -55,60 +55,66 @@ N times ``rank``, and counts as N in ``units[].experts``, ``total_experts`` and 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from copy import deepcopy
-from dataclasses import asdict, dataclass
 from fractions import Fraction
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, Self
 
-from axolotl_alphalora.allocation.consistency import check_consistency
-from axolotl_alphalora.allocation.parameters import expert_parameters
-from axolotl_alphalora.allocation.reading import (
+from pydantic import ValidationError, model_validator
+
+from ..blocks import GRANULARITIES, group_by_block, group_by_unit
+from ..files import expanded, write_whole
+from ..settings import Count
+from .budget import expert_parameters
+from .records import (
+    BudgetRecord,
+    ModulePlan,
     PlanError,
-    check_object,
-    read_choice,
-    read_count,
-    read_list,
-    read_number,
-    read_object,
-    read_text,
+    Record,
+    SampleRecord,
+    StrategyRecord,
+    Text,
+    UnitPlan,
+    in_words,
+    shown,
 )
-from axolotl_alphalora.allocation.rows import ModulePlan, UnitPlan, read_module, read_unit
-from axolotl_alphalora.blocks import group_by_block
-from axolotl_alphalora.files import expanded, write_whole
-
-__all__ = ["FORMAT", "VERSION", "ModulePlan", "Plan", "UnitPlan"]
 
 FORMAT = "axolotl-alphalora-plan"
 VERSION = 2
 
-_KEYS = (
-    "format version base_model weights strategy sample budget spend top_k rank total_experts "
-    "module_experts trainable_parameters units modules"
-).split()
-_BUDGETS = ("total_experts", "total_parameters", "memory_mib")
+_TOTALS = ("total_experts", "module_experts", "trainable_parameters")
+_EDITED = "the plan has been edited; write it anew"
 
 
-@dataclass(frozen=True)
-class Plan:
-    """How many experts every module gets; the module docstring describes each field."""
+class Plan(Record):
+    """How many experts every module gets; the module docstring describes each field.
 
-    base_model: str
+    Raises:
+        pydantic.ValidationError: If a value is of a wrong type, a module or unit is listed twice,
+            or a rank or a unit does not follow from the rest.
+    """
+
+    base_model: Text
     weights: dict[str, Any]
-    strategy: dict[str, Any]
-    budget: dict[str, Any]
-    top_k: int
-    rank: int
+    strategy: StrategyRecord
+    sample: SampleRecord | None = None
+    budget: BudgetRecord
+    spend: Literal["experts", "rank"] = "experts"
+    top_k: Count
+    rank: Count
     units: tuple[UnitPlan, ...]
     modules: tuple[ModulePlan, ...]
-    spend: str = "experts"
-    sample: dict[str, Any] | None = None
 
     @property
     def counts(self) -> dict[str, int]:
         """Exact module name to number of experts, modules left alone (0) included."""
         return {module.name: module.experts for module in self.modules}
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, int]]:
+        """Exact module name to output features and input features, in the model's order."""
+        return {module.name: module.shape for module in self.modules}
 
     @property
     def rank_pattern(self) -> dict[str, int]:
@@ -127,21 +133,12 @@ class Plan:
     @property
     def block_numbers(self) -> dict[str, float]:
         """Decoder block to the mean number of its modules, blocks in order."""
-        numbers = self.numbers
-        return {
-            block: _plain(Fraction(sum(numbers[name] for name in names), len(names)))
-            for block, names in group_by_block(numbers).items()
-        }
+        return {block: _plain(mean) for block, mean in self._block_means().items()}
 
     @property
     def total_experts(self) -> float:
         """Sum over the blocks of the mean number of their modules."""
-        numbers = self.numbers
-        means = (
-            Fraction(sum(numbers[name] for name in names), len(names))
-            for names in group_by_block(numbers).values()
-        )
-        return _plain(sum(means, Fraction()))
+        return _plain(sum(self._block_means().values(), Fraction()))
 
     @property
     def module_experts(self) -> int:
@@ -179,28 +176,13 @@ class Plan:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the plan as the JSON object described in the module docstring."""
-        return {
-            "format": FORMAT,
-            "version": VERSION,
-            "base_model": self.base_model,
-            "weights": deepcopy(self.weights),
-            "strategy": deepcopy(self.strategy),
-            "sample": deepcopy(self.sample),
-            "budget": deepcopy(self.budget),
-            "spend": self.spend,
-            "top_k": self.top_k,
-            "rank": self.rank,
-            "total_experts": self.total_experts,
-            "module_experts": self.module_experts,
-            "trainable_parameters": self.trainable_parameters,
-            "units": [
-                {**asdict(u), "interval": u.interval and list(u.interval)} for u in self.units
-            ],
-            "modules": [{**asdict(m), "shape": list(m.shape)} for m in self.modules],
-        }
+        said = self.model_dump(mode="json")
+        rows = {key: said.pop(key) for key in ("units", "modules")}
+        totals = {key: getattr(self, key) for key in _TOTALS}
+        return {"format": FORMAT, "version": VERSION, **said, **totals, **rows}
 
     @classmethod
-    def from_dict(cls, document: Mapping[str, Any]) -> Plan:
+    def from_dict(cls, document: Mapping[str, Any]) -> Self:
         """Read a plan from its JSON object.
 
         Raises:
@@ -208,35 +190,30 @@ class Plan:
                 wrong type, a count is negative, a module or unit is listed twice, or a rank, a
                 unit or a total does not follow from the rest. The message names the key's path.
         """
-        check_object(document, "")
-        _check_format(document)
-        if document["version"] == 1:
-            from axolotl_alphalora.allocation.version1 import upgraded
-
-            document = upgraded(document)
-        data = read_object(document, "", _KEYS)
-        units = [
-            read_unit(row, f"units[{i}]") for i, row in enumerate(read_list(data["units"], "units"))
-        ]
-        modules = [
-            read_module(row, f"modules[{i}]")
-            for i, row in enumerate(read_list(data["modules"], "modules"))
-        ]
-        _refuse_repeats([unit.name for unit in units], "units")
-        _refuse_repeats([module.name for module in modules], "modules")
-        plan = cls(
-            base_model=read_text(data["base_model"], "base_model"),
-            weights=_described(data["weights"], "weights", "source"),
-            strategy=_strategy(data["strategy"]),
-            sample=_sample(data["sample"]),
-            budget=_budget(data["budget"]),
-            spend=read_choice(data["spend"], "spend", ("experts", "rank")),
-            top_k=read_count(data["top_k"], "top_k", 1),
-            rank=read_count(data["rank"], "rank", 1),
-            units=tuple(units),
-            modules=tuple(modules),
-        )
-        check_consistency(plan, data)
+        if not isinstance(document, dict):
+            raise PlanError(f"the document must be an object, not {shown(document)}")
+        data = deepcopy(document)
+        kind, version = data.pop("format", None), data.pop("version", None)
+        if kind != FORMAT:
+            raise PlanError(f"format is {kind!r}, not {FORMAT!r}: this is no plan")
+        if version != VERSION:
+            raise PlanError(
+                f"version is {version!r}, but this axolotl-alphalora reads plans of version "
+                f"{VERSION}: " + ("upgrade axolotl-alphalora" if _is_newer(version) else _EDITED)
+            )
+        totals = {key: data.pop(key) for key in _TOTALS if key in data}
+        try:
+            plan = cls.model_validate(data)
+        except ValidationError as error:
+            raise PlanError(in_words(error)) from error
+        for key in _TOTALS:
+            if key not in totals:
+                raise PlanError(f"{key} is missing")
+            if totals[key] != getattr(plan, key):
+                raise PlanError(
+                    f"{key} is {totals[key]}, but the counts in the plan give "
+                    f"{getattr(plan, key)}: {_EDITED}"
+                )
         return plan
 
     def save(self, path: str | Path) -> None:
@@ -257,7 +234,7 @@ class Plan:
         write_whole(path, text)
 
     @classmethod
-    def load(cls, path: str | Path) -> Plan:
+    def load(cls, path: str | Path) -> Self:
         """Read a plan that :meth:`save` wrote.
 
         Args:
@@ -278,75 +255,65 @@ class Plan:
         except PlanError as error:
             raise PlanError(f"{path}: {error}") from error
 
+    def _block_means(self) -> dict[str, Fraction]:
+        numbers = self.numbers
+        return {b: _mean(numbers, names) for b, names in group_by_block(numbers).items()}
 
-def _check_format(document: Mapping[str, Any]) -> None:
-    if document.get("format") != FORMAT:
-        raise PlanError(f"format is {document.get('format')!r}, not {FORMAT!r}: this is no plan")
-    version = read_count(document.get("version"), "version", 1)
-    if version > VERSION:
-        raise PlanError(
-            f"version is {version}, but this axolotl-alphalora reads plans up to version "
-            f"{VERSION}: upgrade axolotl-alphalora"
-        )
-
-
-def _described(value: Any, path: str, required: str) -> dict[str, Any]:
-    """Return an object of free keys with string, number, boolean or null values."""
-    check_object(value, path)
-    if required not in value:
-        raise PlanError(f"{path}.{required} is missing")
-    read_text(value[required], f"{path}.{required}")
-    for key, item in value.items():
-        if isinstance(item, dict | list):
-            raise PlanError(f"{path}.{key} must be a string, number, boolean or null")
-        if isinstance(item, float):
-            read_number(item, f"{path}.{key}")
-    return dict(value)
-
-
-def _strategy(value: Any) -> dict[str, Any]:
-    strategy = read_object(value, "strategy", ("name", "package", "options"))
-    for key in ("name", "package"):
-        read_text(strategy[key], f"strategy.{key}")
-    check_object(strategy["options"], "strategy.options")
-    return deepcopy(strategy)
-
-
-def _sample(value: Any) -> dict[str, Any] | None:
-    if value is None:
-        return None
-    sample = read_object(value, "sample", ("tasks", "seed", "digest"))
-    check_object(sample["tasks"], "sample.tasks")
-    for task, number in sample["tasks"].items():
-        read_count(number, f"sample.tasks.{task}", 1)
-    read_count(sample["seed"], "sample.seed")
-    read_text(sample["digest"], "sample.digest")
-    return deepcopy(sample)
-
-
-def _budget(value: Any) -> dict[str, Any]:
-    keys = ("kind", "asked", "spent", "unspent", "min_experts", "max_experts", "optimizer")
-    budget = read_object(value, "budget", keys)
-    if budget["kind"] is not None:
-        read_choice(budget["kind"], "budget.kind", _BUDGETS)
+    @model_validator(mode="after")
+    def _agree(self) -> Self:
+        """Check that the parts agree: a file may have been edited."""
+        if not isinstance(self.weights.get("source"), str):
+            raise ValueError("weights.source is missing: it says where the weights came from")
         for key in ("asked", "spent", "unspent"):
-            read_number(budget[key], f"budget.{key}")
-    read_count(budget["min_experts"], "budget.min_experts")
-    if budget["max_experts"] is not None:
-        read_count(budget["max_experts"], "budget.max_experts")
-    if budget["optimizer"] is not None:
-        read_text(budget["optimizer"], "budget.optimizer")
-    return dict(budget)
+            if self.budget["kind"] is not None and self.budget[key] is None:
+                raise ValueError(f"budget.{key} must be a finite number, not None")
+        _refuse_repeats((unit.name for unit in self.units), "units")
+        _refuse_repeats((module.name for module in self.modules), "modules")
+        for i, module in enumerate(self.modules):
+            fits = module.rank == self.rank
+            if self.spend == "rank" and module.experts:
+                fits = module.experts == 1 and module.rank % self.rank == 0
+            if not fits:
+                raise ValueError(
+                    f"modules[{i}] has {module.experts} experts of rank {module.rank}, which is "
+                    f"not how rank {self.rank} is spent on {self.spend}"
+                )
+        numbers, listed = self.numbers, [unit.name for unit in self.units]
+        grouped = (group_by_unit(numbers, granularity) for granularity in GRANULARITIES)
+        units = next((found for found in grouped if list(found) == listed), None)
+        if units is None:
+            raise ValueError(
+                "units are neither the modules' blocks, nor parts of them, nor single modules: "
+                f"{_EDITED}"
+            )
+        for i, unit in enumerate(self.units):
+            mean = _plain(
+                Fraction(sum(numbers[n] for n in units[unit.name]), len(units[unit.name]))
+            )
+            if unit.experts != mean:
+                raise ValueError(
+                    f"units[{i}].experts is {unit.experts}, but its modules have {mean:g}: "
+                    f"{_EDITED}"
+                )
+        return self
+
+
+def _refuse_repeats(names: Iterable[str], path: str) -> None:
+    seen = set()
+    for position, name in enumerate(names):
+        if name in seen:
+            raise ValueError(f"{path}[{position}].name {name!r} is listed twice")
+        seen.add(name)
+
+
+def _is_newer(version: Any) -> bool:
+    return isinstance(version, int) and version > VERSION
+
+
+def _mean(numbers: Mapping[str, int], names: Sequence[str]) -> Fraction:
+    return Fraction(sum(numbers[name] for name in names), len(names))
 
 
 def _plain(value: Fraction) -> float:
     """Return an integer where there is one."""
     return value.numerator if value.denominator == 1 else float(value)
-
-
-def _refuse_repeats(names: list[str], path: str) -> None:
-    seen = set()
-    for position, name in enumerate(names):
-        if name in seen:
-            raise PlanError(f"{path}[{position}].name {name!r} is listed twice")
-        seen.add(name)

@@ -13,13 +13,11 @@ import pluggy
 import yaml
 from pydantic import ValidationError
 
-from axolotl_alphalora import __version__
-from axolotl_alphalora.allocation import hookspecs
-from axolotl_alphalora.allocation.hookspecs import GROUP
-from axolotl_alphalora.allocation.strategies import BUILT_IN
-from axolotl_alphalora.allocation.strategy import Needs, Options, Problem, Strategy
-
-__all__ = ["Registered", "Registry", "StrategyError", "read_value", "registry"]
+from .. import __version__
+from . import hookspecs
+from .hookspecs import GROUP
+from .strategies import BUILT_IN
+from .strategy import Needs, Options, Problem, Strategy
 
 
 class StrategyError(ValueError):

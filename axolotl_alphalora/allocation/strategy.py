@@ -6,18 +6,13 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
-from axolotl_alphalora.allocation.budget import Budget
-from axolotl_alphalora.allocation.costs import Costs
-from axolotl_alphalora.allocation.spending import spend
-
-if TYPE_CHECKING:
-    from axolotl_alphalora.spectral.quality import MatrixQuality
-
-__all__ = ["BudgetUse", "Needs", "Options", "Problem", "Strategy"]
+from ..settings import MatrixQuality
+from .budget import Budget, Costs
+from .spending import spend
 
 Needs = Literal["nothing", "quality", "sensitivity"]
 BudgetUse = Literal["needed", "optional", "none"]

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..settings import AGGREGATES, ESTIMATORS, QualitySettings
-from .options import Wishes, check_estimator, errors_in_words, shared_options
+from .options import Wishes, errors_in_words, shared_options
 from .output import only_output
 from .paths import ModelName
 
@@ -80,7 +80,7 @@ def analyze(
     wishes = Wishes.read(**wanted)
     from rich.console import Console
 
-    from .specs import quality_options
+    from ..planning.specs import check_estimator, quality_options
 
     console = Console(stderr=as_json)
     with errors_in_words(), only_output(as_json) as emit:
@@ -161,11 +161,11 @@ def _compare(
     measured: Any,
     console: Any,
 ) -> dict[str, Any]:
+    from ..planning.specs import AS_GIVEN
     from ..report.comparison_tables import ANALYSES_LEGEND, Analysed, analyses_table
     from ..report.documents import analyses_document, analysis_document
     from ..report.terminal import print_lines, print_table
     from ..report.words import source_line
-    from .specs import AS_GIVEN
 
     columns = []
     for label, one in {AS_GIVEN: settings, **others}.items():

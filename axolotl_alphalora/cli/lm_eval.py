@@ -11,8 +11,9 @@ from tempfile import TemporaryDirectory
 
 import click
 
+from ..planning.keys import read_yaml
 from .options import errors_in_words
-from .paths import FilePath, read_yaml
+from .paths import FilePath
 
 
 @click.command("lm-eval", context_settings={"ignore_unknown_options": True})

@@ -5,17 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import click
 
+from ..planning.specs import split_outside
 from ..report.plots import check_plot
 from .paths import FilePath
-from .splitting import split_outside
 
-__all__ = ["Wishes", "check_estimator", "errors_in_words", "shared_options"]
+__all__ = ["Wishes", "errors_in_words", "shared_options"]
 
 _SAMPLES = 100
 
@@ -117,27 +116,6 @@ def shared_options(command: Callable[..., Any]) -> Callable[..., Any]:
     for option in reversed(_OPTIONS):
         command = option(command)
     return command
-
-
-def check_estimator(estimator: str, samples: int = 0) -> None:
-    """Check that an estimator can run here, and be resampled if that is wanted.
-
-    Raises:
-        ValueError: If it can not be resampled.
-        ImportError: If it needs a package that is not installed.
-    """
-    if estimator != "weightwatcher":
-        return
-    if find_spec("weightwatcher") is None:
-        raise ImportError(
-            "the estimator weightwatcher needs the package of that name: "
-            '`pip install "axolotl-alphalora[weightwatcher]"`'
-        )
-    if samples:
-        raise ValueError(
-            "--confidence resamples spectra, and weightwatcher analyses matrices: use the "
-            "estimator ks, which gives the same alphas"
-        )
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""Paths on the command line, and the YAML files that some of them name."""
+"""Paths on the command line."""
 
 from __future__ import annotations
 
@@ -9,9 +9,7 @@ import click
 
 from ..files import expanded
 
-__all__ = ["YAML_SUFFIXES", "FilePath", "ModelName", "read_yaml"]
-
-YAML_SUFFIXES = (".yml", ".yaml")
+__all__ = ["FilePath", "ModelName"]
 
 
 class FilePath(click.Path):
@@ -33,45 +31,3 @@ class ModelName(click.ParamType):
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
         """Expand `~`."""
         return expanded(value)
-
-
-def read_yaml(path: Path) -> dict[str, Any]:
-    """Read an Axolotl configuration as it is written.
-
-    Args:
-        path: The file.
-
-    Raises:
-        ValueError: If it cannot be read, is not UTF-8 or not YAML, or holds no keys; names the
-            file and says what is wrong.
-    """
-    import yaml
-
-    try:
-        text = path.read_bytes().decode("utf-8-sig")
-    except OSError as error:
-        raise ValueError(f"cannot read {path}: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise ValueError(
-            f"{path} is not UTF-8 text ({_encoding(path)}): save it again with the encoding UTF-8."
-        ) from error
-    try:
-        found = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        tab = getattr(error, "problem", None) and r"'\t'" in str(error.problem)
-        hint = " Indent with spaces: YAML takes no tabs." if tab else ""
-        raise ValueError(f"{path} is not YAML: {error}{hint}") from error
-    if isinstance(found, dict):
-        return found
-    what = "is empty" if found is None else f"holds a {type(found).__name__} and no keys"
-    raise ValueError(
-        f"{path} is no Axolotl configuration: it {what}. It begins like this: `base_model: NAME`."
-    )
-
-
-def _encoding(path: Path) -> str:
-    start = path.read_bytes()[:4]
-    if start[:2] in (b"\xff\xfe", b"\xfe\xff"):
-        return "it is UTF-16"
-    zeros = start.count(0)
-    return "it seems to be UTF-16 or UTF-32" if zeros else "it is in another encoding, or no text"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,12 +15,10 @@ from .paths import FilePath, ModelName
 
 if TYPE_CHECKING:
     from ..allocation import Plan
-    from ..planning import Found
+    from ..planning import Compared, Measured, Planner, Source
+    from ..plugin.session import HostModel
     from ..report.findings import Findings
     from ..spectral import Spectra
-    from .comparison import Compared
-    from .planner import Planner
-    from .source import Source
 
 _UNLIKE_AS_LORA = ("as_json", "per_module", "confidence", "plot", "compare")
 
@@ -76,15 +75,14 @@ def plan(
     wishes = Wishes.read(**wanted, plots_compared=True)
     from rich.console import Console
 
-    from .planner import Planner
-    from .source import read_source
+    from ..planning import read_source
 
     console = Console(stderr=as_json or as_lora)
     with errors_in_words(), only_output(as_json or as_lora) as emit:
         known = read_source(source, strategy)
-        planner = Planner(known.path, console)
+        planner = _planner(known, console)
         if as_lora:
-            from .as_lora import lora_yaml
+            from ..planning.as_lora import lora_yaml
 
             text = lora_yaml(known, planner.settled(known)[0])
             if output is None:
@@ -122,11 +120,24 @@ def make_plan(source: str | Path, console: Any = None, samples: int = 0) -> Plan
     Raises:
         ValueError: If the configuration, the model's files or the budget do not fit.
     """
-    from .planner import Planner
-    from .source import read_source
+    from ..planning import read_source
 
     known = read_source(source)
-    return Planner(known.path, console).settled(known, samples)[0]
+    return _planner(known, console).settled(known, samples)[0]
+
+
+def _planner(source: Source, console: Any) -> Planner:
+    """What makes the plans; the host loads the model, once, where that takes a model and data."""
+    from ..planning import Planner
+
+    @cache
+    def host(path: Path) -> HostModel:
+        from ..plugin.session import HostModel
+
+        return HostModel(path)
+
+    path = source.path
+    return Planner(None if path is None else lambda request: host(path).plan(request), console)
 
 
 def _refuse_beside_as_lora(given: dict[str, Any]) -> None:
@@ -207,13 +218,14 @@ def _show_comparison(
     Raises:
         ValueError: If a plan cannot be made.
     """
+    from ..planning import compare_plans
+    from ..planning.specs import AS_GIVEN
     from ..report.comparison_tables import correlations_table, plans_legend, plans_table
+    from ..report.documents import plans_document
     from ..report.terminal import print_lines, print_table
-    from .comparison import as_document, compare_plans
-    from .specs import AS_GIVEN
 
     columns = compare_plans(source, wishes.compare, planner, strategy or AS_GIVEN)
-    document = as_document(columns)
+    document = plans_document(columns)
     if not quiet:
         print_table(plans_table(columns), planner.console)
         if len(columns) > 2:
@@ -228,18 +240,16 @@ def _show_comparison(
     return document, next(column for column in columns if column.own)
 
 
-def _spectra(source: Source, plan: Plan, findings: Findings | None, found: Found) -> Spectra:
+def _spectra(source: Source, plan: Plan, findings: Findings | None, found: Measured) -> Spectra:
     """Return the spectra that a plan rests on, which are kept for a saved one too."""
     from ..planning import base_model
     from ..spectral import Measurement, measure
-    from .planner import shapes_of
 
     if isinstance(found, Measurement):
         return found.spectra
     if findings is None:
         raise ValueError("the plan records no spectra: leave out --spectra")
-    shapes = shapes_of(plan)
-    base = base_model(source.request)
+    base, shapes = base_model(source.request), plan.shapes
     return measure(base.weights(shapes), shapes, findings.settings, cache=base.cache).spectra
 
 

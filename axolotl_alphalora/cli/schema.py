@@ -16,6 +16,6 @@ def config_schema() -> None:
     `axolotl config-schema` prints the host's own options without those of plugins.
     """
     with only_output() as emit:
-        from ..plugin.block import AlphaLoraConfigBlock
+        from ..planning.config import AlphaLoraConfigBlock
 
         emit(json.dumps(AlphaLoraConfigBlock.model_json_schema(), indent=2))

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from .paths import YAML_SUFFIXES, ModelName, read_yaml
+from ..planning.keys import YAML_SUFFIXES, read_yaml
+from .paths import ModelName
 
 if TYPE_CHECKING:
     from ..inspection import AdapterConfig

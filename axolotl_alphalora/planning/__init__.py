@@ -1,42 +1,53 @@
-"""From a base model to a plan: measuring what the strategy needs, then letting it decide.
+"""From a configuration to a plan: what is asked for, what is measured, and what comes of it.
 
-Knows nothing of the host. What a plan needs of transformers and PEFT, the names and sizes of the
-target layers, is kept in the cache: neither is imported when the same question comes again.
+Owns the `alphalora:` block. Knows nothing of the host; imports torch when weights are measured.
+What a plan needs of transformers and PEFT, the names and sizes of the target layers, is kept in the
+cache: neither is imported when the same question comes again.
 """
 
-from ..spectral import check_model_files
-from .making import (
-    Found,
+from .compare import Compared, changed_blocks, compare_plans
+from .config import ADAPTER, AlphaLoraConfigBlock
+from .planner import (
     Gradients,
+    Measured,
     ModelNeeded,
-    Progress,
+    Planner,
     WeightsNotReadable,
-    build,
-    measured_plan,
     plan_from_files,
     plan_from_model,
-    quality_evidence,
+    plan_from_spectra,
     sensitivity_evidence,
 )
-from .request import PlanRequest, base_model, check_plan, layers
+from .request import PlanRequest, base_model, check_plan, layers, plan_request, read_block
+from .source import Source, read_source
+from .stability import Stability, moved_experts, rank_correlation
 from .targets import Targets
 
 __all__ = [
-    "Found",
+    "ADAPTER",
+    "AlphaLoraConfigBlock",
+    "Compared",
     "Gradients",
+    "Measured",
     "ModelNeeded",
     "PlanRequest",
-    "Progress",
+    "Planner",
+    "Source",
+    "Stability",
     "Targets",
     "WeightsNotReadable",
     "base_model",
-    "build",
-    "check_model_files",
+    "changed_blocks",
     "check_plan",
+    "compare_plans",
     "layers",
-    "measured_plan",
+    "moved_experts",
     "plan_from_files",
     "plan_from_model",
-    "quality_evidence",
+    "plan_from_spectra",
+    "plan_request",
+    "rank_correlation",
+    "read_block",
+    "read_source",
     "sensitivity_evidence",
 ]

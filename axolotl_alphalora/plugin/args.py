@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING, Any, Self
 
 from pydantic import BaseModel, Field, ModelWrapValidatorHandler, model_validator
 
+from axolotl_alphalora.planning import ADAPTER, AlphaLoraConfigBlock, plan_request
+from axolotl_alphalora.planning.keys import as_written, check_adapter, check_spelling
 from axolotl_alphalora.plugin import quantization, refusals
-from axolotl_alphalora.plugin.block import ADAPTER, AlphaLoraConfigBlock
 from axolotl_alphalora.plugin.host import OUTPUT_DIR, running_verb
-from axolotl_alphalora.plugin.keys import as_written, check_adapter, check_spelling
 from axolotl_alphalora.plugin.learning_rates import ratios
 from axolotl_alphalora.plugin.prequantised import check_checkpoint, checkpoint_quantization
 from axolotl_alphalora.plugin.verb import RUNS_ADAPTER, check_verb, trained_adapter
@@ -93,7 +93,8 @@ class AlphaLoraArgs(BaseModel):
         cfg = self.model_dump(exclude_none=True, warnings=False)
         refusals.check(cfg)
         _check_lora_options(cfg)
-        _check_planning(cfg)
+        if self.alphalora is not None:
+            _check_planning(cfg, self.alphalora)
         _check_learning_rates(cfg)
         _check_adapter_to_run(cfg)
         quantised = checkpoint_quantization(cfg)
@@ -109,7 +110,7 @@ def _check_base(base: str | None) -> None:
     """Refuse what is no base model: the host would load an adapter's base, and hide it inside."""
     if base is None or not Path(base).exists():
         return
-    from axolotl_alphalora.planning import check_model_files
+    from axolotl_alphalora.spectral import check_model_files
 
     try:
         check_model_files(base)
@@ -191,15 +192,13 @@ def _check_adapter_to_run(cfg: Mapping[str, Any]) -> None:
         read_saved("lora_model_dir", str(cfg["lora_model_dir"]))
 
 
-def _check_planning(cfg: Mapping[str, Any]) -> None:
+def _check_planning(cfg: Mapping[str, Any], block: AlphaLoraConfigBlock) -> None:
     """Check what a new plan needs of the rest of the configuration."""
     from axolotl_alphalora.allocation.optimizers import state_bytes
-    from axolotl_alphalora.plugin.request import plan_request
 
-    block = cfg.get(ADAPTER) or {}
-    if cfg.get("lora_model_dir") or block.get("plan"):
+    if cfg.get("lora_model_dir") or block.plan:
         return
-    request = plan_request(cfg)
+    request = plan_request(cfg, block)
     if request.optimizer is not None:
         state_bytes(request.optimizer, (1, 1))
     if request.needs == "sensitivity":

@@ -11,10 +11,9 @@ import torch
 from torch import nn
 
 from ..planning import Gradients
+from ..planning.planner import DEFAULT_SAMPLES
 from ..sensitivity import Sample, Sensitivity, measure_sensitivity
 from .shared import progress_bar
-
-DEFAULT_SAMPLES = 64
 
 
 def gradients(cfg: Any, model: nn.Module) -> Gradients:

@@ -14,14 +14,17 @@ from ..adapter.saved_lora import read_lora
 from ..adapter.warm_start import WarmStart
 from ..allocation import Plan, cautions
 from ..planning import (
+    ADAPTER,
     ModelNeeded,
-    PlanRequest,
     WeightsNotReadable,
     check_plan,
     plan_from_files,
     plan_from_model,
+    plan_request,
+    read_block,
 )
-from .request import plan_request, read_block
+from ..planning.config import plain
+from ..planning.request import REQUEST_KEYS
 from .saved import changes, check_against_yaml, read_saved, saved_adapter
 from .shared import is_first_process, on_one_process, progress_bar
 
@@ -46,6 +49,8 @@ class Allocation:
     """The counts of one run, settled before the model is loaded wherever that is possible.
 
     Attributes:
+        block: The configuration's `alphalora:` block.
+        request: What a plan is asked for with it.
         counts: Exact module name to experts, or None until the model is loaded.
         ranks: Exact module name to rank of its experts, where it is not the request's.
         plan: Where the counts come from, as a JSON object; None for an adapter without one.
@@ -53,8 +58,9 @@ class Allocation:
     """
 
     def __init__(self, cfg: Any) -> None:
-        self._key = _key(cfg)
-        self.request: PlanRequest = self._key[0]
+        self.block = read_block(cfg)
+        self.request = plan_request(cfg, self.block)
+        self._key = _key(cfg, self.request.needs)
         self.counts: dict[str, int] | None = None
         self.ranks: dict[str, int] = {}
         self.plan: dict[str, Any] | None = None
@@ -64,7 +70,7 @@ class Allocation:
 
     def serves(self, cfg: Any) -> bool:
         """Whether this is the allocation for a configuration too."""
-        return self._key == _key(cfg)
+        return self._key == _key(cfg, self.request.needs)
 
     def settle_from_model(self, model: nn.Module, cfg: Any) -> None:
         """Plan from the loaded model, if the base's files could not tell."""
@@ -80,11 +86,11 @@ class Allocation:
         from .host import init_distributed_state
 
         init_distributed_state()
-        _, saved, path, _ = self._key
+        saved, path = saved_adapter(cfg), self.block.plan
         if saved is not None:
             config = read_saved(*saved)
-            check_against_yaml(cfg, *saved, config)
-            _report_changes(cfg, config)
+            check_against_yaml(cfg, self.block, self.request, *saved, config)
+            self._report_changes(cfg, config)
             self.saved = config
             self.counts, self.plan = config["num_experts"], config["plan"]
             self.ranks = config.get("rank_pattern", {})
@@ -101,13 +107,23 @@ class Allocation:
             self._take(plan)
             return
         try:
-            self._take(on_one_process(lambda: plan_from_files(self.request, _progress)))
+            self._take(on_one_process(lambda: plan_from_files(self.request, _progress)[0]))
         except WeightsNotReadable as error:
             _logger().warning(
                 "AlphaLoRA: %s. The plan is made from the loaded model's weights instead.", error
             )
         except ModelNeeded as error:
             _logger().info("AlphaLoRA: %s. It is made as soon as the model is loaded.", error)
+
+    def _report_changes(self, cfg: Any, saved: Mapping[str, Any]) -> None:
+        for name, value in changes(cfg, self.block).items():
+            if value != saved.get(name, value):
+                _logger().info(
+                    "AlphaLoRA: %s is %s as the YAML says, and no longer %s as in the adapter.",
+                    name,
+                    value,
+                    saved[name],
+                )
 
     def _take(self, plan: Plan) -> None:
         self.counts, self.ranks, self.plan = plan.counts, plan.rank_pattern, plan.to_dict()
@@ -119,13 +135,13 @@ class Allocation:
                 _logger().warning("AlphaLoRA: %s", line)
 
 
-def _key(cfg: Any) -> tuple[PlanRequest, tuple[str, str] | None, str | None, str]:
+def _key(cfg: Any, needs: str) -> list[Any]:
     """Everything an allocation depends on; the contents of a plan's file and the data included."""
-    request, plan = plan_request(cfg), read_block(cfg).plan
-    rest = [Path(plan).read_bytes().hex() if plan and Path(plan).is_file() else None]
-    if request.needs == "sensitivity":
-        rest += [cfg.get(key) for key in _DATA]
-    return request, saved_adapter(cfg), plan, repr(rest)
+    read = [plain(cfg.get(key)) for key in REQUEST_KEYS]
+    plan = (cfg.get(ADAPTER) or {}).get("plan")
+    content = Path(plan).read_bytes() if plan and Path(plan).is_file() else None
+    data = [plain(cfg.get(key)) for key in _DATA] if needs == "sensitivity" else None
+    return [read, saved_adapter(cfg), content, data]
 
 
 def check_start(cfg: Any, allocation: Allocation) -> None:
@@ -134,7 +150,7 @@ def check_start(cfg: Any, allocation: Allocation) -> None:
     Raises:
         ValueError: If `alphalora.init_from` is no plain LoRA, or does not fit the counts.
     """
-    folder = read_block(cfg).init_from
+    folder = allocation.block.init_from
     if folder is None:
         return
     if allocation.saved:
@@ -174,7 +190,7 @@ def adapter_config(cfg: Any, allocation: Allocation, model: nn.Module) -> AlphaL
 def _peft_config(cfg: Any, allocation: Allocation) -> AlphaLoraConfig:
     """The same but for the task, which the loaded model decides."""
     assert allocation.counts is not None
-    block = read_block(cfg)
+    block = allocation.block
     settings: dict[str, Any] = {
         "r": allocation.request.rank,
         "lora_alpha": cfg.lora_alpha,
@@ -187,7 +203,7 @@ def _peft_config(cfg: Any, allocation: Allocation) -> AlphaLoraConfig:
     }
     if allocation.saved:
         settings |= {key: allocation.saved[key] for key in settings if key in allocation.saved}
-        settings |= changes(cfg)
+        settings |= changes(cfg, block)
         settings["base_blocks"] = allocation.saved.get("base_blocks")  # older ones have none
     if block.init_from is not None and not allocation.saved:
         settings |= {"init_from": block.init_from, "init_split": block.init_split}
@@ -212,7 +228,7 @@ def adapt(cfg: Any, allocation: Allocation, model: Any) -> tuple[peft.PeftModel,
         options["autocast_adapter_dtype"] = cfg.peft_autocast_adapter_dtype
     if cfg.lora_model_dir:
         config = AlphaLoraConfig.from_pretrained(cfg.lora_model_dir)
-        for name, value in changes(cfg).items():
+        for name, value in changes(cfg, allocation.block).items():
             setattr(config, name, value)
         if cfg.lora_on_cpu:
             options |= {"max_memory": {"cpu": "256GiB"}, "device_map": {"": "cpu"}}
@@ -226,17 +242,6 @@ def adapt(cfg: Any, allocation: Allocation, model: Any) -> tuple[peft.PeftModel,
     if is_first_process():
         adapted.print_trainable_parameters()
     return adapted, adapted.peft_config["default"]
-
-
-def _report_changes(cfg: Any, saved: Mapping[str, Any]) -> None:
-    for name, value in changes(cfg).items():
-        if value != saved.get(name, value):
-            _logger().info(
-                "AlphaLoRA: %s is %s as the YAML says, and no longer %s as in the adapter.",
-                name,
-                value,
-                saved[name],
-            )
 
 
 def _progress(names: Sequence[str]) -> Callable[[Any], None]:

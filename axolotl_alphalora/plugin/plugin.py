@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from ..planning import ADAPTER
 from . import quantization, refusals
-from .block import ADAPTER
 from .host import AdapterCapabilities, BasePlugin, check_host
 
 check_host()
@@ -82,7 +82,6 @@ class AlphaLoraPlugin(BasePlugin):
         from . import learning_rates
         from .card import describe_in_cards
         from .fresh import warn_when_evaluated
-        from .request import read_block
         from .saving import save_whole
 
         model: Any = trainer.model
@@ -90,7 +89,8 @@ class AlphaLoraPlugin(BasePlugin):
             return []
         describe_in_cards(trainer)
         save_whole(model)
-        block = read_block(cfg)
+        assert self._allocation is not None
+        block = self._allocation.block
         factors = learning_rates.ratios(cfg.loraplus_lr_ratio, block.router_lr_ratio)
         if factors:
             learning_rates.apply_on_creation(trainer, factors)

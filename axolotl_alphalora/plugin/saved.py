@@ -13,11 +13,9 @@ from typing import Any
 from ..allocation import Budget, Plan
 from ..files import ADAPTER_CONFIG, ADAPTER_WEIGHTS, METHOD, check_version, read_adapter_config
 from ..hosts.constants import CLASSIFIER_HEADS, SPAN_HEADS
-from ..planning import PlanRequest, layers
+from ..planning import ADAPTER, AlphaLoraConfigBlock, PlanRequest, layers
 from ..spectral.files import locate
-from .block import ADAPTER
 from .checkpoints import damage
-from .request import plan_request, read_block
 
 KEPT: Mapping[str, str] = {
     "lora_r": "r",
@@ -96,23 +94,38 @@ def read_saved(key: str, source: str) -> dict[str, Any]:
     return config
 
 
-def changes(cfg: Any) -> dict[str, Any]:
+def changes(cfg: Any, block: AlphaLoraConfigBlock) -> dict[str, Any]:
     """What the YAML itself says of the settings that an adapter leaves to it, by their names."""
     written, found = set(cfg.alphalora_given or ()), {}
     for key, name in CHANGEABLE.items():
         if name in written:
-            source = read_block(cfg) if key.startswith(f"{ADAPTER}.") else cfg
+            source = block if key.startswith(f"{ADAPTER}.") else cfg
             found[name] = getattr(source, name)
     return found
 
 
-def check_against_yaml(cfg: Any, key: str, source: str, saved: Mapping[str, Any]) -> None:
+def check_against_yaml(
+    cfg: Any,
+    block: AlphaLoraConfigBlock,
+    request: PlanRequest,
+    key: str,
+    source: str,
+    saved: Mapping[str, Any],
+) -> None:
     """Compare a saved adapter with what the YAML asks for.
+
+    Args:
+        cfg: The host's configuration.
+        block: Its `alphalora:` block.
+        request: What a plan is asked for with it.
+        key: The key that names the adapter.
+        source: The adapter's directory or hub id.
+        saved: Its `adapter_config.json`.
 
     Raises:
         ValueError: Names every setting that differs, with both values.
     """
-    differences = list(_differences(cfg, plan_request(cfg), saved))
+    differences = list(_differences(cfg, block.plan, request, saved))
     if differences:
         base = saved.get("base_model_name_or_path")
         if base not in (None, cfg.base_model):
@@ -125,7 +138,9 @@ def check_against_yaml(cfg: Any, key: str, source: str, saved: Mapping[str, Any]
         )
 
 
-def _differences(cfg: Any, request: PlanRequest, saved: Mapping[str, Any]) -> Iterator[str]:
+def _differences(
+    cfg: Any, path: str | None, request: PlanRequest, saved: Mapping[str, Any]
+) -> Iterator[str]:
     """Only what the YAML itself says can contradict; defaults do not."""
     written = set(cfg.alphalora_given or ())
     given = {
@@ -144,7 +159,6 @@ def _differences(cfg: Any, request: PlanRequest, saved: Mapping[str, Any]) -> It
         if value is not None and not same:
             yield f"{key} is {value} in the YAML and {found} in the adapter"
     yield from _target_differences(request, saved["num_experts"])
-    path = read_block(cfg).plan
     if path is not None:
         plan = Plan.load(path)
         difference = plan.differences(saved["num_experts"]) or _rank_difference(plan, saved)
@@ -210,7 +224,7 @@ def _plan_differences(written: set[str], request: PlanRequest, plan: Plan) -> It
 
 
 def _budget_differences(written: set[str], request: PlanRequest, plan: Plan) -> Iterator[str]:
-    budget = Budget(**request.budget)
+    budget = request.budget or Budget()
     blocks = len(plan.block_numbers)
     kind, amount = budget.kind, budget.amount
     if kind == "experts_per_block":
@@ -220,12 +234,12 @@ def _budget_differences(written: set[str], request: PlanRequest, plan: Plan) -> 
             f"the YAML's budget is {_spelt(kind, amount)} over {blocks} blocks and the adapter's "
             f"{_spelt(plan.budget['kind'], plan.budget['asked'])}"
         )
-    for name in written & {"min_experts", "max_experts"}:
-        if getattr(budget, name) != plan.budget[name]:
-            yield (
-                f"alphalora.{name} is {getattr(budget, name)} in the YAML and "
-                f"{plan.budget[name]} in the adapter"
-            )
+    for name, asked, found in (
+        ("min_experts", budget.min_experts, plan.budget["min_experts"]),
+        ("max_experts", budget.max_experts, plan.budget["max_experts"]),
+    ):
+        if name in written and asked != found:
+            yield f"alphalora.{name} is {asked} in the YAML and {found} in the adapter"
 
 
 def _spelt(kind: str | None, amount: float | None) -> str:

@@ -10,10 +10,9 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from ..allocation import Plan
-from ..planning import Found, PlanRequest, plan_from_model
+from ..planning import ADAPTER, Measured, PlanRequest, plan_from_model
+from ..planning.keys import PLUGIN
 from ..sensitivity import Sample
-from .block import ADAPTER
-from .keys import PLUGIN
 
 
 class HostModel:
@@ -32,7 +31,7 @@ class HostModel:
         self._output = TemporaryDirectory()
         self._loaded: tuple[Any, Any] | None = None
 
-    def plan(self, request: PlanRequest) -> tuple[Plan, Found]:
+    def plan(self, request: PlanRequest) -> tuple[Plan, Measured]:
         """Plan as the run would after loading this model.
 
         Raises:

@@ -8,8 +8,7 @@ from textwrap import wrap
 from typing import Any
 
 from ..allocation import Plan
-from ..cli.comparison import Compared, changed_blocks
-from ..cli.stability import Stability, moved_experts, rank_correlation
+from ..planning import Compared, Stability, changed_blocks, moved_experts, rank_correlation
 from .findings import BlockScores, Findings, block_experts
 from .plan_sentences import budget_words, left_over
 from .tables import PAGE, TERMINAL, Column, Table, names

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
+from ..planning import Compared, changed_blocks, moved_experts, rank_correlation
 from .findings import Findings
 
 if TYPE_CHECKING:
@@ -62,6 +63,41 @@ def analyses_document(analyses: Sequence[Analysed]) -> dict[str, Any]:
             }
             for one in analyses
         ]
+    }
+
+
+def plans_document(plans: Sequence[Compared]) -> dict[str, Any]:
+    """Return compared plans.
+
+    Returns:
+        ``columns``: for each its ``label``; ``rank_correlation`` of the modules' numbers with the
+        first column's, null where a plan is constant; ``blocks_that_differ`` and
+        ``experts_that_move`` against the first; ``stability``: a list of ``over``, ``plans``,
+        ``rank_correlation`` and ``moved``, empty for a plan that rests on no evidence, null where
+        it is not known; ``trust``; and the ``plan``. ``rank_correlations``: of all pairs.
+    """
+    first = plans[0].plan
+    rows = []
+    for one in plans:
+        findings = Findings.of_plan(one.plan)
+        known = one.stability
+        rows.append(
+            {
+                "label": one.label,
+                "rank_correlation": rank_correlation(first.numbers, one.plan.numbers),
+                "blocks_that_differ": changed_blocks(one.plan, first),
+                "experts_that_move": moved_experts(one.plan.numbers, first.numbers),
+                "stability": None if known is None else [asdict(over) for over in known],
+                "trust": findings.trust if findings else None,
+                "plan": one.plan.to_dict(),
+            }
+        )
+    return {
+        "columns": rows,
+        "rank_correlations": [
+            [rank_correlation(one.plan.numbers, other.plan.numbers) for other in plans]
+            for one in plans
+        ],
     }
 
 

@@ -74,25 +74,11 @@ class Findings:
     @classmethod
     def of_plan(cls, plan: Plan) -> Findings | None:
         """Read what a plan records; None where no alphas were measured."""
-        rows = [row for row in plan.modules if row.num_eigenvalues is not None]
-        if all(row.alpha is None for row in rows):
+        matrices = tuple(row.quality for row in plan.modules if row.quality is not None)
+        if all(row.alpha is None for row in matrices):
             return None
-        from ..spectral import MatrixQuality, unit_scores
+        from ..spectral import unit_scores
 
-        matrices = tuple(
-            MatrixQuality(
-                module=row.name,
-                shape=row.shape,
-                alpha=row.alpha,
-                x_min=row.x_min,
-                distance=row.distance,
-                tail_size=row.tail_size,
-                num_eigenvalues=row.num_eigenvalues or 0,
-                numerical_rank=row.numerical_rank or 0,
-                note=row.note,
-            )
-            for row in rows
-        )
         options = plan.strategy["options"]
         settings = QualitySettings.from_options(options)
         granularity = options.get("granularity", "block")

@@ -71,7 +71,7 @@ def budget_words(plan: Plan) -> str:
     """Name the budget: ``160 experts``; ``none`` without one."""
     budget = plan.budget
     kind, asked = budget["kind"], budget["asked"]
-    if kind is None:
+    if kind is None or asked is None:
         return "none"
     if kind == "total_experts":
         return plural(asked, "expert")

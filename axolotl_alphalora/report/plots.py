@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from ..allocation import Plan
-    from ..cli.comparison import Compared
     from ..inspection import Inspection
+    from ..planning import Compared
     from ..spectral import Spectra
     from .findings import Findings
     from .page import Page

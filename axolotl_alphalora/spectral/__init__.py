@@ -1,6 +1,6 @@
 """Spectral quality of weight matrices: where weights come from, spectra, power laws, scores."""
 
-from ..settings import AGGREGATES, ESTIMATORS, QualitySettings
+from ..settings import AGGREGATES, ESTIMATORS, MatrixQuality, QualitySettings
 from .aggregate import unit_scores
 from .cache import Cache, default_cache
 from .checkpoint import CheckpointWeights, MissingTensor
@@ -16,7 +16,7 @@ from .measure import (
 )
 from .model import BaseModel
 from .power_law import PowerLawFit, fit_power_law
-from .quality import MatrixQuality, assess
+from .quality import assess
 from .reading import Spectra, read_spectra
 from .spectrum import significant, spectra, spectrum
 from .weights import LiveWeights, WeightSource

@@ -9,12 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..settings import QualitySettings
+from ..settings import MatrixQuality, QualitySettings
 from .aggregate import unit_errors, unit_scores
 from .cache import Cache
 from .confidence import bootstrap_alphas, interval, reliability
 from .power_law import PowerLawFit
-from .quality import MatrixQuality, assess
+from .quality import assess
 from .reading import Spectra, read_spectra
 from .threads import one_thread
 from .weights import WeightSource

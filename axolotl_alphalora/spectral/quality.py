@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
 from torch import Tensor
 
+from ..settings import MatrixQuality
 from .files import UnreadableCheckpoint
 from .power_law import (
     MIN_EIGENVALUES,
@@ -17,52 +17,12 @@ from .reading import Spectra
 from .spectrum import pool
 from .threads import one_thread
 
-__all__ = ["FEW_EIGENVALUES", "SPREAD", "MatrixQuality", "assess"]
-
 FEW_EIGENVALUES = 20
 """An alpha from fewer eigenvalues than this is noted as weak."""
 
 
 SPREAD = 1.05
 """A spectrum has no tail if its largest eigenvalue is not above this times its smallest."""
-
-
-@dataclass(frozen=True)
-class MatrixQuality:
-    """What the spectrum of one weight matrix says.
-
-    Attributes:
-        module: Name of the module that owns the weight.
-        shape: Shape of the weight as it is stored (a ``Conv1D`` stores input features first).
-        alpha: Power-law exponent of the spectrum's upper end; the lower, the heavier the tail and
-            the better trained the matrix. None where no power law can be fitted; so for the next
-            three.
-        x_min: Eigenvalue at which the fitted tail starts.
-        distance: Kolmogorov-Smirnov distance of the fit.
-        tail_size: Number of eigenvalues in the tail.
-        num_eigenvalues: Number of eigenvalues: the smaller side of the matrix, or of all its
-            windows together.
-        numerical_rank: Number of them above round-off; only these take part in the fit.
-        note: What is out of the ordinary, in words, or None: no power law and why, a
-            rank-deficient matrix, few eigenvalues.
-    """
-
-    module: str
-    shape: tuple[int, int]
-    alpha: float | None
-    x_min: float | None
-    distance: float | None
-    tail_size: int | None
-    num_eigenvalues: int
-    numerical_rank: int
-    note: str | None = None
-
-    @property
-    def standard_error(self) -> float | None:
-        """The fit's asymptotic standard error, (alpha - 1) / sqrt(tail size)."""
-        if self.alpha is None or self.tail_size is None:
-            return None
-        return (self.alpha - 1) / self.tail_size**0.5
 
 
 def assess(

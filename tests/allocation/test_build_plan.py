@@ -1,10 +1,11 @@
 """Plans are built from shapes, evidence and a budget."""
 
 import json
+from dataclasses import replace
 
 import pytest
 
-from allocating import experts, model, plan, with_alphas, with_sensitivities
+from allocating import experts, model, plan, wanted, with_alphas, with_sensitivities
 from axolotl_alphalora.allocation import Evidence, Plan, check_budget
 from axolotl_alphalora.spectral import MatrixQuality
 
@@ -113,9 +114,8 @@ def test_measured_rows_and_intervals_are_recorded():
     made = build(qualities=(quality,), intervals={"model.layers.1": (2.5, 3.5)})
     rows = {module.name: module for module in made.modules}
     assert rows[name].shape == (24, 8), "the layer's, not the stored weight's"
-    assert (rows[name].tail_size, rows[name].numerical_rank) == (4, 7)
-    assert rows[name].note == "rank 7 of 8"
-    assert rows["model.layers.0.mlp.up_proj"].alpha is None
+    assert rows[name].quality == replace(quality, shape=(24, 8))
+    assert rows["model.layers.0.mlp.up_proj"].quality is None
     assert [unit.interval for unit in made.units] == [None, (2.5, 3.5), None]
     assert Plan.from_dict(json.loads(json.dumps(made.to_dict()))) == made
 
@@ -184,19 +184,9 @@ def test_alphas_must_be_of_the_strategys_units():
     ],
 )
 def test_a_budget_is_checked_before_anything_is_measured(budget, message):
-    def check():
-        check_budget(
-            SHAPES,
-            strategy="alphalora",
-            options={},
-            budget=budget,
-            rank=8,
-            spend="experts",
-            optimizer=None,
-        )
-
+    request = wanted("alphalora", budget=budget)
     if message is None:
-        check()
+        check_budget(request, SHAPES)
     else:
         with pytest.raises(ValueError, match=message):
-            check()
+            check_budget(request, SHAPES)

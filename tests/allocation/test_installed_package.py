@@ -12,8 +12,7 @@ import pytest
 import yaml
 
 from axolotl_alphalora.allocation import Plan
-from axolotl_alphalora.planning import layers
-from axolotl_alphalora.plugin.request import plan_request
+from axolotl_alphalora.planning import layers, plan_request, read_block
 
 EXAMPLE = Path(__file__).parent / "example"
 CLI = "from axolotl_alphalora.cli import alphalora; alphalora()"
@@ -76,7 +75,7 @@ def test_the_strategy_is_usable_by_name_from_a_yaml(installed, tiny_llama, tmp_p
         "  total_experts: 10\n"
     )
     # Fills the cache: the other process need not import transformers for the layers.
-    layers(plan_request({**yaml.safe_load(config.read_text()), "alphalora": None}))
+    layers(plan_request(yaml.safe_load(config.read_text()), read_block({})))
     saved = tmp_path / "plan.json"
     said = python("-c", CLI, "plan", config, "--output", saved, path=installed)
     assert "width" in said
@@ -95,7 +94,7 @@ def test_the_strategy_is_usable_by_name_from_a_yaml(installed, tiny_llama, tmp_p
 
 def test_the_options_of_the_strategy_are_checked_in_the_yaml(installed):
     code = (
-        "from axolotl_alphalora.plugin.block import AlphaLoraConfigBlock as Block\n"
+        "from axolotl_alphalora.planning import AlphaLoraConfigBlock as Block\n"
         "good = Block.model_validate({'allocation': 'width'})\n"
         "print(good.allocation, good.experts_per_block)\n"
         "try:\n"

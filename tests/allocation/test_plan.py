@@ -3,7 +3,6 @@
 import json
 import os
 from copy import deepcopy
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,6 +16,19 @@ from axolotl_alphalora.allocation import (
     UnitPlan,
     expert_parameters,
 )
+from axolotl_alphalora.settings import MatrixQuality
+
+
+def module(name, experts, measured, sensitivity=None):
+    shape = (64, 32)
+    return ModulePlan(
+        name=name,
+        shape=shape,
+        experts=experts,
+        rank=8,
+        sensitivity=sensitivity,
+        quality=MatrixQuality(name, shape, *measured),
+    )
 
 
 @pytest.fixture
@@ -41,11 +53,14 @@ def plan():
         },
         top_k=2,
         rank=8,
-        units=(UnitPlan("layers.0", 2.1, 1), UnitPlan("layers.1", None, 1.5, (2.0, 2.5))),
+        units=(
+            UnitPlan(name="layers.0", score=2.1, experts=1, interval=None),
+            UnitPlan(name="layers.1", score=None, experts=1.5, interval=(2.0, 2.5)),
+        ),
         modules=(
-            ModulePlan("layers.0.q", (64, 32), 1, 8, {"sums": 0.5, "rhymes": 2.0}, 2.1, 0.25),
-            ModulePlan("layers.1.q", (64, 32), 3, 8, None, 2.5, 0.5, 0.0625, 17, 32, 31, "why"),
-            ModulePlan("layers.1.k", (16, 32), 0, 8),
+            module("layers.0.q", 1, (2.1, 0.25, 0.5, 9, 32, 32), {"sums": 0.5, "rhymes": 2.0}),
+            module("layers.1.q", 3, (2.5, 0.5, 0.0625, 17, 32, 31, "why")),
+            ModulePlan(name="layers.1.k", shape=(16, 32), experts=0, rank=8),
         ),
     )
 
@@ -85,6 +100,8 @@ def test_the_file_states_format_version_and_totals(plan, tmp_path):
     assert document["version"] == 2
     assert document["total_experts"] == 2.5
     assert document["module_experts"] == 4
+    whole = [document["budget"]["asked"], *(unit["experts"] for unit in document["units"])]
+    assert list(map(str, whole)) == ["5000", "1", "1.5"]
     assert document["trainable_parameters"] == 8 * 96 + 3 * (8 * 96 + 32)
 
 
@@ -164,9 +181,9 @@ def _set(document, path, value):
     ("path", "value", "message"),
     [
         (["format"], "other", "format is 'other'"),
-        (["version"], 3, "version is 3, but this axolotl-alphalora reads plans up to version 2"),
-        (["version"], "1", "version must be an integer"),
-        (["version"], 0, "version must be an integer of at least 1"),
+        (["version"], 3, "version is 3, but this axolotl-alphalora reads plans of version 2: upg"),
+        (["version"], "1", "version is '1', but this axolotl-alphalora reads plans of version"),
+        (["version"], 1, "version is 1, but .* version 2: the plan has been edited"),
         (["base_model"], None, "base_model must be a string"),
         (["rank"], 0, "rank must be an integer of at least 1"),
         (["top_k"], True, "top_k must be an integer"),
@@ -192,14 +209,15 @@ def _set(document, path, value):
         (["units", 1, "experts"], -1, r"units\[1\]\.experts must be at least 0, not -1"),
         (["units", 1, "experts"], "1", r"units\[1\]\.experts must be a finite number"),
         (["units", 1, "score"], "2", r"units\[1\]\.score must be a finite number"),
-        (["units", 1, "interval"], [1.0], r"units\[1\]\.interval must be two numbers or null"),
+        (["units", 1, "interval"], [1.0], r"units\[1\]\.interval\[1\] is missing"),
         (["units", 1, "name"], "layers.0", r"units\[1\]\.name 'layers.0' is listed twice"),
         (["modules", 0], 3, r"modules\[0\] must be an object"),
         (["modules", 2, "experts"], -2, r"modules\[2\]\.experts must be .* not -2"),
         (["modules", 2, "experts"], 1.0, r"modules\[2\]\.experts must be an integer"),
         (["modules", 1, "name"], "layers.0.q", r"modules\[1\]\.name 'layers.0.q' is listed twice"),
-        (["modules", 0, "shape"], [64], r"modules\[0\]\.shape must be output features"),
-        (["modules", 0, "shape"], [64, 0], r"modules\[0\]\.shape\[1\] must be an integer"),
+        (["modules", 0, "shape"], [64], r"modules\[0\]\.shape\[1\] is missing"),
+        (["modules", 0, "shape"], [64, 8, 8], r"modules\[0\]\.shape has too many items"),
+        (["modules", 0, "shape"], [64, 0], r"modules\[0\]\.shape\[1\] must be an integer of"),
         (["modules", 0, "alpha"], float("inf"), r"modules\[0\]\.alpha must be a finite number"),
         (["modules", 0, "rank"], 0, r"modules\[0\]\.rank must be an integer of at least 1"),
         (["modules", 0, "sensitivity"], 1, r"modules\[0\]\.sensitivity must be an object"),
@@ -314,7 +332,9 @@ def test_the_file_appears_in_one_step(plan, tmp_path, monkeypatch):
 
 
 def test_a_number_json_cannot_hold_is_not_written(plan, tmp_path):
-    broken = replace(plan, strategy={"name": "alphalora", "options": {"beta": float("nan")}})
+    broken = plan.model_copy(
+        update={"strategy": {"name": "x", "package": "y", "options": {"beta": float("nan")}}}
+    )
     with pytest.raises(ValueError, match="JSON"):
         broken.save(tmp_path / "plan.json")
     assert list(tmp_path.iterdir()) == []

@@ -12,8 +12,9 @@ from axolotl.utils.dict import DictDefault
 from peft import get_peft_model
 from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
 
+from allocating import plan as planned
 from axolotl_alphalora.allocation import Plan
-from axolotl_alphalora.cli.as_lora import lora_keys
+from axolotl_alphalora.planning.as_lora import lora_keys
 from settings import NAME, base_yaml
 
 ALLOCATIONS = {
@@ -109,11 +110,9 @@ def test_keys_of_block_1_do_not_reach_block_11_nor_another_stack():
 
 
 def hand_made(numbers):
-    from axolotl_alphalora.allocation import build_plan
-
     counts = {"experts": {f"(?<!.){re.escape(name)}": n for name, n in numbers.items()}}
     shapes = dict.fromkeys(numbers, (8, 8))
-    return build_plan(base_model="m", shapes=shapes, strategy="counts", options=counts, rank=4)
+    return planned("counts", shapes, options=counts, rank=4)
 
 
 def test_4bit_becomes_qlora_and_other_plugins_stay(made):

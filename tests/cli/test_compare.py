@@ -3,19 +3,16 @@
 import json
 import re
 import sys
-from dataclasses import replace
 from importlib.metadata import EntryPoint
 from types import ModuleType
 
 import pytest
 import yaml
 
-from axolotl_alphalora.allocation import Plan, Strategy, hookimpl, registry
+from axolotl_alphalora.allocation import Plan, Strategy, build_plan, hookimpl, registry
 from axolotl_alphalora.allocation.hookspecs import GROUP
 from axolotl_alphalora.allocation.registry import Registry
-from axolotl_alphalora.cli.stability import rank_correlation
-from axolotl_alphalora.planning import sensitivity_evidence
-from axolotl_alphalora.planning.making import build, layers
+from axolotl_alphalora.planning import layers, rank_correlation, sensitivity_evidence
 from axolotl_alphalora.plugin import session
 from axolotl_alphalora.sensitivity import Sensitivity
 
@@ -166,7 +163,7 @@ class FakeHost:
         found = Sensitivity(tasks, squares)
         sample = {"tasks": {"a": 2, "b": 2}, "seed": 0, "digest": "x"}
         evidence = sensitivity_evidence(found, {"source": "live", "dtype": "float32"}, sample)
-        return build(request, shapes, evidence), found
+        return build_plan(request, shapes, evidence), found
 
 
 @pytest.fixture
@@ -238,9 +235,8 @@ def test_halves_that_cannot_be_had_leave_stability_open(
     def single(self, request):
         plan, found = FakeHost.plan(self, request)
         squares = {name: values[:1] for name, values in found.squares.items()}
-        return replace(plan, sample={**plan.sample, "tasks": {"a": 1}}), Sensitivity(
-            ("a",), squares
-        )
+        sample = {**plan.sample, "tasks": {"a": 1}}
+        return plan.model_copy(update={"sample": sample}), Sensitivity(("a",), squares)
 
     class Single(FakeHost):
         plan = single

@@ -5,7 +5,6 @@ import shutil
 
 import pytest
 
-from axolotl_alphalora.cli.paths import read_yaml
 from inspecting import write_adapter
 
 
@@ -66,9 +65,3 @@ def test_each_command_names_a_yaml_that_cannot_be_read(tmp_path, run, bad):
         assert done.exit_code == 1, done.output
         assert str(path) in done.output and message in done.output
         assert "Traceback" not in done.output
-
-
-def test_a_byte_order_mark_is_no_fault(tmp_path):
-    path = tmp_path / "config.yml"
-    path.write_bytes("base_model: x\n".encode("utf-8-sig"))
-    assert read_yaml(path) == {"base_model": "x"}

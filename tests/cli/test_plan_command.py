@@ -5,7 +5,6 @@ import json
 import re
 import subprocess
 import sys
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -294,7 +293,8 @@ def test_why_something_is_left_is_said_of_our_own_strategies_only(tmp_path, mode
     path = tmp_path / "plan.json"
     plan(config(tmp_path, model, alphalora={"total_parameters": 20000}), "--output", path)
     ours = Plan.load(path)
-    theirs = replace(ours, strategy={**ours.strategy, "package": "axolotl-alphalora-extra 1.0"})
+    strategy = {**ours.strategy, "package": "axolotl-alphalora-extra 1.0"}
+    theirs = ours.model_copy(update={"strategy": strategy})
     assert budget_line(ours).endswith(" are left over: no further expert fits.")
     assert budget_line(theirs).endswith(" are left over.")
 

@@ -9,9 +9,8 @@ from transformers import LlamaForCausalLM, LlamaForSequenceClassification
 
 import settings
 from axolotl_alphalora.adapter import AlphaLoraConfig, AlphaLoraLayer
-from axolotl_alphalora.allocation import build_plan
-from axolotl_alphalora.planning import Targets
-from axolotl_alphalora.plugin.block import AlphaLoraConfigBlock
+from axolotl_alphalora.allocation import AllocationRequest, build_plan
+from axolotl_alphalora.planning import AlphaLoraConfigBlock, Targets, plan_request, read_block
 from axolotl_alphalora.plugin.loading import Allocation, adapt, adapter_config
 from axolotl_alphalora.plugin.saved import (
     CHANGEABLE,
@@ -83,14 +82,14 @@ def learnt(tmp_path_factory, base):
     """The folder of an adapter, and its config."""
     model = LlamaForCausalLM.from_pretrained(base)
     shapes = Targets(modules=["q_proj"]).resolve(model)
-    plan = build_plan(
+    request = AllocationRequest(
         base_model=str(base),
-        shapes=shapes,
         strategy="counts",
         options={"experts": [2, 3]},
         top_k=LEARNT["top_k"],
         rank=LEARNT["r"],
     )
+    plan = build_plan(request, shapes)
     (first, *_) = shapes
     config = AlphaLoraConfig(
         num_experts=plan.counts, plan=plan.to_dict(), rank_pattern={first: 7}, **LEARNT
@@ -181,11 +180,13 @@ def test_heads_that_peft_adds_for_a_task_contradict_nothing(base, tmp_path, aske
     cfg = validate(base_model=str(base), **BARE | changes | {"lora_r": 4, "lora_alpha": 8})
     saved = read_saved("lora_model_dir", str(tmp_path / "out"))
     assert set(saved["modules_to_save"]) == {"score", "classifier"}
+    block = read_block(cfg)
+    given = cfg, block, plan_request(cfg, block), "lora_model_dir", "out", saved
     if same:
-        check_against_yaml(cfg, "lora_model_dir", "out", saved)
+        check_against_yaml(*given)
     else:
         with pytest.raises(ValueError, match="lora_modules_to_save is .*embed_tokens"):
-            check_against_yaml(cfg, "lora_model_dir", "out", saved)
+            check_against_yaml(*given)
 
 
 @pytest.mark.parametrize(

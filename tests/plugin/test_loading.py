@@ -3,7 +3,8 @@
 import pytest
 
 import settings
-from axolotl_alphalora.allocation import build_plan
+from allocating import plan
+from axolotl_alphalora.planning import plan_request, read_block
 from axolotl_alphalora.plugin.loading import _key
 from settings import validate
 
@@ -14,6 +15,11 @@ def plugin(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
 
 
+def key(**changes):
+    cfg = validate(**changes, output_dir="./out")
+    return _key(cfg, plan_request(cfg, read_block(cfg)).needs)
+
+
 def data(path: str) -> list[dict]:
     return [{"path": path, "ds_type": "json", "type": "alpaca"}]
 
@@ -21,9 +27,9 @@ def data(path: str) -> list[dict]:
 @pytest.mark.parametrize(("allocation", "same"), [("sensitivity", False), ("uniform", True)])
 def test_other_data_is_another_allocation_where_data_decides(allocation, same):
     block = {"allocation": allocation}
-    first = _key(validate(alphalora=block, datasets=data("a.jsonl"), output_dir="./out"))
-    again = _key(validate(alphalora=block, datasets=data("a.jsonl"), output_dir="./out"))
-    other = _key(validate(alphalora=block, datasets=data("b.jsonl"), output_dir="./out"))
+    first = key(alphalora=block, datasets=data("a.jsonl"))
+    again = key(alphalora=block, datasets=data("a.jsonl"))
+    other = key(alphalora=block, datasets=data("b.jsonl"))
     assert first == again
     assert (first == other) is same
 
@@ -32,12 +38,6 @@ def test_an_edited_plan_file_is_another_allocation(tmp_path):
     shapes = {"model.layers.0.mlp.up_proj": (8, 8)}
     keys = []
     for number in (1, 2):
-        plan = build_plan(
-            base_model="x",
-            shapes=shapes,
-            strategy="counts",
-            options={"experts": [number]},
-        )
-        plan.save(tmp_path / "plan.json")
-        keys.append(_key(validate(alphalora={"plan": "plan.json"}, output_dir="./out")))
+        plan("counts", shapes, options={"experts": [number]}).save(tmp_path / "plan.json")
+        keys.append(key(alphalora={"plan": "plan.json"}))
     assert keys[0] != keys[1]

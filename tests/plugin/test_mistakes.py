@@ -23,10 +23,9 @@ import settings
 from axolotl_alphalora.adapter import AlphaLoraConfig, resolve_targets
 from axolotl_alphalora.allocation import registry
 from axolotl_alphalora.cli import alphalora
-from axolotl_alphalora.cli.source import _known
+from axolotl_alphalora.planning import AlphaLoraConfigBlock
+from axolotl_alphalora.planning.keys import KEYS, PLUGIN, REFUSED_KEYS, check_spelling
 from axolotl_alphalora.plugin import loading
-from axolotl_alphalora.plugin.block import AlphaLoraConfigBlock
-from axolotl_alphalora.plugin.keys import KEYS, PLUGIN, check_spelling
 from axolotl_alphalora.plugin.refusals import HONOURED
 from conftest import tiny_llama_config
 from settings import base_yaml, validate
@@ -195,7 +194,7 @@ def test_a_misspelt_key_names_the_right_one(tmp_path, key, near):
 
 
 def test_no_key_of_the_host_is_taken_for_a_misspelling():
-    check_spelling(dict.fromkeys(AxolotlInputConfig.model_fields, 1), _known())
+    check_spelling(dict.fromkeys(AxolotlInputConfig.model_fields, 1), REFUSED_KEYS | KEYS.keys())
 
 
 @pytest.mark.parametrize("key", AlphaLoraConfigBlock.model_fields)

@@ -12,6 +12,7 @@ from axolotl.utils.dict import DictDefault
 from pydantic import ValidationError
 
 import settings
+from axolotl_alphalora.planning.keys import KEYS, REFUSED_KEYS, check_spelling
 from axolotl_alphalora.plugin import refusals
 from axolotl_alphalora.plugin.refusals import HONOURED, REFUSED
 from settings import GPU
@@ -196,6 +197,13 @@ def test_both_tables_name_options_that_exist():
         for part in rest:
             block = owner[name].annotation.__args__[0]
             assert part in block.model_fields, f"`{key}` is gone from the host's schema"
+
+
+def test_no_refused_option_is_taken_for_a_misspelling():
+    keys = {row.key.partition(".")[0] for row in REFUSED}
+    check_spelling(dict.fromkeys(keys, 1), REFUSED_KEYS | KEYS.keys())
+    families = ("lora_", "peft", "loraplus_")
+    assert {key for key in keys if key.startswith(families)} - KEYS.keys() == REFUSED_KEYS
 
 
 def test_every_adapter_option_is_decided_once():

@@ -17,7 +17,7 @@ from torch.distributed import checkpoint
 from transformers import AutoModelForCausalLM
 
 import axolotl_alphalora.adapter  # noqa: F401
-from axolotl_alphalora.plugin.block import AlphaLoraConfigBlock
+from axolotl_alphalora.planning import AlphaLoraConfigBlock
 
 FRESH = "runs a fresh AlphaLoRA adapter"
 

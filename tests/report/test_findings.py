@@ -2,25 +2,20 @@
 
 import pytest
 
-from axolotl_alphalora.allocation import Evidence, build_plan
+import allocating
+from axolotl_alphalora.allocation import Evidence
 from axolotl_alphalora.report.findings import BlockScores, Findings, module_shares
 from axolotl_alphalora.report.plan_sentences import budget_line, summary
 from axolotl_alphalora.spectral import MatrixQuality, unit_scores
 
 KINDS = ("self_attn.q_proj", "self_attn.k_proj", "mlp.up_proj")
 NAMES = [f"model.layers.{block}.{kind}" for block in range(2) for kind in KINDS]
+TWELVE = {"total_experts": 12}
 SHAPES = dict.fromkeys(NAMES, (8, 8))
 
 
-def plan(strategy, evidence=None, budget=None, **options):
-    return build_plan(
-        base_model="m",
-        shapes=SHAPES,
-        strategy=strategy,
-        options=options,
-        budget=budget or {"total_experts": 12},
-        evidence=evidence,
-    )
+def plan(strategy, evidence=None, budget=TWELVE, **options):
+    return allocating.plan(strategy, SHAPES, options=options, budget=budget, evidence=evidence)
 
 
 def sensitivities():
@@ -70,7 +65,7 @@ def test_other_scores_are_called_so_and_whole_ones_have_no_decimals():
 
 
 def test_the_summary_counts_adapted_matrices_and_the_sample():
-    rule = plan("sensitivity", sensitivities(), {"min_experts": None}, percentile=50)
+    rule = plan("sensitivity", sensitivities(), None, percentile=50)
     lines = summary(rule)
     assert lines[0] == "Budget: none, sensitivity has numbers of its own."
     assert lines[1] == "4 experts on 4 of 6 matrices."

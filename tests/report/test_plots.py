@@ -9,8 +9,9 @@ from html.parser import HTMLParser
 import pytest
 import torch
 
-from axolotl_alphalora.allocation import Evidence, build_plan
-from axolotl_alphalora.cli.comparison import Compared
+import allocating
+from axolotl_alphalora.allocation import Evidence
+from axolotl_alphalora.planning import Compared
 from axolotl_alphalora.report.findings import Findings
 from axolotl_alphalora.report.page import Page
 from axolotl_alphalora.report.plots import (
@@ -42,15 +43,11 @@ def matrices():
     return tuple(replace(row, alpha=4.0 - i // 2) for i, row in enumerate(rows))
 
 
-def plan(strategy="alphalora", evidence=None, **options):
-    return build_plan(
-        base_model="A <model> & more",
-        shapes=SHAPES,
-        strategy=strategy,
-        options=options,
-        budget={"total_experts": 12},
-        evidence=evidence,
+def plan(strategy="alphalora", evidence=None, shapes=SHAPES, **options):
+    made = allocating.plan(
+        strategy, shapes, options=options, budget={"total_experts": 12}, evidence=evidence
     )
+    return made.model_copy(update={"base_model": "A <model> & more"})
 
 
 def by_alpha():
@@ -200,12 +197,7 @@ def test_a_page_of_plans_holds_their_numbers_and_scores_and_loads_nothing(tmp_pa
 
 
 def test_plans_of_other_blocks_are_refused_and_nothing_is_written(tmp_path):
-    other = build_plan(
-        base_model="m",
-        shapes={"model.layers.7.q_proj": (8, 8)},
-        strategy="uniform",
-        budget={"total_experts": 3},
-    )
+    other = plan("uniform", shapes={"model.layers.7.q_proj": (8, 8)})
     with pytest.raises(ValueError, match="other and as given are plans of different blocks"):
         save_comparison([PLANS[0], Compared("other", other, ())], tmp_path / "a.png", {})
     assert list(tmp_path.iterdir()) == []

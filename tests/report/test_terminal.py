@@ -11,8 +11,17 @@ from axolotl_alphalora.report.findings import Findings
 from axolotl_alphalora.report.plan_tables import analysis_table, matrices_table, modules_table
 from axolotl_alphalora.report.tables import Bar, Column, Name, Note, Table, names
 from axolotl_alphalora.report.terminal import print_lines, print_plan, print_table
+from axolotl_alphalora.spectral import MatrixQuality
 
 LONG = "model.language_model.layers"
+
+
+def measured(name, experts, alpha):
+    shape = (14336, 4096)
+    fit = (alpha, 0.1, 0.1, 50, 4096, 4000, "rank 4000 of 4096")
+    return ModulePlan(
+        name=name, shape=shape, experts=experts, rank=8, quality=MatrixQuality(name, shape, *fit)
+    )
 
 
 def plan(names, intervals=True):
@@ -33,23 +42,16 @@ def plan(names, intervals=True):
         top_k=2,
         rank=8,
         units=tuple(
-            UnitPlan(name, score, 1 + i, (score - 1, score + 10) if intervals else None)
+            UnitPlan(
+                name=name,
+                score=score,
+                experts=1 + i,
+                interval=(score - 1, score + 10) if intervals else None,
+            )
             for i, (name, score) in enumerate(rows)
         ),
         modules=tuple(
-            ModulePlan(
-                f"{name}.self_attn.q_proj",
-                (14336, 4096),
-                1 + i,
-                8,
-                alpha=score,
-                x_min=0.1,
-                distance=0.1,
-                tail_size=50,
-                num_eigenvalues=4096,
-                numerical_rank=4000,
-                note="rank 4000 of 4096",
-            )
+            measured(f"{name}.self_attn.q_proj", 1 + i, score)
             for i, (name, score) in enumerate(rows)
         ),
     )

@@ -141,7 +141,7 @@ def made(make, seed=0):
 
 
 def request(directory):
-    return PlanRequest(str(directory), Targets(linear=True))
+    return PlanRequest(base_model=str(directory), targets=Targets(linear=True))
 
 
 @pytest.mark.parametrize("family", {**ENCODER_DECODERS, **COMPOSITES})
@@ -237,11 +237,11 @@ def test_matrices_that_no_module_takes_are_named(tmp_path, stray):
 
 
 def test_a_plan_records_what_its_model_leaves_in_the_files(tmp_path):
-    from axolotl_alphalora.planning import measured_plan
+    from axolotl_alphalora.planning import plan_from_files
 
     name = "vision_tower.layers.0.attn.q_proj"
     saved_with(tmp_path, {f"{name}.weight": torch.randn(8, 8)})
-    plan, _ = measured_plan(request(tmp_path))
+    plan, _ = plan_from_files(request(tmp_path))
     assert plan.weights["left_out"] == [name]
     findings = Findings.of_plan(plan)
     assert any(line.startswith(WARNING) and name in line for line in explain(findings))

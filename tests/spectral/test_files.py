@@ -9,8 +9,8 @@ import torch
 from huggingface_hub import constants
 
 from axolotl_alphalora import analyze
-from axolotl_alphalora.planning import PlanRequest, Targets, check_model_files, plan_from_files
-from axolotl_alphalora.spectral import BaseModel, UnreadableCheckpoint
+from axolotl_alphalora.planning import PlanRequest, Targets, plan_from_files
+from axolotl_alphalora.spectral import BaseModel, UnreadableCheckpoint, check_model_files
 from axolotl_alphalora.spectral.files import locate
 from axolotl_alphalora.spectral.tensors import StoredTensors
 from checkpoints import opened, pickled, tiny_model
@@ -156,7 +156,7 @@ def run_with_an_adapter(folder, adapter, method="ALPHALORA"):
 )
 def test_an_adapter_is_no_base_model_and_its_base_is_named(tmp_path, adapter, method, key):
     run_with_an_adapter(tmp_path, adapter, method)
-    request = PlanRequest(str(tmp_path), Targets(linear=True))
+    request = PlanRequest(base_model=str(tmp_path), targets=Targets(linear=True))
     for refuse in (
         lambda: check_model_files(tmp_path),
         lambda: analyze(tmp_path),

@@ -1,6 +1,6 @@
 """The built-in strategies: one module each, with the hooks that any package's strategy has."""
 
-from axolotl_alphalora.allocation.strategies import (
+from . import (
     alphalora,
     counts,
     depth,

@@ -8,12 +8,10 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from axolotl_alphalora.allocation.budget import Budget
-from axolotl_alphalora.allocation.hookspecs import hookimpl
-from axolotl_alphalora.allocation.strategy import Options, Problem, Strategy
-from axolotl_alphalora.settings import QualitySettings
-
-__all__ = ["AlphaLoraOptions", "published_rounding"]
+from ...settings import QualitySettings
+from ..budget import Budget
+from ..hookspecs import hookimpl
+from ..strategy import Options, Problem, Strategy
 
 _QUALITY = QualitySettings()
 

@@ -8,9 +8,9 @@ from typing import Any
 
 from pydantic import Field, field_validator
 
-from axolotl_alphalora.allocation.hookspecs import hookimpl
-from axolotl_alphalora.allocation.plan import Plan
-from axolotl_alphalora.allocation.strategy import BudgetUse, Options, Problem, Strategy
+from ..hookspecs import hookimpl
+from ..plan import Plan
+from ..strategy import BudgetUse, Options, Problem, Strategy
 
 
 class CountsOptions(Options):

@@ -7,9 +7,9 @@ from typing import Any
 
 from pydantic import Field, field_validator
 
-from axolotl_alphalora.allocation.hookspecs import hookimpl
-from axolotl_alphalora.allocation.shapes import as_numbers, by_depth, share_out
-from axolotl_alphalora.allocation.strategy import BudgetUse, Options, Problem, Strategy
+from ..hookspecs import hookimpl
+from ..strategy import BudgetUse, Options, Problem, Strategy
+from .depth import as_numbers, by_depth, share_out
 
 
 class MolaOptions(Options):

@@ -9,11 +9,9 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from axolotl_alphalora.allocation.hookspecs import hookimpl
-from axolotl_alphalora.allocation.strategy import BudgetUse, Options, Problem, Strategy
-from axolotl_alphalora.blocks import kind_of, part_of, stack_of
-
-__all__ = ["SensitivityOptions", "above_percentile"]
+from ...blocks import kind_of, part_of, stack_of
+from ..hookspecs import hookimpl
+from ..strategy import BudgetUse, Options, Problem, Strategy
 
 
 class SensitivityOptions(Options):

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from axolotl_alphalora.allocation.hookspecs import hookimpl
-from axolotl_alphalora.allocation.strategy import Options, Problem, Strategy
+from ..hookspecs import hookimpl
+from ..strategy import Options, Problem, Strategy
 
 
 @hookimpl

@@ -5,21 +5,21 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import replace
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 from ..allocation import registry
 from ..allocation.registry import read_value
 from ..settings import ESTIMATORS, QualitySettings
-from .options import check_estimator
-from .splitting import split_outside
 
 if TYPE_CHECKING:
-    from ..planning import PlanRequest
-
-__all__ = ["AS_GIVEN", "changed", "changed_allocation", "quality_options", "read_spec"]
+    from .request import PlanRequest
 
 AS_GIVEN = "as given"
 """Label of what the specifications are compared with."""
+
+# A quote inside a word is an apostrophe; two single quotes inside a quoted text stand for one.
+_TOKEN = re.compile(r""""(?:\\.|[^"\\])*"|(?<!\w)'(?:''|[^'])*'|.""", re.DOTALL)
 
 
 def read_spec(spec: str) -> dict[str, Any]:
@@ -112,6 +112,50 @@ def changed(request: PlanRequest, spec: str) -> PlanRequest:
     """Apply a specification to a request, see :func:`changed_allocation`."""
     found = changed_allocation(request.strategy, request.options, spec)
     return replace(request, strategy=found.pop("strategy"), options=found)
+
+
+def check_estimator(estimator: str, samples: int = 0) -> None:
+    """Check that an estimator can run here, and be resampled if that is wanted.
+
+    Raises:
+        ValueError: If it can not be resampled.
+        ImportError: If it needs a package that is not installed.
+    """
+    if estimator != "weightwatcher":
+        return
+    if find_spec("weightwatcher") is None:
+        raise ImportError(
+            "the estimator weightwatcher needs the package of that name: "
+            '`pip install "axolotl-alphalora[weightwatcher]"`'
+        )
+    if samples:
+        raise ValueError(
+            "--confidence resamples spectra, and weightwatcher analyses matrices: use the "
+            "estimator ks, which gives the same alphas"
+        )
+
+
+def split_outside(text: str, separator: str) -> list[str]:
+    """Split at every separator that is outside square and curly brackets and quotes, as in YAML.
+
+    Args:
+        text: The text.
+        separator: One character.
+
+    Returns:
+        The parts, without spaces around them.
+    """
+    parts, depth = [""], 0
+    for token in _TOKEN.findall(text):
+        if token == separator and not depth:
+            parts.append("")
+            continue
+        if token in "[{":
+            depth += 1
+        elif token in "]}":
+            depth = max(0, depth - 1)
+        parts[-1] += token
+    return [part.strip() for part in parts]
 
 
 def _split(part: str) -> tuple[str, str, str]:

@@ -1,4 +1,4 @@
-"""What `alphalora plan` is given: an Axolotl YAML, or a model with the defaults."""
+"""What is to be planned: an Axolotl YAML, or a model with the defaults."""
 
 from __future__ import annotations
 
@@ -6,16 +6,21 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ..allocation import Plan
-from ..planning import PlanRequest
-from ..plugin.block import ADAPTER
-from ..plugin.keys import PLUGIN, as_written, check_adapter, check_plugins, check_spelling
-from ..plugin.request import plan_request, read_block
-from .budgets import common_budget, taken_budget
-from .paths import YAML_SUFFIXES, read_yaml
-from .specs import changed_allocation
-
-__all__ = ["Source", "read_source"]
+from ..allocation import Budget, Plan
+from .config import ADAPTER, AlphaLoraConfigBlock
+from .keys import (
+    KEYS,
+    PLUGIN,
+    REFUSED_KEYS,
+    YAML_SUFFIXES,
+    as_written,
+    check_adapter,
+    check_plugins,
+    check_spelling,
+    read_yaml,
+)
+from .request import PlanRequest, plan_request, read_block
+from .specs import changed, changed_allocation
 
 
 @dataclass(frozen=True)
@@ -45,61 +50,88 @@ def read_source(source: str | Path, strategy: str | None = None) -> Source:
     Args:
         source: An Axolotl YAML, or a model's directory, hub id or ``.gguf`` file (every linear
             layer, the defaults of the block).
-        strategy: A specification that replaces the allocation, see
-            :func:`~axolotl_alphalora.cli.specs.read_spec`. With a saved plan the budget is the
-            plan's, or what it comes to; a strategy with numbers of its own takes none.
+        strategy: A specification that replaces the allocation, see :func:`.specs.read_spec`. With
+            a saved plan the budget is the plan's, or what it comes to; a strategy with numbers of
+            its own takes none.
 
     Raises:
         ValueError: If the YAML is none, a key in it is wrong, the saved plan cannot be read, or the
             LoRA to start from is not there; names file and key.
     """
     config, path = _read(str(source))
-    request = plan_request(config)
     block = read_block(config)
+    request = plan_request(config, block)
     if block.init_from is not None and not Path(block.init_from).is_dir():
         raise ValueError(
             f"{path}: `alphalora.init_from`: {block.init_from} is no directory. Name that of a "
             "LoRA saved by PEFT."
         )
-    named = block.plan
     saved = None
-    if named is not None:
-        saved = Path(named), Plan.load(named)
+    if block.plan is not None:
+        saved = Path(block.plan), Plan.load(block.plan)
         request = _as_saved(request, saved[1])
     if strategy is not None:
         if saved is None:
-            request = plan_request(_with_allocation(config, request, strategy))
+            request = plan_request(config, _with_allocation(config, request, strategy))
         else:
-            found = changed_allocation(request.strategy, request.options, strategy)
             budget = common_budget(request.budget, saved[1])
-            request = replace(request, strategy=found.pop("strategy"), options=found)
-            request = replace(request, budget=taken_budget(request, budget))
+            request = with_budget(changed(request, strategy), budget)
         saved = None
     return Source(request, saved, config, path, _notes(config))
 
 
+def common_budget(given: Budget | None, plan: Plan) -> Budget:
+    """Return the budget for other plans that shall cost what a plan does.
+
+    Args:
+        given: The budget that the plan was asked for with.
+        plan: The plan.
+
+    Returns:
+        The same, if the plan had a budget; otherwise what it comes to, as experts, or as parameters
+        where these are no whole number. Modules may be left alone then if the plan leaves some.
+    """
+    budget = given or Budget()
+    if plan.budget["kind"] is not None:
+        return budget
+    if not all(plan.numbers.values()):
+        budget = replace(budget, min_experts=0)
+    total = plan.total_experts
+    if total == int(total):
+        return replace(budget, total_experts=int(total))
+    return replace(budget, total_parameters=plan.trainable_parameters)
+
+
+def with_budget(request: PlanRequest, budget: Budget) -> PlanRequest:
+    """Give a request a budget, unless its strategy has numbers of its own and takes none."""
+    takes_none = request.settings.budget_use == "none"
+    return replace(request, budget=None if takes_none else budget)
+
+
 def _as_saved(request: PlanRequest, plan: Plan) -> PlanRequest:
     """Return a request with what a saved plan was made with, which the YAML leaves out."""
-    budget = {key: plan.budget[key] for key in ("min_experts", "max_experts")}
-    if plan.budget["kind"] is None:
-        # Numbers that the strategy brought itself have no bounds either.
-        budget = {}
-    else:
-        budget[plan.budget["kind"]] = plan.budget["asked"]
+    record, budget = plan.budget, None
+    if record["kind"] is not None:
+        asked: Any = {record["kind"]: record["asked"]}
+        budget = Budget(
+            **asked, min_experts=record["min_experts"], max_experts=record["max_experts"]
+        )
     return replace(
         request,
         strategy=plan.strategy["name"],
         options=plan.strategy["options"],
-        budget={key: value for key, value in budget.items() if value is not None},
+        budget=budget,
         spend=plan.spend,
-        optimizer=plan.budget["optimizer"],
+        optimizer=record["optimizer"],
     )
 
 
-def _with_allocation(config: dict[str, Any], request: PlanRequest, spec: str) -> dict[str, Any]:
-    """Return a configuration with another allocation, for the defaults that depend on it."""
+def _with_allocation(
+    config: dict[str, Any], request: PlanRequest, spec: str
+) -> AlphaLoraConfigBlock:
+    """Read a configuration's block with another allocation, for the defaults that depend on it."""
     allocation = changed_allocation(request.strategy, request.options, spec)
-    return config | {ADAPTER: (config.get(ADAPTER) or {}) | {"allocation": allocation}}
+    return read_block({ADAPTER: (config.get(ADAPTER) or {}) | {"allocation": allocation}})
 
 
 def _read(source: str) -> tuple[dict[str, Any], Path | None]:
@@ -113,7 +145,7 @@ def _read(source: str) -> tuple[dict[str, Any], Path | None]:
         check_plugins(cfg.get("plugins"))
         if cfg.get("adapter") not in (None, ADAPTER):
             raise ValueError(f"`adapter` is {cfg['adapter']}, so there is nothing to plan.")
-        check_spelling(cfg, _known())
+        check_spelling(cfg, REFUSED_KEYS | KEYS.keys())
         return as_written(cfg), path
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
@@ -126,10 +158,3 @@ def _notes(cfg: dict[str, Any]) -> tuple[str, ...]:
         f"`adapter: {ADAPTER}` needs `plugins: [{PLUGIN}]`, without which `axolotl train` does not "
         "know it.",
     )
-
-
-def _known() -> set[str]:
-    """Adapter options of the host, whose own schema would take seconds to import."""
-    from ..plugin.refusals import HONOURED, REFUSED
-
-    return {*HONOURED, *(row.key.partition(".")[0] for row in REFUSED)}

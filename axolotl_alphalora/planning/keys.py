@@ -1,7 +1,7 @@
-"""The keys of a YAML as they are written: their spelling, their values, their paths.
+"""An Axolotl YAML as it is written: its keys' spelling, their values, their paths.
 
 `alphalora plan` reads a YAML through it, and so does the host's validation, before the host fills
-in its defaults.
+in its defaults. Knows the host's keys by name alone.
 """
 
 from __future__ import annotations
@@ -9,14 +9,16 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Mapping, Sequence
 from difflib import get_close_matches
+from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
+import yaml
 from pydantic import Field, TypeAdapter, ValidationError
 
 from ..files import expanded
-from .block import ADAPTER, AlphaLoraConfigBlock
+from .config import ADAPTER, AlphaLoraConfigBlock
 
-__all__ = ["KEYS", "PLUGIN", "as_written", "check_adapter", "check_plugins", "check_spelling"]
+YAML_SUFFIXES = (".yml", ".yaml")
 
 PLUGIN = "axolotl_alphalora.AlphaLoraPlugin"
 
@@ -84,6 +86,62 @@ KEYS: Mapping[str, _Key] = {
     ),
 }
 """Keys of the host that the plugin goes by, in the README's order."""
+
+
+REFUSED_KEYS = frozenset(
+    {
+        "lora_alpha_pattern",
+        "lora_embedding_kernel",
+        "lora_fan_in_fan_out",
+        "lora_fp32_gradients",
+        "lora_mlp_kernel",
+        "lora_o_kernel",
+        "lora_qkv_kernel",
+        "lora_rank_pattern",
+        "lora_target_parameters",
+        "loraplus_lr_embedding",
+        "peft",
+        "peft_ensure_weight_tying",
+        "peft_init_lora_weights",
+        "peft_layer_replication",
+        "peft_trainable_token_indices",
+        "peft_use_dora",
+    }
+)
+"""The host's other adapter options: spelt right, though the plugin refuses them. The host's own
+schema would take seconds to import."""
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """Read an Axolotl configuration as it is written.
+
+    Args:
+        path: The file.
+
+    Raises:
+        ValueError: If it cannot be read, is not UTF-8 or not YAML, or holds no keys; names the
+            file and says what is wrong.
+    """
+    try:
+        text = path.read_bytes().decode("utf-8-sig")
+    except OSError as error:
+        raise ValueError(f"cannot read {path}: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise ValueError(
+            f"{path} is not UTF-8 text ({_encoding(path)}): save it again with the encoding UTF-8."
+        ) from error
+    try:
+        found = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        tab = getattr(error, "problem", None) and r"'\t'" in str(error.problem)
+        hint = " Indent with spaces: YAML takes no tabs." if tab else ""
+        raise ValueError(f"{path} is not YAML: {error}{hint}") from error
+    if isinstance(found, dict):
+        return found
+    what = "is empty" if found is None else f"holds a {type(found).__name__} and no keys"
+    raise ValueError(
+        f"{path} is no Axolotl configuration: it {what}. It begins like this: `base_model: NAME`."
+    )
 
 
 def as_written(cfg: Mapping[str, Any]) -> dict[str, Any]:
@@ -187,3 +245,11 @@ def _read(wanted: _Key, value: Any) -> Any:
     if isinstance(value, bool) and not isinstance(read, bool):
         raise ValueError
     return read
+
+
+def _encoding(path: Path) -> str:
+    start = path.read_bytes()[:4]
+    if start[:2] in (b"\xff\xfe", b"\xfe\xff"):
+        return "it is UTF-16"
+    zeros = start.count(0)
+    return "it seems to be UTF-16 or UTF-32" if zeros else "it is in another encoding, or no text"

@@ -10,8 +10,6 @@ from statistics import StatisticsError, correlation, fmean
 
 from ..blocks import group_by_block
 
-__all__ = ["Stability", "moved_experts", "rank_correlation", "stability"]
-
 Numbers = Mapping[str, int]
 """Module name to the number that a plan gives it."""
 

@@ -5,15 +5,14 @@ from __future__ import annotations
 import re
 from typing import Any
 
+import yaml
+
 from ..allocation import Plan, expert_parameters
 from ..blocks import group_by_block
-from ..plugin.block import ADAPTER, plain
-from ..report.words import plural
+from .config import ADAPTER, plain
+from .keys import PLUGIN
 from .source import Source
 
-__all__ = ["lora_keys", "lora_yaml"]
-
-_PLUGIN = "axolotl_alphalora.AlphaLoraPlugin"
 _NAMING = ("lora_target_modules", "peft_layers_to_transform", "peft_layers_pattern")
 _TARGETS = (*_NAMING, "lora_target_linear", "lora_exclude_modules")
 
@@ -29,8 +28,6 @@ def lora_yaml(source: Source, plan: Plan) -> str:
     Raises:
         ValueError: If the configuration continues from a saved adapter, which is no LoRA.
     """
-    import yaml
-
     keys = lora_keys(plan, source.config)
     if source.path is not None:
         if source.config.get("lora_model_dir"):
@@ -90,7 +87,7 @@ def _run(config: dict[str, Any]) -> dict[str, Any]:
         if key == "adapter":
             kept["adapter"] = None
         elif key == "plugins":
-            others = [plugin for plugin in value or [] if plugin != _PLUGIN]
+            others = [plugin for plugin in value or [] if plugin != PLUGIN]
             kept |= {"plugins": others} if others else {}
         elif key not in dropped:
             kept[key] = value
@@ -108,7 +105,7 @@ def _comment(plan: Plan, source: Source) -> list[str]:
     lines = [
         f"A plain LoRA with the capacity of the plan by {plan.strategy['name']}: N experts of rank "
         f"{plan.rank} become rank N x {plan.rank}.",
-        f"Trainable: {plural(lora, 'parameter')}; the plan has {plan.trainable_parameters:,}, "
+        f"Trainable: {lora:,} parameters; the plan has {plan.trainable_parameters:,}, "
         + (f"of which its routers are {routers:,}." if routers else "and no router."),
     ]
     if config.get("peft_use_rslora"):

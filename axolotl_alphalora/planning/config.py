@@ -1,26 +1,19 @@
-"""The `alphalora:` block of the YAML."""
+"""The `alphalora:` block of the YAML. Knows nothing of the host's other keys."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import fields
 from difflib import get_close_matches
 from typing import Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from ..allocation import Budget, registry, resolve_budget
 from ..files import expanded
 
-__all__ = ["ADAPTER", "BUDGET", "AlphaLoraConfigBlock", "plain"]
-
 ADAPTER = "alphalora"
-BUDGET = (
-    "experts_per_block",
-    "total_experts",
-    "total_parameters",
-    "memory_mib",
-    "min_experts",
-    "max_experts",
-)
+BUDGET = tuple(field.name for field in fields(Budget))
 """The keys of the block that make its budget."""
 
 
@@ -33,16 +26,7 @@ class AlphaLoraConfigBlock(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    RULED_BY_PLAN: ClassVar[tuple[str, ...]] = (
-        "allocation",
-        "experts_per_block",
-        "total_experts",
-        "total_parameters",
-        "memory_mib",
-        "min_experts",
-        "max_experts",
-        "spend",
-    )
+    RULED_BY_PLAN: ClassVar[tuple[str, ...]] = ("allocation", *BUDGET, "spend")
 
     allocation: dict[str, Any] | None = Field(
         default={"strategy": "alphalora"},
@@ -132,18 +116,14 @@ class AlphaLoraConfigBlock(BaseModel):
             )
         return _without_blanks(data)
 
+    @property
+    def budget(self) -> Budget | None:
+        """What may be spent; None where nothing is said about it."""
+        given = {key: getattr(self, key) for key in BUDGET if getattr(self, key) is not None}
+        return Budget(**given) if given else None
+
     @field_validator(
-        "experts_per_block",
-        "total_experts",
-        "total_parameters",
-        "memory_mib",
-        "min_experts",
-        "max_experts",
-        "top_k",
-        "aux_loss_coef",
-        "router_lr_ratio",
-        "log_blocks_every",
-        mode="before",
+        *BUDGET, "top_k", "aux_loss_coef", "router_lr_ratio", "log_blocks_every", mode="before"
     )
     @classmethod
     def _refuse_booleans(cls, value: Any) -> Any:
@@ -155,12 +135,15 @@ class AlphaLoraConfigBlock(BaseModel):
     @classmethod
     def _as_mapping(cls, value: Any) -> Any:
         if isinstance(value, str):
-            value = _read(value)
+            value = registry().read(value)
         if not isinstance(value, Mapping):
             raise ValueError("expected the name of a strategy or `{strategy: name, option: value}`")
         strategy = value.get("strategy")
         if isinstance(strategy, str) and ":" in strategy:
-            value = {**_read(strategy), **{k: v for k, v in value.items() if k != "strategy"}}
+            value = {
+                **registry().read(strategy),
+                **{k: v for k, v in value.items() if k != "strategy"},
+            }
             strategy = value["strategy"]
         if not isinstance(strategy, str) or not strategy.strip():
             raise ValueError(
@@ -202,8 +185,6 @@ class AlphaLoraConfigBlock(BaseModel):
 
     def _settle_budget(self) -> None:
         """Fill in the defaults, which depend on the strategy."""
-        from axolotl_alphalora.allocation import registry, resolve_budget
-
         self.allocation = self.allocation or {"strategy": "alphalora"}
         self.spend = self.spend or "experts"
         options = dict(self.allocation)
@@ -213,7 +194,7 @@ class AlphaLoraConfigBlock(BaseModel):
         except ValueError as error:
             raise ValueError(f"`alphalora.allocation`: {error}") from error
         try:
-            budget = resolve_budget(name, settings, {key: getattr(self, key) for key in BUDGET})
+            budget = resolve_budget(name, settings, self.budget)
         except ValueError as error:
             raise ValueError(f"`alphalora:` {error}") from error
         self.experts_per_block = budget.experts_per_block
@@ -243,12 +224,6 @@ class AlphaLoraConfigBlock(BaseModel):
 
 def _without_blanks(data: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in data.items() if value is not None}
-
-
-def _read(text: str) -> dict[str, Any]:
-    from axolotl_alphalora.allocation import registry
-
-    return registry().read(text)
 
 
 def plain(value: Any) -> Any:

@@ -1,0 +1,209 @@
+"""Several plans for one model, all of one budget, side by side; and how stable each of them is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import TYPE_CHECKING
+
+from ..allocation import Budget, Plan, build_plan
+from ..allocation.budget import Costs
+from ..blocks import block_name
+from ..progress import working
+from .planner import Measured, Planner, plan_from_spectra, sensitivity_evidence
+from .request import PlanRequest
+from .source import Source, common_budget, with_budget
+from .specs import AS_GIVEN, changed
+from .stability import Stability, stability
+
+if TYPE_CHECKING:
+    from ..sensitivity import Sensitivity
+    from ..spectral import Measurement
+
+RESAMPLES = 20
+"""Resamples of the spectra over which a plan's stability is taken."""
+
+_ESTIMATORS = ("xmin_peak", "hill", "ks")
+_LIKE = {"weightwatcher": "ks"}
+"""Estimators that give the same alphas as another."""
+
+Variant = Callable[[], Plan]
+
+
+@dataclass(frozen=True)
+class Compared:
+    """One plan of a comparison.
+
+    Attributes:
+        label: Its heading.
+        plan: The plan.
+        stability: How far it stays the same when its evidence varies: empty where it rests on
+            none, None where that is not known, as for a saved plan.
+        own: Whether it is the source's own plan.
+    """
+
+    label: str
+    plan: Plan
+    stability: tuple[Stability, ...] | None
+    own: bool = False
+
+
+def compare_plans(
+    source: Source, specs: Sequence[str], planner: Planner, own_label: str = AS_GIVEN
+) -> list[Compared]:
+    """Make the plans of a comparison.
+
+    The source's own plan comes first, unless a specification asks for the same; then the
+    specifications in order. All have the source's budget. Where it has none, since its strategy has
+    numbers of its own, the others get what its plan costs.
+
+    Args:
+        source: What is planned.
+        specs: Specifications, see :func:`.specs.read_spec`.
+        planner: Makes the plans.
+        own_label: Heading of the source's own plan.
+
+    Raises:
+        ValueError: If a specification is wrong, a plan cannot be made, or a strategy that takes no
+            budget costs something else.
+    """
+    given = source.request
+    requests = {spec: changed(given, spec) for spec in specs}
+    for spec, request in requests.items():
+        try:
+            planner.check(request)
+        except ValueError as error:
+            raise ValueError(f"{spec}: {error}") from error
+    same = [spec for spec, request in requests.items() if _is_same(request, given)]
+    own = *planner.settled(source), given
+    budget = common_budget(given.budget, own[0])
+    columns = {} if same else {own_label: own}
+    for spec, request in requests.items():
+        if spec in same:
+            columns[spec] = own
+        else:
+            wanted = with_budget(request, budget)
+            plan, measured = planner.plan(wanted)
+            _check_cost(spec, wanted, plan, budget)
+            columns[spec] = (plan, measured, wanted)
+    return [
+        Compared(label, plan, _stability(plan, measured, request, planner), own=plan is own[0])
+        for label, (plan, measured, request) in columns.items()
+    ]
+
+
+def changed_blocks(plan: Plan, other: Plan) -> int:
+    """Return in how many blocks any module has another number."""
+    numbers, others = plan.numbers, other.numbers
+    return len({block_name(name) for name in numbers if numbers[name] != others[name]})
+
+
+def _is_same(request: PlanRequest, given: PlanRequest) -> bool:
+    return request.strategy == given.strategy and request.settings == given.settings
+
+
+def _check_cost(spec: str, request: PlanRequest, plan: Plan, budget: Budget) -> None:
+    """Refuse a plan that took no budget and costs something else."""
+    if request.settings.budget_use != "none":
+        return
+    units = {name: [name] for name in plan.shapes}
+    costs = Costs(plan.shapes, units, request.rank, request.spend, budget, request.optimizer)
+    assert costs.limit is not None
+    spent = costs.total(plan.numbers)
+    if spent != costs.limit:
+        raise ValueError(
+            f"{spec}: the plans of a comparison have one budget, {budget.recorded_kind} "
+            f"{costs.amount(costs.limit):,}, but {request.strategy} takes none and comes to "
+            f"{costs.amount(spent):,}: change its numbers, or the budget"
+        )
+
+
+def _stability(
+    plan: Plan, measured: Measured, request: PlanRequest, planner: Planner
+) -> tuple[Stability, ...] | None:
+    if request.needs == "nothing":
+        return ()
+    if measured is None:
+        return None
+    return stabilities(plan, measured, request, planner) or None
+
+
+def stabilities(
+    plan: Plan, measured: Measured, request: PlanRequest, planner: Planner
+) -> tuple[Stability, ...]:
+    """Say how far a plan stays the same when its evidence varies.
+
+    A plan that goes by spectra is compared with those of the other estimators and with those of
+    resampled spectra; one that goes by gradients has the plans of the two halves of its sample
+    compared with each other. Variants for which no plan can be made are left out.
+
+    Args:
+        plan: The plan.
+        measured: What it rests on.
+        request: What was asked for.
+        planner: Makes plans.
+
+    Returns:
+        One for each way to vary the evidence that gives a plan.
+    """
+    from ..sensitivity import Sensitivity
+
+    if isinstance(measured, Sensitivity):
+        halves = _made(partial(_of_half, plan, measured, request, which) for which in (0, 1))
+        known = [stability("halves", halves[0], halves[1:])] if len(halves) == 2 else []
+    elif measured is not None:
+        known = [
+            stability("estimators", plan.numbers, _made(_estimators(request, planner))),
+            stability(
+                "resamples", plan.numbers, _made(_resamples(plan, measured, request, planner))
+            ),
+        ]
+    else:
+        known = []
+    return tuple(one for one in known if one is not None)
+
+
+def _made(variants: Iterable[Variant]) -> list[dict[str, int]]:
+    """Return the numbers of those plans that can be made."""
+    numbers = []
+    for make in variants:
+        try:
+            numbers.append(make().numbers)
+        except ValueError:
+            continue
+    return numbers
+
+
+def _estimators(request: PlanRequest, planner: Planner) -> Iterator[Variant]:
+    used = getattr(request.settings, "estimator", None)
+    if used is None:
+        return
+    for name in _ESTIMATORS:
+        if name != _LIKE.get(used, used):
+            other = replace(request, options={**request.options, "estimator": name})
+            yield partial(_plan, planner, other)
+
+
+def _plan(planner: Planner, request: PlanRequest) -> Plan:
+    return planner.plan(request)[0]
+
+
+def _resamples(
+    plan: Plan, measured: Measurement, request: PlanRequest, planner: Planner
+) -> Iterator[Variant]:
+    from ..spectral import resampled_scores
+
+    if measured.settings.estimator == "weightwatcher":
+        return
+    with working(planner.console) as task:
+        step = task("Resampling")([row.module for row in measured.matrices])
+        drawn = resampled_scores(measured, RESAMPLES, progress=step)
+    for scores in drawn:
+        yield partial(plan_from_spectra, request, plan.shapes, measured, scores=scores)
+
+
+def _of_half(plan: Plan, measured: Sensitivity, request: PlanRequest, which: int) -> Plan:
+    assert plan.sample is not None
+    evidence = sensitivity_evidence(measured.half(which), plan.weights, plan.sample)
+    return build_plan(request, plan.shapes, evidence)

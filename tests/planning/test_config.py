@@ -1,0 +1,200 @@
+"""The `alphalora:` block: defaults, contradictions, misspellings."""
+
+import pytest
+from pydantic import ValidationError
+
+from axolotl_alphalora.planning.config import BUDGET, AlphaLoraConfigBlock
+
+
+def test_the_defaults_are_those_of_the_documented_yaml():
+    block = AlphaLoraConfigBlock()
+    assert block.model_dump() == {
+        "allocation": {"strategy": "alphalora"},
+        "experts_per_block": 5,
+        "total_experts": None,
+        "total_parameters": None,
+        "memory_mib": None,
+        "min_experts": 1,
+        "max_experts": None,
+        "spend": "experts",
+        "top_k": 2,
+        "aux_loss_coef": 0.001,
+        "balance_over": "micro_batch",
+        "router_lr_ratio": 1.0,
+        "log_blocks_every": 10,
+        "init_from": None,
+        "init_split": "copy",
+        "plan": None,
+    }
+
+
+def test_explicit_nulls_mean_the_defaults():
+    nulls = dict.fromkeys(["allocation", *BUDGET, "spend", "plan"])
+    assert AlphaLoraConfigBlock(**nulls) == AlphaLoraConfigBlock()
+
+
+@pytest.mark.parametrize("name", list(AlphaLoraConfigBlock.model_fields))
+def test_every_option_is_described(name):
+    assert AlphaLoraConfigBlock.model_fields[name].description
+
+
+def test_an_allocation_is_a_name_or_a_mapping():
+    assert AlphaLoraConfigBlock(allocation="alphalora").allocation == {"strategy": "alphalora"}
+    mapping = {"strategy": "alphalora", "estimator": "hill", "window": [64, 64]}
+    assert AlphaLoraConfigBlock(allocation=mapping).allocation == mapping
+
+
+def test_an_allocation_has_a_short_form():
+    allocation = AlphaLoraConfigBlock(allocation="mola:10-2-2-2").allocation
+    assert allocation == {"strategy": "mola", "shape": "10-2-2-2"}
+    mapping = {"strategy": "mola:1-2", "shape": "2-3"}
+    assert AlphaLoraConfigBlock(allocation=mapping).allocation["shape"] == "2-3"
+    with pytest.raises(ValidationError, match="'uniform:3': strategy 'uniform' has no short form"):
+        AlphaLoraConfigBlock(allocation="uniform:3")
+
+
+@pytest.mark.parametrize(
+    ("allocation", "mean", "least"),
+    [
+        ("uniform", 5, 1),
+        ("mola:8642", None, 1),
+        ("depth:1-3", None, 1),
+        ({"strategy": "counts", "experts": [1, 2]}, None, None),
+        ("sensitivity", 5, 1),
+        ({"strategy": "sensitivity", "percentile": 40}, None, None),
+    ],
+    ids=str,
+)
+def test_the_default_budget_follows_the_strategy(allocation, mean, least):
+    block = AlphaLoraConfigBlock(allocation=allocation)
+    assert (block.experts_per_block, block.min_experts) == (mean, least)
+
+
+@pytest.mark.parametrize(
+    ("key", "amount"), [("total_experts", 160), ("total_parameters", 10**7), ("memory_mib", 64.5)]
+)
+def test_another_budget_replaces_the_mean(key, amount):
+    block = AlphaLoraConfigBlock(**{key: amount})
+    assert (getattr(block, key), block.experts_per_block) == (amount, None)
+
+
+def test_top_k_does_not_bound_ranks():
+    block = AlphaLoraConfigBlock(spend="rank", max_experts=1, experts_per_block=1)
+    assert (block.top_k, block.max_experts) == (2, 1)
+
+
+def test_the_mean_may_be_fractional():
+    assert AlphaLoraConfigBlock(experts_per_block=2.5).experts_per_block == 2.5
+
+
+def test_a_plan_leaves_nothing_else_to_decide_but_the_routing():
+    block = AlphaLoraConfigBlock(plan="plan.json", top_k=3, aux_loss_coef=0)
+    assert block.model_dump(exclude_none=True) == {
+        "plan": "plan.json",
+        "top_k": 3,
+        "aux_loss_coef": 0,
+        "balance_over": "micro_batch",
+        "router_lr_ratio": 1.0,
+        "log_blocks_every": 10,
+        "init_split": "copy",
+    }
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"allocation": "uniform"},
+        {"experts_per_block": 5},
+        {"total_experts": 10},
+        {"min_experts": 1},
+        {"max_experts": 8},
+        {"total_parameters": 10},
+        {"memory_mib": 10},
+        {"spend": "rank"},
+    ],
+    ids=lambda options: next(iter(options)),
+)
+def test_a_plan_contradicts_what_it_decides(options):
+    with pytest.raises(ValidationError) as error:
+        AlphaLoraConfigBlock(plan="plan.json", **options)
+    assert "alphalora.plan" in str(error.value)
+    assert f"alphalora.{next(iter(options))}" in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("options", "parts"),
+    [
+        (
+            {"experts_per_block": 5, "total_experts": 10},
+            ["`alphalora:` experts_per_block and total_experts are both budgets"],
+        ),
+        (
+            {"memory_mib": 5, "total_parameters": 10},
+            ["`alphalora:` total_parameters and memory_mib are both budgets"],
+        ),
+        ({"min_experts": 4, "max_experts": 3}, ["max_experts must be", "at least 4 (min_experts)"]),
+        ({"experts_per_block": 2, "min_experts": 3}, ["experts_per_block: 2", "min_experts: 3"]),
+        ({"experts_per_block": 9, "max_experts": 8}, ["experts_per_block: 9", "max_experts: 8"]),
+        ({"top_k": 9, "max_experts": 8}, ["top_k: 9", "max_experts: 8"]),
+        ({"allocation": {"shape": "x"}}, ["alphalora.allocation", "strategy"]),
+        ({"allocation": ""}, ["alphalora.allocation", "strategy"]),
+        ({"allocation": 5}, ["allocation", "name of a strategy"]),
+        ({"allocation": "uniforme"}, ["alphalora.allocation", "unknown strategy 'uniforme'"]),
+        (
+            {"allocation": {"strategy": "alphalora", "estimator": "hil"}},
+            ["alphalora.allocation", "unknown estimator 'hil'", "xmin_peak, "],
+        ),
+        (
+            {"allocation": {"strategy": "alphalora", "gamma": 2}},
+            ["alphalora.allocation", "no option 'gamma'", "beta"],
+        ),
+        ({"experts_per_block": 0}, ["experts_per_block", "greater than 0"]),
+        ({"experts_per_block": float("nan")}, ["experts_per_block", "finite"]),
+        ({"total_experts": 0}, ["total_experts"]),
+        ({"total_experts": 2.5}, ["total_experts"]),
+        ({"min_experts": -1}, ["min_experts"]),
+        ({"memory_mib": True}, ["memory_mib", "expected a number, got true"]),
+        ({"spend": "ranks"}, ["spend", "'experts' or 'rank'"]),
+        (
+            {"allocation": {"strategy": "counts", "experts": [1]}, "total_experts": 5},
+            ["strategy 'counts' says itself", "remove total_experts"],
+        ),
+        (
+            {"allocation": {"strategy": "counts", "experts": "no.json"}},
+            ["option 'experts' of strategy 'counts'", "cannot read the plan no.json"],
+        ),
+        (
+            {"allocation": {"strategy": "sensitivity", "within": "kind"}},
+            ["alphalora.allocation", "set percentile too"],
+        ),
+        (
+            {"allocation": {"strategy": "alphalora", "rounding": "published"}, "memory_mib": 5},
+            ["rounding: published is defined for a budget in experts, not memory_mib"],
+        ),
+        ({"max_experts": 3}, ["experts_per_block: 5`, the default, is more than"]),
+        ({"allocation": "mola:2x4"}, ["option 'shape' of strategy 'mola'", "not '2x4'"]),
+        ({"top_k": 0}, ["top_k"]),
+        ({"top_k": True}, ["top_k", "expected a number, got true"]),
+        ({"aux_loss_coef": -1}, ["aux_loss_coef"]),
+        ({"aux_loss_coef": float("inf")}, ["aux_loss_coef", "finite"]),
+        ({"plan": ""}, ["plan"]),
+    ],
+)
+def test_impossible_options_name_the_key(options, parts):
+    with pytest.raises(ValidationError) as error:
+        AlphaLoraConfigBlock(**options)
+    for part in parts:
+        assert part in str(error.value)
+
+
+def test_a_misspelt_option_names_the_nearest_one():
+    with pytest.raises(ValidationError, match="did you mean|Did you mean") as error:
+        AlphaLoraConfigBlock(expert_per_block=5, topk=1)
+    assert "`alphalora.expert_per_block`" in str(error.value)
+    assert "`alphalora.experts_per_block`" in str(error.value)
+    assert "`alphalora.top_k`" in str(error.value)
+
+
+def test_an_option_like_no_other_lists_the_valid_ones():
+    with pytest.raises(ValidationError, match="Valid: allocation, experts_per_block"):
+        AlphaLoraConfigBlock(zzz=1)

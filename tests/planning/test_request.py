@@ -1,0 +1,56 @@
+"""What a configuration asks of a plan."""
+
+import pytest
+
+from axolotl_alphalora.allocation import Budget
+from axolotl_alphalora.planning import Targets, plan_request, read_block
+from axolotl_alphalora.planning.request import REQUEST_KEYS
+
+
+class Spied(dict):
+    """A configuration that knows which of its keys were read."""
+
+    def __init__(self, *values, **keys):
+        super().__init__(*values, **keys)
+        self.read = set()
+
+    def get(self, key, default=None):
+        self.read.add(key)
+        return super().get(key, default)
+
+
+def request(**keys):
+    cfg = {"base_model": "some/model", **keys}
+    return plan_request(cfg, read_block(cfg))
+
+
+def test_a_request_is_read_from_the_keys_that_an_allocation_depends_on_and_from_no_other():
+    cfg = Spied(base_model="some/model", alphalora={"memory_mib": 8})
+    plan_request(cfg, read_block(cfg))
+    assert cfg.read == set(REQUEST_KEYS)
+
+
+def test_keys_and_block_make_one_request():
+    made = request(
+        lora_r=4,
+        lora_target_modules=["q_proj"],
+        optimizer="sgd",
+        alphalora={"allocation": "mola:24", "memory_mib": 8, "top_k": 1, "spend": "rank"},
+    )
+    assert made.targets == Targets(modules=["q_proj"])
+    assert (made.rank, made.top_k, made.spend, made.optimizer) == (4, 1, "rank", "sgd")
+    assert made.budget == Budget(memory_mib=8)
+    assert (made.strategy, made.options) == ("mola", {"shape": 24})
+    assert made.settings.shape == [2, 4]
+
+
+def test_a_strategy_with_numbers_of_its_own_is_asked_with_no_budget():
+    assert request(alphalora={"allocation": "counts:[1, 2]"}).budget is None
+    assert request().budget == Budget(experts_per_block=5)
+
+
+@pytest.mark.parametrize("key", ["base_model", "optim_args", "lora_modules_to_save"])
+def test_what_makes_a_memory_budget_uncountable_is_named(key):
+    values = {"base_model": "", "optim_args": "x=1", "lora_modules_to_save": ["lm_head"]}
+    with pytest.raises(ValueError, match=f"`{key}`"):
+        request(**{key: values[key]}, alphalora={"memory_mib": 8})
