@@ -181,6 +181,6 @@ def test_a_saved_adapter_has_the_same_bytes(places):
 
 
 def test_what_the_card_says(places):
-    from axolotl_alphalora.plugin.card import section
+    from axolotl_alphalora.report.markdown import experts_section
 
-    check("card.md", section(AlphaLoraConfig.from_pretrained(places["adapter"])), places)
+    check("card.md", experts_section(AlphaLoraConfig.from_pretrained(places["adapter"])), places)

@@ -95,7 +95,7 @@ FLOW = (
     *("spectral", "adapter", "sensitivity"),
     *("allocation", "analysis", "planning"),
     *("trainer", "inspection", "evaluation"),
-    *("export", "plots", "report"),
+    *("export", "report"),
     *("plugin", "quickstart", "cli"),
 )
 """Folders, and files that stand alone, from the ground up: each imports from those before it."""

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, replace
-from pathlib import Path
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -16,11 +15,9 @@ from .output import only_output
 from .paths import ModelName
 
 if TYPE_CHECKING:
+    from ..report.findings import Findings
     from ..spectral import Measurement
-    from .findings import Findings
 
-FORMAT = "axolotl-alphalora-analysis"
-VERSION = 1
 _DEFAULTS = QualitySettings()
 
 
@@ -113,8 +110,8 @@ def _measure(
 ) -> tuple[Measurement, Findings]:
     from ..analysis import measure_model
     from ..progress import working
+    from ..report.findings import Findings
     from ..spectral import unit_intervals
-    from .findings import Findings
 
     with working(console) as doing:
         found = measure_model(
@@ -135,30 +132,24 @@ def _show(
     model: str, measured: tuple[Measurement, Findings], wishes: Wishes, console: Any, quiet: bool
 ) -> dict[str, Any]:
     """Print and draw as wished; returns the analysis as JSON values."""
-    from .explain import explain
-    from .modules import print_matrices
-    from .tables import print_analysis
+    from ..report.documents import analysis_document
+    from ..report.plan_sentences import explain
+    from ..report.plan_tables import analysis_table, matrices_table
+    from ..report.terminal import print_lines, print_table
 
     measurement, findings = measured
-    document = _document(model, findings)
+    document = analysis_document(model, findings)
     if not quiet:
-        print_analysis(findings, model, console)
+        print_table(analysis_table(findings, model), console)
+        print_lines(explain(findings), console)
         if wishes.per_module:
             console.print()
-            print_matrices(findings.matrices, console)
+            print_table(matrices_table(findings.matrices), console)
     if wishes.plot is not None:
-        from ..plots import Picture, save_plot
+        from ..report.plots import save_analysis
 
-        picture = Picture(
-            title=f"Layer quality: {Path(model).name}",
-            scores=findings.scores,
-            intervals=findings.intervals,
-            matrices=findings.matrices,
-            spectra=measurement.spectra if wishes.spectra else None,
-            notes=explain(findings),
-            document=document,
-        )
-        save_plot(picture, wishes.plot)
+        spectra = measurement.spectra if wishes.spectra else None
+        save_analysis(findings, model, wishes.plot, document, spectra)
         console.print(f"\nDrawn in {wishes.plot}", highlight=False, markup=False, soft_wrap=True)
     return document
 
@@ -171,36 +162,21 @@ def _compare(
     console: Any,
 ) -> dict[str, Any]:
     from ..planning.specs import AS_GIVEN
-    from .compare import Analysed, analyses_as_document, print_analyses
-    from .layout import source_line
+    from ..report.comparison_tables import ANALYSES_LEGEND, Analysed, analyses_table
+    from ..report.documents import analyses_document, analysis_document
+    from ..report.terminal import print_lines, print_table
+    from ..report.words import source_line
 
     columns = []
     for label, one in {AS_GIVEN: settings, **others}.items():
         _, findings = measured(one)
-        document = _document(model, findings)
+        document = analysis_document(model, findings)
         columns.append(Analysed(label, findings.scores, document["trust"], document))
     if console is not None:
         caption = source_line(model, findings.description)
-        print_analyses(columns, console, caption)
-    return analyses_as_document(columns)
-
-
-def _document(model: str, findings: Findings) -> dict[str, Any]:
-    from ..analysis import matrix_row
-
-    return {
-        "format": FORMAT,
-        "version": VERSION,
-        "model": model,
-        "weights": dict(findings.description),
-        "settings": asdict(findings.settings),
-        "trust": findings.trust,
-        "blocks": [
-            {"name": name, "score": score, "interval": findings.intervals.get(name)}
-            for name, score in findings.scores.items()
-        ],
-        "modules": [matrix_row(row) for row in findings.matrices],
-    }
+        print_table(analyses_table(columns, caption), console)
+        print_lines([ANALYSES_LEGEND], console)
+    return analyses_document(columns)
 
 
 def _window(text: str | None) -> str | int | None:

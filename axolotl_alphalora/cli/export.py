@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
@@ -12,10 +12,6 @@ from .options import errors_in_words
 from .output import only_output
 from .paths import FilePath
 from .trained import Data, Trained, data_options, let_waiting_threads_yield
-
-if TYPE_CHECKING:
-    from ..evaluation import Divergence
-    from ..export import Exported
 
 _METHODS = ("least-squares", "mean-gate")
 
@@ -100,6 +96,7 @@ def export(
         data.check_source()
         from ..export import check_output, export_adapter
         from ..progress import working
+        from ..report.markdown import export_card
         from .trained import check_adapter, load_trained
 
         check_adapter(adapter)
@@ -128,11 +125,17 @@ def export(
                 max_kl=max_kl,
                 notes={"data": str(source), "seed": seed, "measured_on": measured_on},
                 doing=doing,
+                card=lambda made: export_card(made, config.base_model_name_or_path),
             )
         if as_json:
             emit(json.dumps(found.to_dict(), indent=2))
     if not as_json:
-        _print(console, found, output)
+        from ..report.adapter_sentences import exported
+        from ..report.adapter_tables import losses_table
+        from ..report.terminal import print_lines, print_table
+
+        print_table(losses_table(found), console)
+        print_lines([*exported(found), *found.servers(), f"Saved to {output}"], console)
 
 
 def _split(
@@ -147,25 +150,3 @@ def _split(
         raise ValueError(f"{data.source} has one row; two are needed, or --eval-data.")
     what = f"every second row of {data.source}"
     return trained.rows[::2], trained.rows[1::2], what
-
-
-def _print(console: Any, found: Exported, output: Path) -> None:
-    from .layout import plain_table, print_lines, print_table
-
-    price: Divergence = found.price
-    table = plain_table()
-    table.add_column("")
-    for name in ("loss per token", "perplexity", "KL per token"):
-        table.add_column(name, justify="right")
-    numbers = price.to_dict()
-    for label, key in (
-        ("base model", "base"),
-        ("adapter, routed", "routed"),
-        (f"export, {found.method}", "export"),
-    ):
-        kl = {"export": f"{price.kl:.4f}", "routed": "0"}.get(key, "-")
-        loss = numbers[f"loss_{key}"], numbers[f"perplexity_{key}"]
-        table.add_row(label, f"{loss[0]:.4f}", f"{loss[1]:.3f}", kl)
-    caption = f"{price.rows} rows, {price.tokens:,} tokens: {found.notes['measured_on']}"
-    print_table(console, "What the export costs", table, caption)
-    print_lines(console, [*found.sentences(), *found.servers(), f"Saved to {output}"])

@@ -9,13 +9,15 @@ from typing import TYPE_CHECKING
 
 import click
 
-from ..plots import check_plot
+from ..report.plots import check_plot
 from .options import errors_in_words
 from .output import only_output
 from .paths import FilePath
 from .trained import Data, data_options, let_waiting_threads_yield
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from ..inspection import Inspection
 
 __all__ = ["inspect", "show"]
@@ -139,21 +141,38 @@ def show(
     """
     from rich.console import Console
 
-    from .inspect_tables import print_inspected_modules, print_inspection
-    from .stands_out import stands_out
+    from ..report.adapter_tables import modules_table
+    from ..report.documents import inspection_document
+    from ..report.terminal import print_table
 
     console = Console(stderr=as_json)
     title = f"Experts of {adapter_dir.resolve().name}"
     if as_json:
-        emit(json.dumps(inspection.to_dict(), indent=2, allow_nan=False))
+        emit(json.dumps(inspection_document(inspection), indent=2, allow_nan=False))
     else:
-        print_inspection(inspection, title, console)
+        _print(inspection, title, console)
         if per_module:
             console.print()
-            print_inspected_modules(inspection, console)
+            print_table(modules_table(inspection), console)
     if plot is not None:
-        from ..plots import save_inspection
-        from .inspect_tables import facts
+        from ..report.plots import save_inspection
 
-        save_inspection(inspection, plot, title, [*facts(inspection), *stands_out(inspection)])
+        save_inspection(inspection, plot, title)
         console.print(f"\nDrawn in {plot}", highlight=False, markup=False, soft_wrap=True)
+
+
+def _print(inspection: Inspection, title: str, console: Console) -> None:
+    from ..report.adapter_sentences import facts, stands_out
+    from ..report.adapter_tables import blocks_table, routers_table, tasks_table
+    from ..report.terminal import print_lines, print_paragraph, print_table
+
+    print_table(blocks_table(inspection, title), console)
+    for line in facts(inspection):
+        print_paragraph(line, console)
+    if inspection.routing is not None:
+        console.print()
+        print_table(routers_table(inspection), console)
+    if inspection.tasks:
+        console.print()
+        print_table(tasks_table(inspection), console)
+    print_lines(stands_out(inspection), console)

@@ -11,7 +11,7 @@ from typing import Any
 import click
 
 from ..planning.specs import split_outside
-from ..plots import check_plot
+from ..report.plots import check_plot
 from .paths import FilePath
 
 __all__ = ["Wishes", "errors_in_words", "shared_options"]

@@ -15,8 +15,10 @@ from .paths import FilePath, ModelName
 
 if TYPE_CHECKING:
     from ..allocation import Plan
-    from ..planning import Planner, Source
+    from ..planning import Compared, Measured, Planner, Source
     from ..plugin.session import HostModel
+    from ..report.findings import Findings
+    from ..spectral import Spectra
 
 _UNLIKE_AS_LORA = ("as_json", "per_module", "confidence", "plot", "compare")
 
@@ -89,14 +91,10 @@ def plan(
                 _write(text, output, console)
             return
         if wishes.compare:
-            from .show import show_comparison
-
-            document, own = show_comparison(known, strategy, wishes, planner, quiet=as_json)
+            document, own = _show_comparison(known, strategy, wishes, planner, quiet=as_json)
             made, which = own.plan, f": the plan {own.label!r}"
         else:
-            from .show import show_plan
-
-            document, made = show_plan(known, wishes, planner, quiet=as_json)
+            document, made = _show_plan(known, wishes, planner, quiet=as_json)
             which = ""
         if output is not None:
             made.save(output)
@@ -155,3 +153,105 @@ def _write(text: str, output: Path, console: Any) -> None:
     output.parent.mkdir(parents=True, exist_ok=True)
     write_whole(output, text)
     console.print(f"Saved to {output}", highlight=False, markup=False, soft_wrap=True)
+
+
+def _show_plan(
+    source: Source, wishes: Wishes, planner: Planner, quiet: bool
+) -> tuple[dict[str, Any], Plan]:
+    """Make a plan, print and draw it as wished.
+
+    Args:
+        source: What is planned.
+        wishes: What is to be shown.
+        planner: Makes the plan.
+        quiet: Whether to print no tables.
+
+    Returns:
+        The plan as JSON values, and itself.
+
+    Raises:
+        ValueError: If it cannot be made, or there are no spectra to draw.
+    """
+    from ..allocation import cautions
+    from ..report.findings import Findings
+    from ..report.plan_tables import modules_table
+    from ..report.terminal import print_lines, print_plan, print_table
+    from ..report.words import WARNING
+
+    if wishes.spectra and source.saved is None and source.request.needs != "quality":
+        raise ValueError(
+            f"the strategy {source.request.strategy} goes by no spectra: leave out --spectra"
+        )
+    plan, found = planner.settled(source, wishes.samples)
+    findings = Findings.of_plan(plan)
+    console = planner.console
+    if not quiet:
+        print_plan(plan, console)
+    print_lines((f"{WARNING}{line}" for line in (*source.notes, *cautions(plan))), console)
+    if wishes.per_module and not quiet:
+        console.print()
+        print_table(modules_table(plan, findings), console)
+    if wishes.plot is not None:
+        from ..report.plots import save_plan
+
+        spectra = _spectra(source, plan, findings, found) if wishes.spectra else None
+        save_plan(plan, findings, wishes.plot, spectra)
+        _drawn(wishes.plot, console)
+    return plan.to_dict(), plan
+
+
+def _show_comparison(
+    source: Source, strategy: str | None, wishes: Wishes, planner: Planner, quiet: bool
+) -> tuple[dict[str, Any], Compared]:
+    """Make the plans of a comparison, print and draw them as wished.
+
+    Args:
+        source: What is planned.
+        strategy: The specification that replaced its allocation, if one did.
+        wishes: What is to be shown.
+        planner: Makes the plans.
+        quiet: Whether to print no tables.
+
+    Returns:
+        The comparison as JSON values, and the column of the source's own plan.
+
+    Raises:
+        ValueError: If a plan cannot be made.
+    """
+    from ..planning import compare_plans
+    from ..planning.specs import AS_GIVEN
+    from ..report.comparison_tables import correlations_table, plans_legend, plans_table
+    from ..report.documents import plans_document
+    from ..report.terminal import print_lines, print_table
+
+    columns = compare_plans(source, wishes.compare, planner, strategy or AS_GIVEN)
+    document = plans_document(columns)
+    if not quiet:
+        print_table(plans_table(columns), planner.console)
+        if len(columns) > 2:
+            planner.console.print()
+            print_table(correlations_table(columns), planner.console)
+        print_lines([plans_legend(columns)], planner.console)
+    if wishes.plot is not None:
+        from ..report.plots import save_comparison
+
+        save_comparison(columns, wishes.plot, document)
+        _drawn(wishes.plot, planner.console)
+    return document, next(column for column in columns if column.own)
+
+
+def _spectra(source: Source, plan: Plan, findings: Findings | None, found: Measured) -> Spectra:
+    """Return the spectra that a plan rests on, which are kept for a saved one too."""
+    from ..planning import base_model
+    from ..spectral import Measurement, measure
+
+    if isinstance(found, Measurement):
+        return found.spectra
+    if findings is None:
+        raise ValueError("the plan records no spectra: leave out --spectra")
+    base, shapes = base_model(source.request), plan.shapes
+    return measure(base.weights(shapes), shapes, findings.settings, cache=base.cache).spectra
+
+
+def _drawn(path: Path, console: Any) -> None:
+    console.print(f"\nDrawn in {path}", highlight=False, markup=False, soft_wrap=True)

@@ -14,6 +14,8 @@ from .output import only_output
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from ..report.tables import Table
+
 _NEEDS = {
     "nothing": "nothing",
     "quality": "the weights",
@@ -51,7 +53,10 @@ def strategies(name: str | None, as_json: bool) -> None:
         if number:
             console.print()
         _print(row, console)
-    _print_problems(problems, console)
+    from ..report.terminal import print_lines
+    from ..report.words import WARNING
+
+    print_lines((f"{WARNING}{problem}" for problem in problems), console)
 
 
 def _collect(name: str | None) -> tuple[list[dict[str, Any]], list[str]]:
@@ -93,10 +98,10 @@ def _described(name: str) -> dict[str, Any]:
 
 
 def _print(row: dict[str, Any], console: Console) -> None:
-    from .layout import print_paragraph
+    from ..report.terminal import print_paragraph, print_table
 
     origin = "" if row["built_in"] else f" (from {row['package']})"
-    print_paragraph(console, f"{row['name']}{origin}", "bold")
+    print_paragraph(f"{row['name']}{origin}", console, "bold")
     lines = [
         _sentence(row["summary"]),
         f"Needs: {_NEEDS[row['needs']]}. Budget: {_BUDGET[row['budget']]}.",
@@ -105,29 +110,25 @@ def _print(row: dict[str, Any], console: Console) -> None:
     if row["shorthand"]:
         lines.append(f"Short form: {row['name']}:VALUE sets {row['shorthand']}.")
     for line in lines:
-        print_paragraph(console, line, indent="  ")
+        print_paragraph(line, console, indent="  ")
     if row["options"]:
-        _print_options(row["options"], console)
+        print_table(_options(row["options"]), console)
 
 
-def _print_options(options: Sequence[dict[str, Any]], console: Console) -> None:
-    from .layout import plain_table
+def _options(options: Sequence[dict[str, Any]]) -> Table:
+    from ..report.tables import Column, Table
 
-    table = plain_table()
-    for head in ("  option", "default"):
-        table.add_column(head, no_wrap=True)
-    table.add_column("description", overflow="fold")
-    for option in options:
-        value = option["default"]
-        text = value if isinstance(value, str) else json.dumps(value)
-        table.add_row(f"  {option['name']}", text, option["description"])
-    console.print(table, highlight=False, markup=False)
-
-
-def _print_problems(problems: Sequence[str], console: Console) -> None:
-    from .layout import print_lines
-
-    print_lines(console, (f"Warning: {problem}" for problem in problems))
+    defaults = [option["default"] for option in options]
+    texts = [value if isinstance(value, str) else json.dumps(value) for value in defaults]
+    return Table(
+        [
+            Column("  option", [f"  {option['name']}" for option in options], left=True),
+            Column("default", texts, left=True),
+            Column(
+                "description", [option["description"] for option in options], left=True, wraps=True
+            ),
+        ]
+    )
 
 
 def _sentence(text: str) -> str:

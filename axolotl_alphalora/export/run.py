@@ -6,7 +6,7 @@ import json
 import math
 import shutil
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,6 @@ from ..hosts.peft import get_peft_model_state_dict
 from ..hosts.transformers import Conv1D
 from ..progress import Doing
 from ..sensitivity import Sample
-from .card import card
 from .factors import DEFAULT_METHOD, Method, build
 from .lora import attach, save_lora
 from .servers import servers
@@ -79,31 +78,6 @@ class Exported:
             "price": self.price.to_dict(),
         }
 
-    def sentences(self) -> list[str]:
-        """What was done and what it means, in words."""
-        low, high = min(self.ranks.values()), max(self.ranks.values())
-        exact = len(self.ranks) - self.approximated
-        said = [
-            f"{self.approximated} of {len(self.ranks)} layers are approximated, {exact} exact "
-            f"(one expert). Rank: {low if low == high else f'{low} to {high}'}."
-        ]
-        if self.unseen:
-            said.append(
-                f"Warning: no row reached {len(self.unseen)} of them, such as {self.unseen[0]}: "
-                "their experts count alike, and the price does not show it. Give --data that uses "
-                "them."
-            )
-        if self.tied:
-            said.append(
-                f"Warning: {', '.join(self.tied)} shares its weight with the embeddings. Load the "
-                "LoRA beside the base model: merging would change the embeddings too."
-            )
-        gain = self.price.loss_base - self.price.loss_routed
-        if gain > 0:
-            kept = (self.price.loss_base - self.price.loss_export) / gain
-            said.append(f"The export keeps {100 * kept:.1f} % of what the adapter gains in loss.")
-        return said
-
     def servers(self) -> list[str]:
         """Which programs take it, and which must not get it, in words."""
         return servers(self.ranks.values(), self.modules_to_save)
@@ -136,6 +110,7 @@ def export_adapter(
     max_kl: float | None = None,
     notes: Mapping[str, Any] | None = None,
     doing: Doing | None = None,
+    card: Callable[[Exported], str] | None = None,
 ) -> Exported:
     """Write a plain LoRA that stands in for a routed adapter; whole or not at all.
 
@@ -152,6 +127,7 @@ def export_adapter(
         max_kl: Write nothing if the KL divergence per token is above this.
         notes: Further facts for the record, as JSON values.
         doing: Shows progress.
+        card: Describes the export for its `README.md`; without it there is none.
 
     Raises:
         ValueError: If the output is not empty, or the price is above `max_kl` or not finite.
@@ -210,9 +186,8 @@ def export_adapter(
         (draft / RECORD).write_text(
             json.dumps(found.to_dict(), indent=2, allow_nan=False) + "\n", encoding="utf-8"
         )
-        (draft / ADAPTER_CARD).write_text(
-            card(found, model.peft_config["default"]), encoding="utf-8"
-        )
+        if card is not None:
+            (draft / ADAPTER_CARD).write_text(card(found), encoding="utf-8")
         if output.is_dir():
             output.rmdir()
         draft.rename(output)

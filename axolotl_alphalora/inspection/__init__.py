@@ -2,8 +2,6 @@
 
 from .files import AdapterConfig, open_weights, read_config
 from .report import (
-    FORMAT,
-    VERSION,
     BlockSummary,
     InspectedData,
     Inspection,
@@ -15,8 +13,6 @@ from .weights import Expert, ModuleExperts, read_experts
 
 __all__ = [
     "ALL",
-    "FORMAT",
-    "VERSION",
     "AdapterConfig",
     "BlockSummary",
     "Expert",

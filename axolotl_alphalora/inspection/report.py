@@ -1,60 +1,12 @@
-"""All that an inspection found, and its numbers as one JSON object.
+"""All that was found of a trained adapter: what its experts have learnt and its routers do.
 
-========================================== =====================================================
-``format``                                 ``"axolotl-alphalora-inspection"``
-``version``                                1
-``adapter.base_model``                     directory or repository id, or null
-``adapter.rank``                           rank of an expert, where no module has its own
-``adapter.top_k``                          experts of a token, where there are as many
-``adapter.lora_alpha``, ``.use_rslora``    what experts are scaled with
-``adapter.strategy``                       ``name`` and ``options`` that shared out the experts,
-                                           or null if the adapter records no plan
-``adapter.blocks``, ``.modules``           number of adapted blocks and modules
-``adapter.total_experts``                  sum over the blocks of the mean number of their
-                                           modules, as in a plan
-``adapter.module_experts``                 sum over the modules
-``adapter.parameters``                     parameters of all experts and routers
-``data``                                   null, or ``source``, ``tokens`` and ``rows``: task to
-                                           number of rows
-``redundancy``                             mean over the modules with several experts, or null
-``routing``                                of all routers on all of the data, or null
-``blocks[].name``                          decoder block, such as ``model.layers.0``
-``blocks[].experts``                       mean number of experts of its modules
-``blocks[].ranks``                         the ranks that its experts have
-``blocks[].mean_norm``                     mean over its experts, as is ``mean_effective_rank``
-``blocks[].redundancy``                    mean over its modules with several experts, or null
-``blocks[].max_cosine``                    largest absolute cosine of two experts, or null
-``blocks[].routing``                       of its routers on all of the data, or null
-``modules[].name``                         exact name of the linear layer in the model
-``modules[].shape``                        its output and input features
-``modules[].rank``, ``.scaling``           of each of its experts
-``modules[].parameters``                   parameters of its experts and its router
-``modules[].mean_norm``                    mean over its experts, as is ``mean_effective_rank``
-``modules[].redundancy``                   mean absolute cosine of its pairs of experts, or null
-``modules[].max_cosine``, ``.closest``     the largest one and the two experts' numbers, or null
-``modules[].cosine``                       a row for each expert; null with an expert that is zero
-``modules[].experts[].norm``               Frobenius norm of ``scaling * B A``
-``modules[].experts[].effective_rank``     0 for an expert that is zero
-``modules[].experts[].singular_values``    the largest first
-``modules[].usage``                        null, or task (``"all"`` is all of the data) to
-                                           ``tokens``, ``top_k``, ``token_share``, ``mean_gates``,
-                                           ``entropy``, ``top_gate``, ``load_cv``, ``load_max``
-                                           and ``dead``, the numbers of the dead experts
-``modules[].specialisation``               between 0 and 1; null with fewer than two tasks
-``tasks[].name``, ``.tokens``              a task of the data; tokens of a router
-``tasks[].distance``                       part of its tokens for which the experts differ from
-                                           the tasks' mean: a mean over routers
-``tasks[].routing``                        of all routers on this task
-========================================== =====================================================
-
-A ``routing`` holds the fields of :class:`~axolotl_alphalora.inspection.RoutingSummary`. Experts are
-numbered from 0.
+How that is described, as JSON too, is not known here.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from statistics import fmean
@@ -62,24 +14,19 @@ from typing import TYPE_CHECKING, Any
 
 from ..blocks import group_by_block
 from .files import AdapterConfig, read_config
-from .routing import ALL, RoutingSummary, Usage, distance, specialisation
+from .routing import ALL, RoutingSummary, Usage, distance
 from .weights import ModuleExperts, read_experts
 
 if TYPE_CHECKING:
     from ..adapter.usage import RouterUsage
 
 __all__ = [
-    "FORMAT",
-    "VERSION",
     "BlockSummary",
     "Inspection",
     "InspectedData",
     "TaskSummary",
     "inspect_weights",
 ]
-
-FORMAT = "axolotl-alphalora-inspection"
-VERSION = 1
 
 
 @dataclass(frozen=True)
@@ -99,7 +46,18 @@ class InspectedData:
 
 @dataclass(frozen=True)
 class BlockSummary:
-    """One block of an inspection; the module docstring describes each field."""
+    """One block of an inspection.
+
+    Attributes:
+        name: Decoder block, such as ``model.layers.0``.
+        experts: Mean number of experts of its modules.
+        ranks: The ranks that its experts have.
+        mean_norm: Mean over its experts.
+        mean_effective_rank: Mean over its experts.
+        redundancy: Mean over its modules with several experts, None without any.
+        max_cosine: Largest absolute cosine of two experts, None without a pair.
+        routing: Of its routers on all of the data, None without data or router.
+    """
 
     name: str
     experts: float
@@ -113,7 +71,15 @@ class BlockSummary:
 
 @dataclass(frozen=True)
 class TaskSummary:
-    """One task of an inspection; the module docstring describes each field."""
+    """One task of an inspection.
+
+    Attributes:
+        name: The task, as the data names it.
+        tokens: Tokens of a router.
+        distance: Part of its tokens for which the experts differ from the tasks' mean: a mean over
+            routers.
+        routing: Of all routers on this task.
+    """
 
     name: str
     tokens: int
@@ -233,54 +199,6 @@ class Inspection:
         by_task = [list(self.task_usages(name).values()) for name in usages]
         return RoutingSummary.of(list(usages.values()), by_task)
 
-    def to_dict(self) -> dict[str, Any]:
-        """Return all numbers as JSON values; the module docstring describes each field."""
-        config = self.config
-        return {
-            "format": FORMAT,
-            "version": VERSION,
-            "adapter": {
-                "base_model": config.base_model,
-                "rank": config.rank,
-                "top_k": config.top_k,
-                "lora_alpha": config.lora_alpha,
-                "use_rslora": config.use_rslora,
-                "strategy": self.strategy,
-                "blocks": len(self.blocks),
-                "modules": len(self.modules),
-                "total_experts": self.total_experts,
-                "module_experts": self.module_experts,
-                "parameters": self.parameters,
-            },
-            "data": None if self.data is None else asdict(self.data),
-            "redundancy": self.redundancy,
-            "routing": None if self.routing is None else asdict(self.routing),
-            "blocks": [asdict(block) for block in self.blocks],
-            "modules": [self._module(row) for row in self.modules],
-            "tasks": [asdict(task) for task in self.tasks],
-        }
-
-    def _module(self, row: ModuleExperts) -> dict[str, Any]:
-        usages = {}
-        if self.usage_of(row.name) is not None:
-            usages = {ALL: self.usage_of(row.name), **self.task_usages(row.name)}
-        return {
-            "name": row.name,
-            "shape": (row.out_features, row.in_features),
-            "rank": row.rank,
-            "scaling": row.scaling,
-            "parameters": row.parameters,
-            "mean_norm": row.mean_norm,
-            "mean_effective_rank": row.mean_effective_rank,
-            "redundancy": row.redundancy,
-            "max_cosine": row.max_cosine,
-            "closest": row.closest,
-            "cosine": row.cosine,
-            "experts": [asdict(expert) for expert in row.experts],
-            "usage": {task: _usage(usage) for task, usage in usages.items() if usage} or None,
-            "specialisation": specialisation(list(self.task_usages(row.name).values())),
-        }
-
     def _block(self, name: str, rows: Sequence[ModuleExperts]) -> BlockSummary:
         experts = [expert for row in rows for expert in row.experts]
         return BlockSummary(
@@ -328,12 +246,3 @@ def inspect_weights(
 def _mean(values: Sequence[float | None]) -> float | None:
     known = [value for value in values if value is not None]
     return fmean(known) if known else None
-
-
-def _usage(usage: RouterUsage) -> dict[str, Any]:
-    return {
-        **asdict(usage),
-        "load_cv": usage.load_cv,
-        "load_max": usage.load_max,
-        "dead": usage.dead,
-    }

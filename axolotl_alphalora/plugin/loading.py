@@ -128,7 +128,7 @@ class Allocation:
     def _take(self, plan: Plan) -> None:
         self.counts, self.ranks, self.plan = plan.counts, plan.rank_pattern, plan.to_dict()
         if is_first_process():
-            from ..cli.tables import print_plan
+            from ..report.terminal import print_plan
 
             print_plan(plan)
             for line in cautions(plan):

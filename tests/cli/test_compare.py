@@ -8,12 +8,10 @@ from types import ModuleType
 
 import pytest
 import yaml
-from rich.console import Console
 
 from axolotl_alphalora.allocation import Plan, Strategy, build_plan, hookimpl, registry
 from axolotl_alphalora.allocation.hookspecs import GROUP
 from axolotl_alphalora.allocation.registry import Registry
-from axolotl_alphalora.cli.columns import Column, print_columns
 from axolotl_alphalora.planning import layers, rank_correlation, sensitivity_evidence
 from axolotl_alphalora.plugin import session
 from axolotl_alphalora.sensitivity import Sensitivity
@@ -38,22 +36,6 @@ def columns(run):
 
 def labels(rows):
     return [row["label"] for row in rows]
-
-
-def test_many_columns_are_split_into_tables_of_80_columns():
-    blocks = [f"model.layers.{i}" for i in range(2)]
-    names = ["as given", *(f"estimator=hill+beta={i}" for i in range(9))]
-    texts = [
-        Column(name, dict.fromkeys(blocks, "2.000   3"), "alpha   n", {"total": "1,234,567"})
-        for name in names
-    ]
-    console = Console(width=80, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
-    print_columns(texts, console, "T", "C")
-    text = console.export_text()
-    assert max(map(len, text.splitlines())) <= 80
-    assert text.count("as given") > 1
-    assert text.count("1,234,567") == 9 + text.count("as given")
-    assert all(text.count(f"beta={i}") == 1 for i in range(9))
 
 
 def test_each_column_is_the_plan_that_its_options_alone_would_give(tmp_path, model, run, columns):

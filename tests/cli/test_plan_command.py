@@ -13,7 +13,7 @@ from click.testing import CliRunner
 
 from axolotl_alphalora.allocation import Plan
 from axolotl_alphalora.cli import alphalora
-from axolotl_alphalora.cli.summary import budget_line
+from axolotl_alphalora.report.plan_sentences import budget_line
 
 BIN = Path(sys.executable).parent
 

@@ -8,7 +8,7 @@ from transformers import Trainer, TrainingArguments
 from allocating import model as shapes
 from allocating import plan, with_alphas
 from axolotl_alphalora.adapter import AlphaLoraConfig
-from axolotl_alphalora.plugin.card import add_section, describe_in_cards, section
+from axolotl_alphalora.plugin.card import add_section, describe_in_cards
 from balancing import adapted
 
 
@@ -22,22 +22,6 @@ def planned():
     evidence = with_alphas(found, [2.0, 3.0, 5.0, 4.0])
     budget = {"total_experts": 12}
     return plan("alphalora", found, budget=budget, evidence=evidence)
-
-
-def test_it_says_what_was_planned_and_why(planned):
-    text = section(config(planned))
-    assert "36 experts on 12 linear layers of 4 blocks" in text
-    assert "Planned by `alphalora (" in text and "beta: 2.5" in text
-    assert "Budget: 12 experts, met exactly." in text
-    for block, number in planned.block_numbers.items():
-        assert f"| `{block}` |" in text and f"| {number:g} |" in text
-    assert "AutoPeftModelForCausalLM.from_pretrained" in text
-
-
-def test_without_a_plan_it_lists_the_layers():
-    text = section(AlphaLoraConfig(num_experts={"model.layers.0.q": 3, "model.layers.1.q": 0}))
-    assert "| `model.layers.0.q` | 3 |" in text
-    assert "layers.1" not in text and "Planned" not in text
 
 
 def test_it_is_added_once_and_everything_else_stays(planned, tmp_path):

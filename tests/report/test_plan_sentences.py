@@ -1,19 +1,13 @@
-"""What is said in words about plans and analyses, and how tables look."""
+"""What is said in words about plans and analyses."""
 
-import io
 from dataclasses import replace
 
 import pytest
-from rich.console import Console
 
-from axolotl_alphalora.allocation import ModulePlan, Plan, UnitPlan
-from axolotl_alphalora.cli.explain import WARNING, explain
-from axolotl_alphalora.cli.findings import Findings
-from axolotl_alphalora.cli.modules import print_matrices, print_modules
-from axolotl_alphalora.cli.tables import print_analysis, print_plan
+from axolotl_alphalora.report.findings import Findings
+from axolotl_alphalora.report.plan_sentences import explain
+from axolotl_alphalora.report.words import WARNING
 from axolotl_alphalora.spectral import MatrixQuality, QualitySettings, unit_scores
-
-LONG = "model.language_model.layers"
 
 
 def matrix(block, alpha, kind="mlp.up_proj", **changes):
@@ -115,84 +109,3 @@ def test_modules_are_called_so_where_they_are_what_is_ranked():
 
 def test_one_block_has_no_ranking():
     assert not [line for line in explain(findings(blocks(3.0))) if "anking" in line]
-
-
-def measured(name, experts, alpha):
-    shape = (14336, 4096)
-    fit = (alpha, 0.1, 0.1, 50, 4096, 4000, "rank 4000 of 4096")
-    return ModulePlan(
-        name=name, shape=shape, experts=experts, rank=8, quality=MatrixQuality(name, shape, *fit)
-    )
-
-
-def plan(names, intervals=True):
-    rows = [(name, 2.0 + i / 7) for i, name in enumerate(names)]
-    return Plan(
-        base_model="an-organisation/a-model-with-a-name-that-is-quite-a-bit-longer-than-most-are",
-        weights={"source": "safetensors", "dtype": "bfloat16"},
-        strategy={"name": "alphalora", "package": "p 1", "options": {"estimator": "xmin_peak"}},
-        budget={
-            "kind": "total_experts",
-            "asked": len(rows),
-            "spent": len(rows),
-            "unspent": 0,
-            "min_experts": 1,
-            "max_experts": None,
-            "optimizer": None,
-        },
-        top_k=2,
-        rank=8,
-        units=tuple(
-            UnitPlan(
-                name=name,
-                score=score,
-                experts=1 + i,
-                interval=(score - 1, score + 10) if intervals else None,
-            )
-            for i, (name, score) in enumerate(rows)
-        ),
-        modules=tuple(
-            measured(f"{name}.self_attn.q_proj", 1 + i, score)
-            for i, (name, score) in enumerate(rows)
-        ),
-    )
-
-
-def printed(show, *arguments, **options):
-    file = io.StringIO()
-    show(*arguments, console=Console(file=file, width=80, **options))
-    return file.getvalue()
-
-
-@pytest.mark.parametrize("colour", [False, True])
-@pytest.mark.parametrize("prefix", ["h", LONG, f"base.{LONG.replace('language', 'conditional')}"])
-def test_tables_fit_80_columns_and_tell_blocks_apart(prefix, colour):
-    options = {"force_terminal": True} if colour else {}
-    made = plan([f"{prefix}.{i}" for i in (0, 31, 100)])
-    found = Findings.of_plan(made)
-    for text in (
-        printed(print_plan, made, **options),
-        printed(print_analysis, found, "m", **options),
-        printed(print_matrices, found.matrices, **options),
-        printed(print_modules, made, found, **options),
-    ):
-        plain = Console(width=200).render_str(text) if not colour else None
-        lines = (str(plain) if plain else _without_colour(text)).splitlines()
-        too_long = [line for line in lines if len(line) > 80 and " " in line]
-        assert not too_long
-        for number in (0, 31, 100):
-            assert sum(f".{number} " in f"{line} " for line in lines) >= 1
-
-
-def _without_colour(text):
-    import re
-
-    return re.sub(r"\x1b\[[0-9;]*m", "", text)
-
-
-def test_the_table_keeps_names_numbers_and_totals_whole():
-    made = plan([f"{LONG}.{i}" for i in (0, 31)])
-    text = printed(print_plan, made)
-    assert f"{LONG[LONG.index('layers') :]}.31" in text
-    assert f"{made.trainable_parameters:,}" in text
-    assert "1.14 - 12.14" in text

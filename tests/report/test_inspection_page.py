@@ -1,5 +1,6 @@
 """The HTML report of an inspection, read as a file and in a headless Chromium without network."""
 
+import html
 import json
 import re
 import shutil
@@ -8,7 +9,9 @@ import subprocess
 import pytest
 
 from axolotl_alphalora.inspection import InspectedData, Inspection, inspect_weights
-from axolotl_alphalora.plots import save_inspection
+from axolotl_alphalora.report.adapter_sentences import facts, stands_out
+from axolotl_alphalora.report.documents import inspection_document
+from axolotl_alphalora.report.plots import save_inspection
 from inspecting import KINDS, usages, write_adapter
 
 BROWSER = next(
@@ -55,8 +58,7 @@ def report(request, tmp_path_factory):
             InspectedData("https://somewhere.example/data.jsonl", 200, rows),
         )
     path = folder / "report.html"
-    notes = ["Redundancy < 1 & more", "see https://somewhere.example/"]
-    save_inspection(found, path, "Experts of <mine>", notes)
+    save_inspection(found, path, "Experts of <mine>")
     return found, path
 
 
@@ -73,7 +75,7 @@ def test_nothing_in_the_page_has_an_address(report):
     assert "default-src 'none'; style-src 'unsafe-inline'" in text
     assert text.count("<script") == 1 and 'type="application/json"' in text
     numbers = re.search(r'id="numbers">(.*?)</script>', text)[1]
-    document = found.to_dict()
+    document = inspection_document(found)
     if found.data is not None:
         document["data"]["source"] = "/data.jsonl"
     assert json.loads(numbers) == json.loads(json.dumps(document))
@@ -87,7 +89,9 @@ def test_the_tables_hold_every_block_module_expert_and_task(report):
     for row in found.modules:
         assert text.count(f"<td>{row.name}</td>") == 1 + len(row.experts)
         assert f"<td>{row.mean_norm:.3f}</td>" in text
-    assert "<h1>Experts of &lt;mine&gt;</h1>" in text and "Redundancy &lt; 1 &amp; more" in text
+    assert "<h1>Experts of &lt;mine&gt;</h1>" in text
+    for line in (*facts(found), *stands_out(found)):
+        assert f"<p>{line}</p>" in html.unescape(text)
     assert ("<td>code &amp; &lt;tests&gt;</td>" in text) == (found.data is not None)
     for task in found.tasks:
         assert f"<td>{task.distance:.1%}</td>" in text
@@ -123,7 +127,7 @@ def test_a_browser_shows_charts_and_tables_and_asks_for_nothing(report, tmp_path
     seen = json.loads(attribute.replace("&quot;", '"').replace("&lt;", "<").replace("&gt;", ">"))
     assert seen["loaded"] == []
     assert seen["title"] == "Experts of <mine>"
-    assert seen["format"] == found.to_dict()["format"]
+    assert seen["format"] == inspection_document(found)["format"]
     assert seen["width"][0] <= seen["width"][1]
     ((_, width, height),) = seen["svg"]
     assert width > 600 and height > 300

@@ -1,18 +1,18 @@
-"""What stands out in an inspected adapter, in plain words."""
+"""What a trained adapter and its export come to, in sentences.
+
+Each function returns paragraphs; one that begins with :data:`~.words.WARNING` deserves attention.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from statistics import fmean
 from typing import TYPE_CHECKING
 
-from .explain import WARNING
-from .words import numeral, plural
+from .words import WARNING, listed, model_name, numeral, plural, spread
 
 if TYPE_CHECKING:
+    from ..export import Exported
     from ..inspection import Inspection
-
-__all__ = ["COPIES", "HARDLY_TRAINED", "stands_out"]
 
 COPIES = 0.95
 """Two experts whose updates have a larger absolute cosine are called near copies."""
@@ -20,7 +20,26 @@ COPIES = 0.95
 HARDLY_TRAINED = 0.1
 """An expert with less than this part of its module's mean norm is called hardly trained."""
 
-_LISTED = 4
+
+def facts(inspection: Inspection) -> list[str]:
+    """Say in sentences what the adapter is, and what data its routers were watched on."""
+    config, strategy = inspection.config, inspection.strategy
+    ranks = spread((row.rank for row in inspection.modules), " to ")
+    lines = [
+        f"{plural(len(inspection.blocks), 'block')} with "
+        f"{plural(len(inspection.modules), 'module')}, in which there are "
+        f"{plural(inspection.module_experts, 'expert')} of rank {ranks}: "
+        f"top-{config.top_k}, {inspection.parameters:,} parameters"
+        + (f", for {model_name(config.base_model)}" if config.base_model else "")
+        + (f"; shared out by {strategy['name']}." if strategy else ".")
+    ]
+    data = inspection.data
+    if data is not None:
+        lines.append(
+            f"Routers watched on {data.source}: {plural(sum(data.rows.values()), 'row')}, "
+            f"{data.tokens:,} tokens."
+        )
+    return lines
 
 
 def stands_out(inspection: Inspection) -> list[str]:
@@ -30,8 +49,7 @@ def stands_out(inspection: Inspection) -> list[str]:
         inspection: What was found.
 
     Returns:
-        One paragraph a line; one that begins with :data:`~axolotl_alphalora.cli.explain.WARNING`
-        deserves attention.
+        Paragraphs.
     """
     if not any(expert.norm for row in inspection.modules for expert in row.experts):
         return [
@@ -89,7 +107,7 @@ def _copies(inspection: Inspection) -> list[str]:
         return []
     return [
         f"{WARNING}{plural(len(found), 'pair')} of experts are near copies (|cosine| above "
-        f"{COPIES:g}): {_listed(found)}. Fewer experts would do there."
+        f"{COPIES:g}): {listed(found)}. Fewer experts would do there."
     ]
 
 
@@ -119,12 +137,12 @@ def _untrained(inspection: Inspection) -> list[str]:
     all_of_them = plural(inspection.module_experts, "expert")
     if zero:
         lines.append(
-            f"{WARNING}{len(zero):,} of {all_of_them} add nothing, as B is zero: {_listed(zero)}."
+            f"{WARNING}{len(zero):,} of {all_of_them} add nothing, as B is zero: {listed(zero)}."
         )
     if hardly:
         lines.append(
             f"Hardly trained: {len(hardly):,} of {all_of_them} have less than "
-            f"{HARDLY_TRAINED:.0%} of their module's mean norm: {_listed(hardly)}."
+            f"{HARDLY_TRAINED:.0%} of their module's mean norm: {listed(hardly)}."
         )
     return lines
 
@@ -151,7 +169,7 @@ def _routers(inspection: Inspection) -> list[str]:
     return [
         said,
         f"Dead experts, with less than a tenth of their fair share: {len(dead):,} of {choosing:,}: "
-        f"{_listed(dead)}.",
+        f"{listed(dead)}.",
     ]
 
 
@@ -173,6 +191,26 @@ def _tasks(inspection: Inspection) -> list[str]:
     ]
 
 
-def _listed(names: Sequence[str]) -> str:
-    more = len(names) - _LISTED
-    return "; ".join(names[:_LISTED]) + (f"; and {more:,} more" if more > 0 else "")
+def exported(found: Exported) -> list[str]:
+    """Say what was done to make an export, and what it keeps."""
+    exact = len(found.ranks) - found.approximated
+    said = [
+        f"{found.approximated} of {len(found.ranks)} layers are approximated, {exact} exact "
+        f"(one expert). Rank: {spread(found.ranks.values(), ' to ')}."
+    ]
+    if found.unseen:
+        said.append(
+            f"{WARNING}no row reached {len(found.unseen)} of them, such as {found.unseen[0]}: "
+            "their experts count alike, and the price does not show it. Give --data that uses "
+            "them."
+        )
+    if found.tied:
+        said.append(
+            f"{WARNING}{', '.join(found.tied)} shares its weight with the embeddings. Load the "
+            "LoRA beside the base model: merging would change the embeddings too."
+        )
+    gain = found.price.loss_base - found.price.loss_routed
+    if gain > 0:
+        kept = (found.price.loss_base - found.price.loss_export) / gain
+        said.append(f"The export keeps {100 * kept:.1f} % of what the adapter gains in loss.")
+    return said

@@ -4,9 +4,8 @@ import pytest
 
 import allocating
 from axolotl_alphalora.allocation import Evidence
-from axolotl_alphalora.cli.findings import Findings
-from axolotl_alphalora.cli.scores import BlockScores, module_shares
-from axolotl_alphalora.cli.summary import budget_line, summary
+from axolotl_alphalora.report.findings import BlockScores, Findings, module_shares
+from axolotl_alphalora.report.plan_sentences import budget_line, summary
 from axolotl_alphalora.spectral import MatrixQuality, unit_scores
 
 KINDS = ("self_attn.q_proj", "self_attn.k_proj", "mlp.up_proj")

@@ -3,8 +3,7 @@
 import pytest
 
 from axolotl_alphalora.inspection import InspectedData, Inspection, inspect_weights
-from axolotl_alphalora.plots.heatmap import heat_panels
-from axolotl_alphalora.plots.inspection import draw_inspection
+from axolotl_alphalora.report.heatmaps import draw_inspection, heat_panels
 from inspecting import KINDS, usages, write_adapter
 
 

@@ -1,35 +1,100 @@
-"""Findings in plain words: what stands out, how sure the fits are, and whether blocks differ."""
+"""What plans and measurements come to, in sentences.
+
+Each function returns paragraphs; one that begins with :data:`~.words.WARNING` deserves attention.
+How they are printed, and beside which tables, is not known here.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from statistics import median
 from typing import TYPE_CHECKING
 
+from ..allocation import Plan
 from ..blocks import kind_of
-from .findings import Findings
-from .words import plural
+from .findings import POOR_DISTANCE, SHORT_TAIL, Findings, differs_within_blocks, is_poor
+from .words import WARNING, first_of, listed, numeral, plural
 
 if TYPE_CHECKING:
     from ..spectral import MatrixQuality
 
-__all__ = ["NOISE", "POOR_DISTANCE", "SHORT_TAIL", "WARNING", "explain", "is_poor"]
-
-POOR_DISTANCE = 0.2
-"""A fit is called poor above this distance: the law misplaces a fifth of the tail."""
-
-SHORT_TAIL = 10
-"""A fit is called poor with fewer eigenvalues in its tail: its error is then a third of alpha - 1
-and more."""
-
 NOISE = 0.5
-"""Below this trust most of the differences between blocks are errors of the fits."""
+"""Below this reliability most of the differences between blocks are errors of the fits."""
 
-WARNING = "Warning: "
-
-_LISTED = 4
-
+_OURS = "axolotl-alphalora"
 _UNITS = {"block": "blocks", "group": "parts of blocks", "module": "modules"}
+
+
+def summary(plan: Plan) -> list[str]:
+    """Say what was spent and on what: one sentence or two a line."""
+    lines = [budget_line(plan)]
+    if differs_within_blocks(plan):
+        adapted = sum(number > 0 for number in plan.numbers.values())
+        lines.append(
+            f"{plural(plan.module_experts, 'expert')} on {adapted} of {len(plan.modules)} matrices."
+        )
+    if plan.spend == "rank":
+        lines.append(
+            f"Spent on rank: a matrix planned for N experts has one of rank N x {plan.rank}, and "
+            "no router."
+        )
+    if plan.sample is not None:
+        tasks = plan.sample["tasks"]
+        each = ", ".join(f"{task} {number}" for task, number in tasks.items())
+        lines.append(
+            f"Sensitivity: squared gradients on {plural(sum(tasks.values()), 'sample')} of "
+            f"{plural(len(tasks), 'task')} ({each}), seed {plan.sample['seed']}."
+        )
+    return lines
+
+
+def budget_line(plan: Plan) -> str:
+    """Say what the budget was and how well it is met."""
+    budget, what = plan.budget, budget_words(plan)
+    if budget["kind"] is None:
+        return f"Budget: {what}, {plan.strategy['name']} has numbers of its own."
+    if not budget["unspent"]:
+        return f"Budget: {what}, met exactly."
+    verb = "is" if budget["unspent"] == 1 else "are"
+    most = budget["max_experts"]
+    capped = most is not None and min(plan.numbers.values()) >= most
+    why = ""
+    if capped:
+        why = f": every matrix has max_experts {most}"
+    elif plan.strategy["package"].partition(" ")[0] == _OURS:
+        # A strategy of another package may leave what would have paid for more.
+        why = ": no further expert fits"
+    return f"Budget: {what}; {left_over(plan)} {verb} left over{why}."
+
+
+def budget_words(plan: Plan) -> str:
+    """Name the budget: ``160 experts``; ``none`` without one."""
+    budget = plan.budget
+    kind, asked = budget["kind"], budget["asked"]
+    if kind is None or asked is None:
+        return "none"
+    if kind == "total_experts":
+        return plural(asked, "expert")
+    if kind == "total_parameters":
+        return plural(asked, "trainable parameter")
+    return f"{asked:,.6g} MiB for adapter, gradients and optimizer state ({budget['optimizer']})"
+
+
+def left_over(plan: Plan) -> str:
+    """Return what is left of the budget in its own unit; a dash without a budget."""
+    unspent = plan.budget["unspent"]
+    if unspent is None:
+        return "-"
+    if plan.budget["kind"] == "memory_mib":
+        return f"{unspent:.3g} MiB"
+    return numeral(unspent)
+
+
+def explain_plan(plan: Plan, findings: Findings | None) -> list[str]:
+    """Say what a plan's findings come to, with the experts that they brought; nothing without."""
+    if findings is None:
+        return []
+    return explain(findings, {unit.name: unit.experts for unit in plan.units})
 
 
 def explain(findings: Findings, experts: Mapping[str, float] | None = None) -> list[str]:
@@ -50,13 +115,6 @@ def explain(findings: Findings, experts: Mapping[str, float] | None = None) -> l
         *_quantised(findings),
         *_ranking(findings),
     ]
-
-
-def is_poor(matrix: MatrixQuality) -> bool:
-    """Whether a fit is clearly bad: far off its tail, or of hardly any eigenvalues."""
-    if matrix.distance is None or matrix.tail_size is None:
-        return False
-    return matrix.distance > POOR_DISTANCE or matrix.tail_size < SHORT_TAIL
 
 
 def _extremes(findings: Findings, experts: Mapping[str, float]) -> list[str]:
@@ -92,9 +150,9 @@ def _fits(matrices: Sequence[MatrixQuality]) -> list[str]:
         (row for row in fitted if is_poor(row)), key=lambda row: row.distance or 0, reverse=True
     )
     if poor:
-        listed = _listed(poor, lambda row: f"distance {row.distance:.2f}, tail {row.tail_size}")
+        worst = _matrices(poor, lambda row: f"distance {row.distance:.2f}, tail {row.tail_size}")
         lines.append(
-            f"Poor fits (distance above {POOR_DISTANCE:g} or tail below {SHORT_TAIL}): {listed}."
+            f"Poor fits (distance above {POOR_DISTANCE:g} or tail below {SHORT_TAIL}): {worst}."
         )
     return lines
 
@@ -118,7 +176,7 @@ def _notes(matrices: Sequence[MatrixQuality]) -> list[str]:
         ),
     )
     return [
-        f"{what}: {_listed(rows, lambda row: row.note or '')}." for what, rows in groups if rows
+        f"{what}: {_matrices(rows, lambda row: row.note or '')}." for what, rows in groups if rows
     ]
 
 
@@ -130,25 +188,21 @@ def _unmeasured(description: Mapping[str, Sequence[str]]) -> list[str]:
     if stacked:
         said.append(
             f"Not measured: {plural(len(stacked), 'stacked weight')}, which hold several matrices "
-            f"each and take no experts ({_first(stacked)})."
+            f"each and take no experts ({first_of(stacked)})."
         )
     if further:
         said.append(
             f"Not measured: {plural(len(further), 'matrix', 'matrices')} of blocks that "
             "transformers leaves in the files, such as layers that predict further tokens "
-            f"({_first(further)})."
+            f"({first_of(further)})."
         )
     if left_out:
         said.append(
             f"{WARNING}{plural(len(left_out), 'matrix', 'matrices')} in the files belong to no "
             f"layer of the model as transformers makes it by its config.json, and are left out "
-            f"here and in training: {_first(left_out)}. Do the files hold more than this model?"
+            f"here and in training: {first_of(left_out)}. Do the files hold more than this model?"
         )
     return said
-
-
-def _first(names: Sequence[str]) -> str:
-    return f"{names[0]}{f' and {len(names) - 1} more' if len(names) > 1 else ''}"
 
 
 def _quantised(findings: Findings) -> list[str]:
@@ -160,12 +214,6 @@ def _quantised(findings: Findings) -> list[str]:
         f"of the tail, and with it {findings.settings.estimator}'s alpha, by as much as blocks "
         "differ; hill's hardly. Use the estimator hill, or the full-precision checkpoint."
     ]
-
-
-def _listed(rows: Sequence[MatrixQuality], words: Callable[[MatrixQuality], str]) -> str:
-    names: Iterable[str] = (f"{row.module} ({words(row)})" for row in rows[:_LISTED])
-    more = len(rows) - _LISTED
-    return "; ".join(names) + (f"; and {more} more" if more > 0 else "")
 
 
 def _ranking(findings: Findings) -> list[str]:
@@ -206,3 +254,7 @@ def _judged(findings: Findings) -> str:
             "not suffer from that."
         )
     return "Judged by resampling the spectra."
+
+
+def _matrices(rows: Sequence[MatrixQuality], words: Callable[[MatrixQuality], str]) -> str:
+    return listed([f"{row.module} ({words(row)})" for row in rows])

@@ -3,36 +3,39 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ..blocks import block_name, group_by_block
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
-    from ..spectral import MatrixQuality
-    from .picture import Picture
-
-__all__ = ["draw_spectra", "panels"]
+    from ..spectral import MatrixQuality, Spectra
 
 _MOST_PANELS = 8
 _POINTS = 300
 _COLOURS = ("#d55e00", "#009e73")
 
 
-def panels(picture: Picture) -> dict[str, list[MatrixQuality]]:
+def panels(
+    spectra: Spectra, matrices: Iterable[MatrixQuality], scores: Mapping[str, float | None]
+) -> dict[str, list[MatrixQuality]]:
     """Choose the matrices whose spectra are drawn: those of the blocks that differ the most.
+
+    Args:
+        spectra: All spectra.
+        matrices: What was measured of each matrix.
+        scores: Block name to score, None where there is none.
 
     Returns:
         Kind of matrix to the one of the block with the largest score and the one of the block with
         the smallest (the least and the best trained by alpha), as far as they are there; the first
         eight kinds, in the model's order.
     """
-    scores = {name: score for name, score in picture.scores.items() if score is not None}
-    if picture.spectra is None or not scores:
+    scored = {name: score for name, score in scores.items() if score is not None}
+    if not scored:
         return {}
-    ends = [max(scores, key=lambda b: scores[b]), min(scores, key=lambda b: scores[b])]
-    known = {row.module: row for row in picture.matrices if row.module in picture.spectra.values}
+    ends = [max(scored, key=lambda b: scored[b]), min(scored, key=lambda b: scored[b])]
+    known = {row.module: row for row in matrices if row.module in spectra.values}
     blocks = group_by_block(known)
     chosen: dict[str, list[MatrixQuality]] = {}
     for block in dict.fromkeys(ends):
@@ -41,7 +44,9 @@ def panels(picture: Picture) -> dict[str, list[MatrixQuality]]:
     return dict(list(chosen.items())[:_MOST_PANELS])
 
 
-def draw_spectra(figure: Any, picture: Picture, chosen: dict[str, list[MatrixQuality]]) -> None:
+def draw_spectra(
+    figure: Any, spectra: Spectra, chosen: Mapping[str, Sequence[MatrixQuality]]
+) -> None:
     """Draw a panel for each kind: share of eigenvalues above a value, on log-log axes."""
     from matplotlib.lines import Line2D
 
@@ -56,7 +61,7 @@ def draw_spectra(figure: Any, picture: Picture, chosen: dict[str, list[MatrixQua
         axes.tick_params(labelsize="x-small")
         axes.grid(linewidth=0.3)
         for row in rows:
-            _draw_one(axes, picture, row, colours[block_name(row.module)])
+            _draw_one(axes, spectra, row, colours[block_name(row.module)])
         if any(row.alpha is not None for row in rows):
             axes.legend(fontsize="x-small", loc="lower left", handlelength=1)
     for axes in list(grid):
@@ -71,8 +76,8 @@ def draw_spectra(figure: Any, picture: Picture, chosen: dict[str, list[MatrixQua
     figure.supxlabel("eigenvalue", fontsize="small")
 
 
-def _draw_one(axes: Any, picture: Picture, row: MatrixQuality, colour: str) -> None:
-    values = _eigenvalues(picture, row)
+def _draw_one(axes: Any, spectra: Spectra, row: MatrixQuality, colour: str) -> None:
+    values = _eigenvalues(spectra, row)
     size = len(values)
     if size == 0:
         return
@@ -93,14 +98,12 @@ def _draw_one(axes: Any, picture: Picture, row: MatrixQuality, colour: str) -> N
     axes.plot([row.x_min], [start], "|", color=colour, markersize=14, markeredgewidth=1.5)
 
 
-def _eigenvalues(picture: Picture, row: MatrixQuality) -> list[float]:
+def _eigenvalues(spectra: Spectra, row: MatrixQuality) -> list[float]:
     """Return a matrix's significant eigenvalues, ascending."""
     from ..spectral.spectrum import pool
 
-    assert picture.spectra is not None
-    spectra: Tensor = picture.spectra.values[row.module]
-    window = picture.spectra.window or picture.spectra.shapes[row.module]
-    return pool(spectra, window).sort().values.tolist()
+    window = spectra.window or spectra.shapes[row.module]
+    return pool(spectra.values[row.module], window).sort().values.tolist()
 
 
 def _places(size: int) -> list[int]:

@@ -1,0 +1,68 @@
+"""Inspections as JSON values."""
+
+import json
+
+import pytest
+
+from axolotl_alphalora.inspection import (
+    InspectedData,
+    Inspection,
+    inspect_weights,
+    specialisation,
+)
+from axolotl_alphalora.report.documents import inspection_document
+from inspecting import usages, write_adapter
+
+PLAN = {"strategy": {"name": "alphalora", "options": {"beta": 2.5}}}
+
+
+@pytest.fixture(scope="module")
+def bare(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("adapter")
+    ranks = {"model.layers.1.mlp.up_proj": 2}
+    write_adapter(folder, [1, 3, 4], ranks=ranks, plan=PLAN)
+    return inspect_weights(folder)
+
+
+@pytest.fixture(scope="module")
+def watched(bare):
+    data = InspectedData("data.jsonl", 200, {"code": 3, "maths": 5})
+    return Inspection(bare.config, bare.modules, usages(bare.modules), data)
+
+
+def test_json_holds_everything(bare, watched):
+    found = json.loads(json.dumps(inspection_document(watched), allow_nan=False))
+    assert (found["format"], found["version"]) == ("axolotl-alphalora-inspection", 1)
+    assert found["adapter"] == {
+        "base_model": "some/base",
+        "rank": 4,
+        "top_k": 2,
+        "lora_alpha": 16,
+        "use_rslora": False,
+        "strategy": PLAN["strategy"],
+        "blocks": 3,
+        "modules": 12,
+        "total_experts": 8,
+        "module_experts": 32,
+        "parameters": bare.parameters,
+    }
+    assert found["data"] == {
+        "source": "data.jsonl",
+        "tokens": 200,
+        "rows": {"code": 3, "maths": 5},
+    }
+    row, module = watched.modules[4], found["modules"][4]
+    assert module["name"] == row.name and module["shape"] == [24, 32]
+    assert module["cosine"] == [list(line) for line in row.cosine]
+    assert [expert["norm"] for expert in module["experts"]] == [e.norm for e in row.experts]
+    assert list(module["usage"]) == ["all", "code", "maths"]
+    assert module["usage"]["all"]["dead"] == [2]
+    assert module["specialisation"] == pytest.approx(
+        specialisation(list(watched.task_usages(row.name).values()))
+    )
+    assert [block["experts"] for block in found["blocks"]] == [1, 3, 4]
+    assert found["blocks"][2]["routing"]["dead"] == 4
+    assert [task["name"] for task in found["tasks"]] == ["code", "maths"]
+    without = inspection_document(bare)
+    assert without["data"] is without["routing"] is None and without["tasks"] == []
+    assert all(module["usage"] is None for module in without["modules"])
