@@ -17,13 +17,13 @@ from typing import Any
 
 import click
 import yaml
-from axolotl_alphalora.plugin.block import AlphaLoraConfigBlock as Block
 
 import support
 
 # All that the pages take from the package.
 from axolotl_alphalora.allocation import Strategy, registry
 from axolotl_alphalora.cli import alphalora
+from axolotl_alphalora.planning import AlphaLoraConfigBlock as Block
 from axolotl_alphalora.plugin.refusals import HONOURED, REFUSED
 
 DOCS = Path(__file__).parent

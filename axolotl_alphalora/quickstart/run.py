@@ -102,7 +102,7 @@ class Quickstart:
 
     def run(self, model: str | None, steps: int) -> dict[str, Any]:
         """Run all stages, skipping what is done, and return the summary."""
-        from ..cli.tables import print_plan
+        from ..report.terminal import print_plan
 
         with self._timed("1/5 model", "model"):
             base_model = prepare_model(self._source(model), self.console)
