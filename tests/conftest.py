@@ -31,9 +31,12 @@ if "ATEN_CPU_CAPABILITY" in os.environ:
     atexit.register(shutil.rmtree, os.environ["TORCHINDUCTOR_CACHE_DIR"], ignore_errors=True)
 
 import hypothesis
+import peft
 import pytest
 import torch
+from packaging.version import Version
 from transformers import LlamaConfig, LlamaForCausalLM
+from transformers.integrations.peft import MIN_PEFT_VERSION
 
 atexit.register(shutil.rmtree, os.environ["ALPHALORA_CACHE"], ignore_errors=True)
 
@@ -42,6 +45,11 @@ hypothesis.settings.register_profile(
     "any machine", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
 )
 hypothesis.settings.load_profile("any machine")
+
+TRANSFORMERS_TAKES_PEFT = Version(peft.__version__) >= Version(MIN_PEFT_VERSION)
+needs_add_adapter_of_transformers = pytest.mark.skipif(
+    not TRANSFORMERS_TAKES_PEFT, reason=f"transformers wants PEFT {MIN_PEFT_VERSION} for it"
+)
 
 
 def tiny_llama_config(**changes) -> LlamaConfig:

@@ -19,6 +19,7 @@ from peft.tuners.tuners_utils import _find_minimal_target_modules
 
 import deep
 from axolotl_alphalora.adapter import AlphaLoraConfig, AlphaLoraLayer, resolve_targets
+from conftest import TRANSFORMERS_TAKES_PEFT, needs_add_adapter_of_transformers
 
 every_family = pytest.mark.parametrize("family", deep.BASES)
 
@@ -57,7 +58,7 @@ def saved(request, tmp_path_factory):
     base.save_pretrained(folder / "base")
     base.name_or_path = str(folder / "base")
     model = get_peft_model(base, config())
-    assert len(layers(model)) > 30
+    assert len(layers(model)) > 25
     model.save_pretrained(folder / "adapter")
     expected = deep.logits(model)
     assert (expected - deep.logits(deep.base(request.param))).abs().max() > 1e-3
@@ -133,7 +134,14 @@ def test_a_deep_adapter_opens_by_every_way_whatever_its_target_modules_say(
 
 
 @every_family
-@pytest.mark.parametrize("where", ["get_peft_model", "add_adapter", "add_adapter of transformers"])
+@pytest.mark.parametrize(
+    "where",
+    [
+        "get_peft_model",
+        "add_adapter",
+        pytest.param("add_adapter of transformers", marks=needs_add_adapter_of_transformers),
+    ],
+)
 def test_exact_names_are_saved_of_however_many_layers(family, where, tmp_path):
     base = deep.base(family)
     names = resolve_targets(config(), base)
@@ -183,9 +191,10 @@ def test_one_config_gives_every_model_its_own_layers_and_stays_as_it_was(targets
             map(str, range(blocks))
         )
         assert list(model.peft_config["default"].num_experts) == wanted
-        other = deep.base("llama", num_hidden_layers=blocks)
-        other.add_adapter(one, adapter_name="again")
-        assert list(layers(other)) == wanted
+        if TRANSFORMERS_TAKES_PEFT:
+            other = deep.base("llama", num_hidden_layers=blocks)
+            other.add_adapter(one, adapter_name="again")
+            assert list(layers(other)) == wanted
         model.add_adapter("again", one)
         assert list(model.peft_config["again"].num_experts) == wanted
     one.base_model_name_or_path = before.base_model_name_or_path  # PEFT's own doing

@@ -4,10 +4,8 @@ import copy
 import json
 import pickle
 
-import peft
 import pytest
 import torch
-from packaging.version import Version
 from peft import (
     LoraConfig,
     PeftConfig,
@@ -19,7 +17,6 @@ from peft import (
 )
 from peft.utils.hotswap import hotswap_adapter, prepare_model_for_compiled_hotswap
 from torchao.quantization import Int8WeightOnlyConfig, quantize_
-from transformers.integrations.peft import MIN_PEFT_VERSION
 
 from adapter.test_peft_contract import (
     X,
@@ -34,6 +31,7 @@ from adapter.test_peft_contract import (
     trainable,
 )
 from axolotl_alphalora.adapter import AlphaLoraConfig
+from conftest import needs_add_adapter_of_transformers
 
 FIRST = "model.layers.0.self_attn.q_proj"
 
@@ -233,9 +231,7 @@ def test_experts_are_balanced_on_a_base_that_lora_has_unloaded():
         assert_same(got[name], want, atol=1e-6)
 
 
-@pytest.mark.skipif(
-    Version(peft.__version__) < Version(MIN_PEFT_VERSION), reason="transformers wants a newer PEFT"
-)
+@needs_add_adapter_of_transformers
 @pytest.mark.works("PEFT", "transformers' own adapter methods")
 def test_transformers_own_methods(tmp_path):
     model = fresh("linear")
