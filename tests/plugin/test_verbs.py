@@ -6,6 +6,8 @@ import re
 import shutil
 import signal
 import socket
+import subprocess
+import sys
 import time
 
 import pytest
@@ -81,6 +83,20 @@ def test_a_run_without_a_final_adapter_asks_which_one_is_meant(host, trained, tm
     run = host.run(tmp_path, verb, typed="Repeat 1\n")
     assert run.code != 0
     assert "has checkpoints that are newer than its adapter" in flat(run.log)
+
+
+def test_a_process_that_a_launcher_starts_knows_its_verb(host, tmp_path):
+    """As `accelerate launch` and `torchrun` start it, without the host's command line."""
+    checkpoint = tmp_path / "out" / "checkpoint-4"
+    checkpoint.mkdir(parents=True)
+    for name in ("adapter_config.json", "adapter_model.safetensors"):
+        (checkpoint / name).touch()
+    command = [sys.executable, "-m", "axolotl.cli.evaluate", str(host.write(tmp_path))]
+    done = subprocess.run(
+        command, cwd=tmp_path, env=host.env, capture_output=True, text=True, check=False
+    )
+    assert done.returncode != 0
+    assert "holds checkpoints but no finished adapter" in flat(done.stdout + done.stderr)
 
 
 def test_evaluate_without_an_adapter_warns_loudly(host, tmp_path):
