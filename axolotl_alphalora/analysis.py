@@ -18,8 +18,6 @@ if TYPE_CHECKING:
 
     from .spectral import Cache, MatrixQuality, Measurement, WeightSource
 
-__all__ = ["analyze", "matrix_row", "measure_model"]
-
 Progress = Callable[[Sequence[str]], Callable[[str], None]]
 Shapes = dict[str, tuple[int, int]]
 
@@ -93,13 +91,13 @@ def analyze(
         from pandas import DataFrame
     except ImportError:
         return rows
-    from .spectral import trust
+    from .spectral import unit_reliability
 
     table = DataFrame(rows, columns=list(rows[0]))
     table.attrs = {
         "description": dict(found.description),
         "settings": found.settings.as_options(),
-        "trust": trust(found.settings, found.matrices, found.scores)
+        "trust": unit_reliability(found.settings, found.matrices, found.scores)
         if estimator == "hill"
         else None,
     }

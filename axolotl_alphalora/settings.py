@@ -128,7 +128,12 @@ class MatrixQuality:
 
     @property
     def standard_error(self) -> float | None:
-        """The fit's asymptotic standard error, (alpha - 1) / sqrt(tail size)."""
+        """The fit's asymptotic standard error, (alpha - 1) / sqrt(tail size).
+
+        It takes the tail's start as known and the eigenvalues as independent (Clauset et al. 2009,
+        equation 3.2); :func:`~axolotl_alphalora.spectral.confidence.bootstrap_alphas` does not
+        take the start as known.
+        """
         if self.alpha is None or self.tail_size is None:
             return None
         return (self.alpha - 1) / self.tail_size**0.5

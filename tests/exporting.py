@@ -39,4 +39,4 @@ def check_price(model, base, adapter, output):
     held_out = rows(4, 2)
     found = export_adapter(model, adapter, output, calibration=rows(8, 1), held_out=held_out)
     lora = PeftModel.from_pretrained(base(), output).eval()
-    assert found.price.kl == pytest.approx(divergence(model, lora, held_out), rel=1e-3)
+    assert found.divergence.kl == pytest.approx(divergence(model, lora, held_out), rel=1e-3)

@@ -22,10 +22,18 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from .batch import Tokens, micro_batch_weight, padding_of, positional_names
+from .batch import (
+    OUTSIDE,
+    Decision,
+    Passes,
+    Phase,
+    Tokens,
+    micro_batch_weight,
+    padding_of,
+    positional_names,
+)
 from .functional import load_balancing_loss
 from .loss_scale import LossScale, probe_output
-from .passes import OUTSIDE, Decision, Passes, Phase
 from .usage import Reduce, UsageMeter
 
 HOOKS = "_alphalora_hooks"

@@ -3,12 +3,11 @@
 from .budget import Budget, expert_parameters
 from .build import AllocationRequest, Evidence, build_plan, check_budget, resolve_budget
 from .cautions import cautions
-from .hookspecs import hookimpl
 from .plan import Plan
 from .records import ModulePlan, PlanError, UnitPlan
 from .registry import Registered, StrategyError, registry
 from .spending import largest_remainder
-from .strategy import Options, Problem, Strategy
+from .strategy import Options, Problem, Strategy, hookimpl
 
 __all__ = [
     "AllocationRequest",

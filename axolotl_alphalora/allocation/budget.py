@@ -242,8 +242,7 @@ class Costs:
         """
         if self._budget.kind == "memory_mib":
             return cost / _MIB
-        exact = Fraction(cost, self._denominator)
-        return exact.numerator if exact.denominator == 1 else float(exact)
+        return whole_if_exact(Fraction(cost, self._denominator))
 
     def check_minimum(self, minimum: int) -> None:
         """Check that the limit pays for the smallest allocation.
@@ -318,6 +317,11 @@ def _asked(budget: Budget, shapes: Mapping[str, tuple[int, int]]) -> float | Non
             "to no expert at all"
         )
     return total
+
+
+def whole_if_exact(value: Fraction) -> float:
+    """Return a fraction as an integer where it is one, as a float elsewhere."""
+    return value.numerator if value.denominator == 1 else float(value)
 
 
 def _number(value: float | None) -> str:

@@ -240,32 +240,20 @@ def _check_evidence(registered: Registered, problem: Problem) -> None:
 def _as_spent(problem: Problem, decision: Decision, optimizer: str | None) -> BudgetRecord:
     """Return the budget as a plan records it: what was asked for, and what was spent."""
     budget, costs = problem.budget, problem.costs
-    record: BudgetRecord = {
-        "kind": None,
-        "asked": None,
-        "spent": None,
-        "unspent": None,
-        "min_experts": budget.min_experts,
-        "max_experts": budget.max_experts,
-        "optimizer": None,
-    }
-    if costs.limit is None:
-        return record
-    spent = costs.total(decision.numbers)
+    limit, spent = costs.limit, costs.total(decision.numbers)
     return {
-        **record,
         "kind": budget.recorded_kind,
         "asked": costs.asked,
-        "spent": costs.amount(spent),
-        "unspent": costs.amount(costs.limit - spent),
+        "spent": None if limit is None else costs.amount(spent),
+        "unspent": None if limit is None else costs.amount(limit - spent),
+        "min_experts": budget.min_experts,
+        "max_experts": budget.max_experts,
         "optimizer": optimizer if budget.kind == "memory_mib" else None,
     }
 
 
 def _module(name: str, number: int, request: AllocationRequest, problem: Problem) -> ModulePlan:
-    rows, columns = problem.shapes[name]
-    shape = int(rows), int(columns)
-    experts, rank = number, request.rank
+    shape, experts, rank = problem.shapes[name], number, request.rank
     if request.spend == "rank" and number:
         experts, rank = 1, request.rank * number
     quality = problem.qualities.get(name)

@@ -9,6 +9,7 @@ from fractions import Fraction
 from numbers import Integral, Real
 from typing import Any
 
+from .budget import whole_if_exact
 from .registry import Registered, StrategyError
 from .strategy import Problem
 
@@ -27,13 +28,9 @@ class Decision:
 
     def unit_numbers(self, units: Mapping[str, Sequence[str]]) -> dict[str, float]:
         """Return the number of each unit's modules, their mean where they differ."""
-        means = {
-            unit: Fraction(sum(self.numbers[name] for name in names), len(names))
-            for unit, names in units.items()
-        }
         return {
-            unit: mean.numerator if mean.denominator == 1 else float(mean)
-            for unit, mean in means.items()
+            unit: whole_if_exact(Fraction(sum(self.numbers[name] for name in names), len(names)))
+            for unit, names in units.items()
         }
 
 

@@ -71,7 +71,7 @@ _ONE_8BIT = partial(_bitsandbytes_8bit, buffers=1)
 _TWO_8BIT = partial(_bitsandbytes_8bit, buffers=2)
 _THREE_8BIT = partial(_bitsandbytes_8bit, buffers=3)
 
-_RULES: dict[str, Callable[[int, int], int]] = {
+RULES: dict[str, Callable[[int, int], int]] = {
     "adafactor": _factored,
     "adagrad": _ONE,
     "adamc": _TWO,
@@ -106,9 +106,7 @@ _RULES: dict[str, Callable[[int, int], int]] = {
     "sgd": _none,
     "sinkgd": _none,
 }
-
-KNOWN_OPTIMIZERS = tuple(_RULES)
-"""Names of the optimisers whose state is known, as ``optimizer:`` takes them."""
+"""The optimisers whose state is known, as ``optimizer:`` takes them, to what a matrix costs."""
 
 
 def state_bytes(optimizer: str, shape: tuple[int, int]) -> int:
@@ -121,9 +119,9 @@ def state_bytes(optimizer: str, shape: tuple[int, int]) -> int:
     Raises:
         ValueError: If the optimiser's state is not known; the message lists the known ones.
     """
-    if optimizer not in _RULES:
+    if optimizer not in RULES:
         raise ValueError(
             f"the memory of optimizer {optimizer!r} is not known, so memory_mib cannot be kept: "
-            f"give total_parameters instead, or choose one of {', '.join(_RULES)}"
+            f"give total_parameters instead, or choose one of {', '.join(RULES)}"
         )
-    return _RULES[optimizer](*shape)
+    return RULES[optimizer](*shape)

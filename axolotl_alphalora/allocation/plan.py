@@ -66,7 +66,7 @@ from pydantic import ValidationError, model_validator
 from ..blocks import GRANULARITIES, group_by_block, group_by_unit
 from ..files import expanded, write_whole
 from ..settings import Count
-from .budget import expert_parameters
+from .budget import expert_parameters, whole_if_exact
 from .records import (
     BudgetRecord,
     ModulePlan,
@@ -133,12 +133,12 @@ class Plan(Record):
     @property
     def block_numbers(self) -> dict[str, float]:
         """Decoder block to the mean number of its modules, blocks in order."""
-        return {block: _plain(mean) for block, mean in self._block_means().items()}
+        return {block: whole_if_exact(mean) for block, mean in self._block_means().items()}
 
     @property
     def total_experts(self) -> float:
         """Sum over the blocks of the mean number of their modules."""
-        return _plain(sum(self._block_means().values(), Fraction()))
+        return whole_if_exact(sum(self._block_means().values(), Fraction()))
 
     @property
     def module_experts(self) -> int:
@@ -197,9 +197,10 @@ class Plan(Record):
         if kind != FORMAT:
             raise PlanError(f"format is {kind!r}, not {FORMAT!r}: this is no plan")
         if version != VERSION:
+            newer = isinstance(version, int) and version > VERSION
             raise PlanError(
                 f"version is {version!r}, but this axolotl-alphalora reads plans of version "
-                f"{VERSION}: " + ("upgrade axolotl-alphalora" if _is_newer(version) else _EDITED)
+                f"{VERSION}: " + ("upgrade axolotl-alphalora" if newer else _EDITED)
             )
         totals = {key: data.pop(key) for key in _TOTALS if key in data}
         try:
@@ -287,9 +288,7 @@ class Plan(Record):
                 f"{_EDITED}"
             )
         for i, unit in enumerate(self.units):
-            mean = _plain(
-                Fraction(sum(numbers[n] for n in units[unit.name]), len(units[unit.name]))
-            )
+            mean = whole_if_exact(_mean(numbers, units[unit.name]))
             if unit.experts != mean:
                 raise ValueError(
                     f"units[{i}].experts is {unit.experts}, but its modules have {mean:g}: "
@@ -306,14 +305,5 @@ def _refuse_repeats(names: Iterable[str], path: str) -> None:
         seen.add(name)
 
 
-def _is_newer(version: Any) -> bool:
-    return isinstance(version, int) and version > VERSION
-
-
 def _mean(numbers: Mapping[str, int], names: Sequence[str]) -> Fraction:
     return Fraction(sum(numbers[name] for name in names), len(names))
-
-
-def _plain(value: Fraction) -> float:
-    """Return an integer where there is one."""
-    return value.numerator if value.denominator == 1 else float(value)

@@ -14,10 +14,9 @@ import yaml
 from pydantic import ValidationError
 
 from .. import __version__
-from . import hookspecs
-from .hookspecs import GROUP
+from . import strategy as hooks
 from .strategies import BUILT_IN
-from .strategy import Needs, Options, Problem, Strategy
+from .strategy import GROUP, Needs, Options, Problem, Strategy
 
 
 class StrategyError(ValueError):
@@ -124,7 +123,7 @@ class Registry:
 
     def __init__(self, installed: list[EntryPoint] | None = None) -> None:
         self._manager = pluggy.PluginManager(GROUP)
-        self._manager.add_hookspecs(hookspecs)
+        self._manager.add_hookspecs(hooks)
         self._found: dict[str, list[Registered]] = {}
         self.problems: list[str] = []
         for module in BUILT_IN:

@@ -1,10 +1,15 @@
 """A trained adapter on data: samples, the model, what its routers decide. Never imports Axolotl."""
 
-from .calibration import Moments, calibrate
-from .divergence import Divergence, losses_by_task, measure_divergence
+from .measure import (
+    Divergence,
+    Moments,
+    calibrate,
+    losses_by_task,
+    measure_divergence,
+    router_usage,
+)
 from .model import load_adapted, load_base, load_tokenizer
 from .samples import prompt_text, read_rows
-from .usage import router_usage
 
 __all__ = [
     "Divergence",

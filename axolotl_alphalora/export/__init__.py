@@ -1,4 +1,4 @@
-"""A routed adapter as a plain LoRA, with the price of it. Never imports Axolotl."""
+"""A routed adapter as a plain LoRA, and how far it is from the adapter. Never imports Axolotl."""
 
 from .factors import DEFAULT_METHOD, METHODS, build
 from .run import Exported, check_output, export_adapter

@@ -141,19 +141,17 @@ def build(
     method: Method = DEFAULT_METHOD,
     rank: int | None = None,
     same_rank: bool = False,
-    adapter: str = "default",
     progress: Callable[[Sequence[str]], Callable[[str], None]] | None = None,
 ) -> dict[str, Factors]:
     """Replace the mixture of every module by one update.
 
     Args:
-        model: The adapted model.
+        model: The model with the adapter `default`.
         moments: Module name to what its inputs were like, for every module with a router.
         method: `mean-gate` weighs the experts with their mean gates; `least-squares` fits the
             routed output. Modules with one expert are taken as they are.
         rank: Compress modules of a higher rank to this one.
         same_rank: Pad all modules with zeros to the highest rank.
-        adapter: Name of the adapter.
         progress: Takes the modules' names; what it returns is called after each.
 
     Returns:
@@ -163,12 +161,12 @@ def build(
     layers = [
         module
         for module in model.modules()
-        if isinstance(module, AlphaLoraLayer) and adapter in module.alphalora_A
+        if isinstance(module, AlphaLoraLayer) and "default" in module.alphalora_A
     ]
     step = progress([layer.module_name for layer in layers]) if progress else None
     for layer in layers:
         with one_thread():
-            updates[layer.module_name] = _replaced(layer, moments, method, rank, adapter)
+            updates[layer.module_name] = _replaced(layer, moments, method, rank)
         if step is not None:
             step(layer.module_name)
     if same_rank:
@@ -178,19 +176,15 @@ def build(
 
 
 def _replaced(
-    layer: AlphaLoraLayer,
-    moments: Mapping[str, Moments],
-    method: Method,
-    rank: int | None,
-    adapter: str,
+    layer: AlphaLoraLayer, moments: Mapping[str, Moments], method: Method, rank: int | None
 ) -> Factors:
-    a, b = layer.alphalora_A[adapter].detach().cpu(), layer.alphalora_B[adapter].detach().cpu()
-    scaling = layer.scaling[adapter]
+    a, b = layer.alphalora_A["default"].detach().cpu(), layer.alphalora_B["default"].detach().cpu()
+    scaling = layer.scaling["default"]
     second: Tensor | None = None
-    if adapter not in layer.alphalora_router:
+    if "default" not in layer.alphalora_router:
         update = Factors(a.double(), b.double() * scaling)
     else:
-        router = layer.alphalora_router[adapter].detach().cpu()
+        router = layer.alphalora_router["default"].detach().cpu()
         seen = moments[layer.module_name]
         mixing = _MIXINGS[method](seen)
         update = mixed(a, b, router, scaling, mixing)

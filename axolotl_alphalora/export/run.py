@@ -20,10 +20,7 @@ from ..hosts.transformers import Conv1D
 from ..progress import Doing
 from ..sensitivity import Sample
 from .factors import DEFAULT_METHOD, Method, build
-from .lora import attach, save_lora
-from .servers import servers
-
-__all__ = ["Exported", "check_output", "export_adapter"]
+from .lora import attach, save_lora, servers
 
 RECORD = "alphalora_export.json"
 _TOKENIZER = (
@@ -48,7 +45,7 @@ class Exported:
         unseen: Modules with a router that no token of the calibration reached.
         tied: Adapted modules whose weight the base model also uses elsewhere.
         calibration: Rows and tokens that the routers were calibrated on.
-        price: The measured price.
+        divergence: How far it is from the routed adapter, as measured.
         notes: Further facts, as JSON values.
         modules_to_save: Modules that it holds whole.
     """
@@ -59,7 +56,7 @@ class Exported:
     unseen: Sequence[str]
     tied: Sequence[str]
     calibration: Mapping[str, int]
-    price: Divergence
+    divergence: Divergence
     notes: Mapping[str, Any]
     modules_to_save: Sequence[str] = ()
 
@@ -75,7 +72,7 @@ class Exported:
             "servers": self.servers(),
             "calibration": dict(self.calibration),
             **self.notes,
-            "price": self.price.to_dict(),
+            "price": self.divergence.to_dict(),
         }
 
     def servers(self) -> list[str]:
@@ -120,7 +117,7 @@ def export_adapter(
         adapter: The adapter's directory; its tokenizer goes with the export.
         output: A new or empty directory.
         calibration: Rows that the routers are calibrated on, single sequences.
-        held_out: Rows with labels that the price is measured on.
+        held_out: Rows with labels that the divergence is measured on.
         method: How mixtures are replaced.
         rank: Compress modules of a higher rank to this one.
         same_rank: Pad all modules with zeros to the highest rank.
@@ -130,7 +127,7 @@ def export_adapter(
         card: Describes the export for its `README.md`; without it there is none.
 
     Raises:
-        ValueError: If the output is not empty, or the price is above `max_kl` or not finite.
+        ValueError: If the output is not empty, or the divergence is above `max_kl` or not finite.
     """
     check_output(output)
     step = _step(doing, "Calibrating", calibration)
@@ -145,10 +142,11 @@ def export_adapter(
     )
     attach(model, updates)
     try:
-        price = measure_divergence(model, held_out, progress=_step(doing, "Measuring", held_out))
+        step = _step(doing, "Measuring", held_out)
+        divergence = measure_divergence(model, held_out, progress=step)
     finally:
         model.delete_adapter("export")
-    _check_price(price, max_kl)
+    _check_divergence(divergence, max_kl)
     layers = [module for module in model.modules() if isinstance(module, AlphaLoraLayer)]
     experts_rank = {layer.module_name: layer.r["default"] for layer in layers}
     ranks = {name: update.rank for name, update in updates.items()}
@@ -160,7 +158,7 @@ def export_adapter(
         [module for module, seen in moments.items() if seen.tokens == 0],
         _tied(model),
         {"rows": len(calibration), "tokens": tokens},
-        price,
+        divergence,
         {"adapter": str(adapter), "rank": rank, "same_rank": same_rank, **(notes or {})},
         sorted(model.peft_config["default"].modules_to_save or ()),
     )
@@ -197,20 +195,20 @@ def export_adapter(
     return found
 
 
-def _check_price(price: Divergence, max_kl: float | None) -> None:
-    numbers = (price.kl, price.loss_routed, price.loss_export, price.loss_base)
+def _check_divergence(found: Divergence, max_kl: float | None) -> None:
+    numbers = (found.kl, found.loss_routed, found.loss_export, found.loss_base)
     losses = (
-        f"loss per token: base {price.loss_base:.4f}, routed {price.loss_routed:.4f}, export "
-        f"{price.loss_export:.4f}"
+        f"loss per token: base {found.loss_base:.4f}, routed {found.loss_routed:.4f}, export "
+        f"{found.loss_export:.4f}"
     )
     if not all(map(math.isfinite, numbers)):
         raise ValueError(
-            f"The export was measured as NaN or infinity (KL {price.kl}, {losses}), so nothing was "
+            f"The export was measured as NaN or infinity (KL {found.kl}, {losses}), so nothing was "
             "written. Look for weights that are not finite: `alphalora inspect`."
         )
-    if max_kl is not None and price.kl > max_kl:
+    if max_kl is not None and found.kl > max_kl:
         raise ValueError(
-            f"The export is {price.kl:.4g} nats a token away from the routed adapter ({losses}), "
+            f"The export is {found.kl:.4g} nats a token away from the routed adapter ({losses}), "
             f"more than --max-kl {max_kl:g} allows, so nothing was written. Try --method "
             "least-squares, more --samples, or a higher --rank."
         )

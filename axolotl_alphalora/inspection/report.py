@@ -20,14 +20,6 @@ from .weights import ModuleExperts, read_experts
 if TYPE_CHECKING:
     from ..adapter.usage import RouterUsage
 
-__all__ = [
-    "BlockSummary",
-    "Inspection",
-    "InspectedData",
-    "TaskSummary",
-    "inspect_weights",
-]
-
 
 @dataclass(frozen=True)
 class InspectedData:

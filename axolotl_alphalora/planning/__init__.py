@@ -5,7 +5,14 @@ What a plan needs of transformers and PEFT, the names and sizes of the target la
 cache: neither is imported when the same question comes again.
 """
 
-from .compare import Compared, changed_blocks, compare_plans
+from .compare import (
+    Compared,
+    Stability,
+    changed_blocks,
+    compare_plans,
+    moved_experts,
+    rank_correlation,
+)
 from .config import ADAPTER, AlphaLoraConfigBlock
 from .planner import (
     Gradients,
@@ -18,10 +25,8 @@ from .planner import (
     plan_from_spectra,
     sensitivity_evidence,
 )
-from .request import PlanRequest, base_model, check_plan, layers, plan_request, read_block
+from .request import PlanRequest, Targets, base_model, check_plan, layers, plan_request, read_block
 from .source import Source, read_source
-from .stability import Stability, moved_experts, rank_correlation
-from .targets import Targets
 
 __all__ = [
     "ADAPTER",

@@ -49,7 +49,6 @@ def plan_from_files(
     load: bool = False,
     samples: int = 0,
     resampling: Progress | None = None,
-    cache: Cache | None = None,
 ) -> tuple[Plan, Measurement | None]:
     """Plan from the checkpoint's files, one tensor at a time, without loading the model.
 
@@ -59,7 +58,6 @@ def plan_from_files(
         load: Whether a quantised checkpoint may be loaded to be dequantised.
         samples: Resamples for the intervals of the units' scores; 0 leaves them out.
         resampling: For the resampling.
-        cache: Where spectra and layers are kept; the default cache if None.
 
     Returns:
         The plan, and the measurement that it rests on, None for a strategy that needs none.
@@ -69,7 +67,7 @@ def plan_from_files(
         ModelNeeded: If the strategy goes by gradients.
         ValueError: If targets, strategy or budget do not fit the model.
     """
-    base = base_model(request, cache)
+    base = base_model(request)
     shapes = layers(request, base)
     check_budget(request, shapes)
     if request.needs == "sensitivity":
@@ -102,7 +100,6 @@ def plan_from_model(
     model: nn.Module,
     progress: Progress | None = None,
     gradients: Gradients | None = None,
-    cache: Cache | None = None,
 ) -> tuple[Plan, Measured]:
     """Plan from a loaded model, dequantised where it is quantised; before its first forward.
 
@@ -111,7 +108,6 @@ def plan_from_model(
         model: The model, without an adapter.
         progress: For the reading of spectra.
         gradients: Measures sensitivities, for a strategy that needs them.
-        cache: Where spectra are kept; the default cache if None.
 
     Returns:
         The plan, and what it rests on.
@@ -132,8 +128,7 @@ def plan_from_model(
         sensitivity, sample = gradients(list(shapes), request.settings)
         evidence = sensitivity_evidence(sensitivity, live.description, sample)
         return build_plan(request, shapes, evidence), sensitivity
-    cache = default_cache() if cache is None else cache
-    measured = _measure(request, live, shapes, progress, cache)
+    measured = _measure(request, live, shapes, progress, default_cache())
     return plan_from_spectra(request, shapes, measured), measured
 
 

@@ -209,8 +209,8 @@ def exported(found: Exported) -> list[str]:
             f"{WARNING}{', '.join(found.tied)} shares its weight with the embeddings. Load the "
             "LoRA beside the base model: merging would change the embeddings too."
         )
-    gain = found.price.loss_base - found.price.loss_routed
+    gain = found.divergence.loss_base - found.divergence.loss_routed
     if gain > 0:
-        kept = (found.price.loss_base - found.price.loss_export) / gain
+        kept = (found.divergence.loss_base - found.divergence.loss_export) / gain
         said.append(f"The export keeps {100 * kept:.1f} % of what the adapter gains in loss.")
     return said

@@ -170,7 +170,7 @@ def experts_table(inspection: Inspection) -> Table:
 
 def losses_table(found: Exported) -> Table:
     """Return what an export costs: the losses of base model, adapter and export."""
-    price, numbers = found.price, found.price.to_dict()
+    price, numbers = found.divergence, found.divergence.to_dict()
     measured_on = found.notes.get("measured_on", "held out")
     kinds = {
         "base model": ("base", "-"),

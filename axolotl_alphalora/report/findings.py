@@ -110,9 +110,9 @@ class Findings:
     @property
     def most_trust(self) -> float | None:
         """An upper bound of :attr:`trust`; None for a single unit."""
-        from ..spectral import trust
+        from ..spectral import unit_reliability
 
-        share = trust(
+        share = unit_reliability(
             self.settings, self.matrices, self.scores, self.intervals or None, self.granularity
         )
         return None if math.isnan(share) else share

@@ -69,7 +69,7 @@ def export_card(found: Exported, base_model: str | None) -> str:
         found: The export.
         base_model: What it is for.
     """
-    price = found.price
+    price = found.divergence
     return f"""---
 library_name: peft
 base_model: {base_model}

@@ -5,19 +5,18 @@ from .cache import Cache, default_cache
 from .checkpoint import CheckpointWeights, MissingTensor
 from .confidence import interval
 from .estimators import fit_power_law
-from .live import LiveWeights, WeightSource
-from .loaded import LoadedWeights
+from .live import LiveWeights, LoadedWeights, WeightSource
 from .measure import (
     Measurement,
+    assess,
     measure,
     resampled_scores,
-    trust,
     unit_intervals,
+    unit_reliability,
 )
 from .model import BaseModel
 from .model_files import UnreadableCheckpoint, check_model_files
 from .power_law import PowerLawFit
-from .quality import assess
 from .reading import Spectra, read_spectra
 from .scores import unit_scores
 from .spectrum import significant, spectra, spectrum
@@ -49,7 +48,7 @@ __all__ = [
     "significant",
     "spectra",
     "spectrum",
-    "trust",
     "unit_intervals",
+    "unit_reliability",
     "unit_scores",
 ]

@@ -78,14 +78,9 @@ class Cache:
     """
 
     def __init__(self, directory: Path | None) -> None:
-        self._directory = directory
+        self.directory = directory
         self._writable = True
         self._lock = Lock()
-
-    @property
-    def directory(self) -> Path | None:
-        """Where the entries are, None if nothing is kept."""
-        return self._directory
 
     def get(self, kind: str, key: str) -> Any:
         """Return the JSON value of an entry, None if there is no sound one."""
@@ -105,17 +100,17 @@ class Cache:
 
     def put_tensors(self, kind: str, key: str, value: Mapping[str, Tensor]) -> None:
         """Keep tensors by their names."""
-        if self._directory is None:
+        if self.directory is None:
             return
         buffer = io.BytesIO()
         torch.save({name: part.detach().cpu().clone() for name, part in value.items()}, buffer)
         self._write(kind, key, buffer.getvalue())
 
     def _path(self, kind: str, key: str) -> Path | None:
-        if self._directory is None:
+        if self.directory is None:
             return None
         name = text_digest(key)
-        return self._directory / kind / name[:2] / name
+        return self.directory / kind / name[:2] / name
 
     def _read(self, kind: str, key: str) -> bytes | None:
         path = self._path(kind, key)
@@ -142,7 +137,7 @@ class Cache:
                 first, self._writable = self._writable, False
             if first:
                 warnings.warn(
-                    f"Nothing more is kept in the cache {self._directory}: {error}. Set "
+                    f"Nothing more is kept in the cache {self.directory}: {error}. Set "
                     "ALPHALORA_CACHE to a directory that can be written.",
                     stacklevel=2,
                 )

@@ -17,7 +17,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from .cache import Cache, combined_digest, file_state, is_settled, tensor_digest
-from .model_files import FORMATS, CheckpointFiles, UnreadableCheckpoint
+from .model_files import FORMATS, Directory, Repository, UnreadableCheckpoint
 
 if TYPE_CHECKING:
     from .weight_names import WeightNames
@@ -62,7 +62,7 @@ class StoredTensors:
         UnreadableCheckpoint: If there are no such files, or one is missing or damaged.
     """
 
-    def __init__(self, source: CheckpointFiles, cache: Cache | None = None) -> None:
+    def __init__(self, source: Directory | Repository, cache: Cache | None = None) -> None:
         self.name = source.name
         self._cache = cache or Cache(None)
         self.infos: dict[str, TensorInfo] = {}
@@ -154,7 +154,7 @@ class _FileDigests:
             self._new = False
 
 
-def _weight_files(source: CheckpointFiles) -> list[Path]:
+def _weight_files(source: Directory | Repository) -> list[Path]:
     """Return the files of the first format there is, each once."""
     for single in FORMATS:
         path = source.find(single)
@@ -169,7 +169,7 @@ def _weight_files(source: CheckpointFiles) -> list[Path]:
     )
 
 
-def _shards(source: CheckpointFiles, index: Path) -> list[Path]:
+def _shards(source: Directory | Repository, index: Path) -> list[Path]:
     weight_map = read_json(index).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise UnreadableCheckpoint(f"{index} has no weight_map")
@@ -336,7 +336,7 @@ class CheckpointWeights:
                 )
 
 
-def quantization_method(source: CheckpointFiles) -> str | None:
+def quantization_method(source: Directory | Repository) -> str | None:
     """Return the method that a checkpoint's config says it is quantised with, None if none."""
     path = source.find("config.json")
     if path is None:

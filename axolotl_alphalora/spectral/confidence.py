@@ -14,7 +14,6 @@ from statistics import fmean, variance
 import torch
 from torch import Tensor
 
-from ..settings import ESTIMATORS
 from .estimators import fit_ascending, fit_power_law
 from .spectrum import pool
 
@@ -63,8 +62,6 @@ def bootstrap_alphas(
         raise ValueError(f"spectra must be of shape (W, n), not {tuple(spectra.shape)}")
     if samples < 1:
         raise ValueError(f"samples must be at least 1, not {samples}")
-    if method not in ESTIMATORS:
-        raise ValueError(f"unknown estimator {method!r}: choose one of {', '.join(ESTIMATORS)}")
     spectra = spectra.detach().cpu().to(torch.float64)
     fit_power_law(pool(spectra, window), method)
     alphas: list[float] = []

@@ -13,8 +13,7 @@ from torch import nn
 from .. import __version__
 from .cache import Cache, file_digest, text_digest
 from .checkpoint import FLOATS, CheckpointWeights, StoredTensors, quantization_method
-from .live import WeightSource
-from .loaded import LoadedWeights
+from .live import LoadedWeights, WeightSource
 from .model_files import UnreadableCheckpoint, check_model_files, locate
 
 Shapes = dict[str, tuple[int, int]]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Protocol
 
 from ..files import ADAPTER_CONFIG, read_adapter_config
 
@@ -26,25 +25,7 @@ class UnreadableCheckpoint(ValueError):
     """A checkpoint whose files do not give full-precision weights; the message says why."""
 
 
-class CheckpointFiles(Protocol):
-    """The files of one checkpoint."""
-
-    @property
-    def name(self) -> str:
-        """The checkpoint's directory or repository id, for messages."""
-
-    @property
-    def revision(self) -> str | None:
-        """The commit that the files come from, None for a directory."""
-
-    def find(self, filename: str) -> Path | None:
-        """Return the path of a file, None if the checkpoint has none of that name."""
-
-    def what_else(self) -> str:
-        """Return a clause that lists other weight files, empty if none are known."""
-
-
-def locate(model: str | Path, revision: str | None = None) -> CheckpointFiles:
+def locate(model: str | Path, revision: str | None = None) -> Directory | Repository:
     """Return the files of a local directory, or else of a model repository.
 
     Args:
@@ -52,7 +33,7 @@ def locate(model: str | Path, revision: str | None = None) -> CheckpointFiles:
         revision: Branch, tag or commit of the repository.
     """
     directory = Path(model)
-    return _Directory(directory) if directory.is_dir() else _Repository(str(model), revision)
+    return Directory(directory) if directory.is_dir() else Repository(str(model), revision)
 
 
 def check_model_files(model: str | Path, tokenizer: bool = True) -> None:
@@ -104,17 +85,21 @@ def check_pointer(path: Path) -> None:
         )
 
 
-class _Directory:
+class Directory:
+    """The files of a checkpoint in a local directory.
+
+    Attributes:
+        name: The directory, for messages.
+        revision: None; that of a repository's is the commit that its files come from.
+    """
+
     revision = None
 
     def __init__(self, path: Path) -> None:
-        self._path = path
-
-    @property
-    def name(self) -> str:
-        return str(self._path)
+        self.name, self._path = str(path), path
 
     def find(self, filename: str) -> Path | None:
+        """Return the path of a file, None if the checkpoint has none of that name."""
         path = self._path / filename
         if not path.is_file():
             return None
@@ -122,14 +107,16 @@ class _Directory:
         return path
 
     def what_else(self) -> str:
+        """Return a clause that lists other weight files, empty if none are known."""
         files = sorted(p.name for p in self._path.iterdir() if p.suffix in _WEIGHT_SUFFIXES)
         return f" (it has {', '.join(files)})" if files else ""
 
 
-class _Repository:
+class Repository:
+    """The same of a model repository, from the cache or the hub."""
+
     def __init__(self, repository: str, revision: str | None) -> None:
-        self.name = repository
-        self.revision = revision
+        self.name, self.revision = repository, revision
 
     def find(self, filename: str) -> Path | None:
         from huggingface_hub import hf_hub_download

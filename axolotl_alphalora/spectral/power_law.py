@@ -55,16 +55,6 @@ class PowerLawFit:
     distance: float
     tail_size: int
 
-    @property
-    def standard_error(self) -> float:
-        """Asymptotic standard error of alpha, (alpha - 1) / sqrt(tail_size).
-
-        It takes the tail's start as known and the eigenvalues as independent (Clauset et al. 2009,
-        equation 3.2); :func:`~axolotl_alphalora.spectral.confidence.bootstrap_alphas` does not
-        take the start as known.
-        """
-        return (self.alpha - 1) / math.sqrt(self.tail_size)
-
 
 def fit_tail(values: Tensor, logs: Tensor, candidates: Candidates) -> PowerLawFit:
     """Fit a power law to the tail that fits best.

@@ -127,10 +127,8 @@ def _compute_on_cpu(
     small = [name for name in names if min(shapes[name]) <= _ONE_THREAD_UP_TO]
     large = [name for name in names if min(shapes[name]) > _ONE_THREAD_UP_TO]
     workers = max(1, torch.get_num_threads())
-    with same_threads_after():
-        if small:
-            with ThreadPoolExecutor(workers, initializer=_use_one_thread) as pool:
-                yield from _ahead(pool, lambda name: _compute(job, name), small, 2 * workers)
+    with same_threads_after(), ThreadPoolExecutor(workers, "", torch.set_num_threads, (1,)) as pool:
+        yield from _ahead(pool, lambda name: _computed(job, *_read(job, name)), small, 2 * workers)
     with ThreadPoolExecutor(1) as reader:
         for name, weight in _ahead(reader, lambda name: _read(job, name), large, 1):
             yield _computed(job, name, weight)
@@ -165,10 +163,6 @@ def _compute_batches(
 
 def _read(job: _Job, name: str) -> tuple[str, Tensor]:
     return name, job.weights.tensor(name)
-
-
-def _compute(job: _Job, name: str) -> _Row:
-    return _computed(job, *_read(job, name))
 
 
 def _computed(job: _Job, name: str, weight: Tensor) -> _Row:
@@ -247,7 +241,3 @@ def _ahead(
     finally:
         for future in waiting:
             future.cancel()
-
-
-def _use_one_thread() -> None:
-    torch.set_num_threads(1)

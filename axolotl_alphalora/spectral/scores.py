@@ -6,33 +6,16 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean, median, pstdev
-from typing import Protocol
 
 from ..blocks import group_by_unit, kind_of, stack_of
-from ..settings import AGGREGATES
+from ..settings import AGGREGATES, MatrixQuality
 
 _SMALLEST_ALPHA = 1.0
 _EQUAL = 1e-12
 
 
-class Measured(Protocol):
-    """A measured weight matrix."""
-
-    @property
-    def module(self) -> str:
-        """Name of the module that owns the matrix."""
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        """Shape of the matrix."""
-
-    @property
-    def alpha(self) -> float | None:
-        """Its exponent, None where no power law could be fitted."""
-
-
 def unit_scores(
-    qualities: Iterable[Measured],
+    qualities: Iterable[MatrixQuality],
     aggregate: str = "mean",
     normalize: bool = False,
     granularity: str = "block",
@@ -76,7 +59,7 @@ def unit_scores(
 
 
 def unit_errors(
-    qualities: Iterable[Measured],
+    qualities: Iterable[MatrixQuality],
     errors: Mapping[str, float],
     aggregate: str = "mean",
     normalize: bool = False,
@@ -139,7 +122,7 @@ class _Row:
 
 
 def _counted(
-    qualities: Iterable[Measured], aggregate: str, normalize: bool, granularity: str
+    qualities: Iterable[MatrixQuality], aggregate: str, normalize: bool, granularity: str
 ) -> dict[str, list[_Row]]:
     """Return the matrices that count in every unit, blocks in natural order, some empty."""
     if aggregate not in _AGGREGATES:
@@ -178,20 +161,8 @@ def _root_mean_square(values: Iterable[float]) -> float:
     return math.sqrt(fmean(value**2 for value in values))
 
 
-def _mean(alphas: Sequence[float], sizes: Sequence[int]) -> float:
-    return fmean(alphas)
-
-
-def _median(alphas: Sequence[float], sizes: Sequence[int]) -> float:
-    return median(alphas)
-
-
-def _weighted(alphas: Sequence[float], sizes: Sequence[int]) -> float:
-    return fmean(alphas, sizes)
-
-
 _AGGREGATES: dict[str, Callable[[Sequence[float], Sequence[int]], float]] = {
-    "mean": _mean,
-    "median": _median,
-    "parameters": _weighted,
+    "mean": lambda alphas, sizes: fmean(alphas),
+    "median": lambda alphas, sizes: median(alphas),
+    "parameters": fmean,
 }

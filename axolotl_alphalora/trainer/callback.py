@@ -13,7 +13,7 @@ from transformers import Trainer, TrainerCallback
 
 from ..adapter import AlphaLoraLayer, find_balancer, find_routers
 from ..adapter.balance import LoadBalancer
-from ..adapter.passes import Phase
+from ..adapter.batch import Phase
 from ..adapter.usage import RouterUsage, UsageMeter, summarise
 from ..blocks import group_by_block
 from ..hosts.transformers import is_console

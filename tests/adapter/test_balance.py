@@ -152,7 +152,7 @@ def test_a_pass_with_its_own_loss_does_not_take_the_scale_of_one_with_labels(
 
 
 def test_a_recomputation_of_a_pass_too_long_ago_is_told(tiny_llama, batch, monkeypatch):
-    monkeypatch.setattr("axolotl_alphalora.adapter.passes.PASSES", 1)
+    monkeypatch.setattr("axolotl_alphalora.adapter.batch.PASSES", 1)
     model = adapted(tiny_llama).train()
     switch_checkpointing(model, "non-reentrant")
     total = model(**batch).loss + model(**batch).loss

@@ -12,7 +12,7 @@ from torch import nn
 
 import deep
 from axolotl_alphalora.adapter import AlphaLoraConfig, AlphaLoraLayer, resolve_targets
-from axolotl_alphalora.adapter.uncalled import _TRANSFORMERS, uncalled_layers
+from axolotl_alphalora.adapter.targets import _TRANSFORMERS, uncalled_layers
 from axolotl_alphalora.planning import Targets
 
 SMALL = {"vocab_size": 97, "hidden_size": 32, "num_hidden_layers": 2}

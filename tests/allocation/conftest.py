@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from axolotl_alphalora.allocation import hookspecs, registry
+from axolotl_alphalora.allocation import registry, strategy
 
 _REGISTERED = """
 from axolotl_alphalora.allocation import Options, Problem, Strategy, hookimpl
@@ -40,7 +40,7 @@ class Site:
         info = self.folder / f"{module}-1.0.dist-info"
         info.mkdir()
         (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {package}\nVersion: 1.0\n")
-        lines = [f"[{hookspecs.GROUP}]", *(f"{entry} = {module}" for entry in entries or [package])]
+        lines = [f"[{strategy.GROUP}]", *(f"{entry} = {module}" for entry in entries or [package])]
         (info / "entry_points.txt").write_text("\n".join(lines) + "\n")
         self.modules.append(module)
         importlib.invalidate_caches()

@@ -13,11 +13,11 @@ from torch import nn
 from transformers import Trainer, TrainingArguments
 from transformers.training_args import OptimizerNames
 
-from axolotl_alphalora.allocation.optimizers import KNOWN_OPTIMIZERS, state_bytes
+from axolotl_alphalora.allocation.optimizers import RULES, state_bytes
 
 CUSTOM = {optimizer.value for optimizer in CustomSupportedOptimizers}
-OF_TRANSFORMERS = sorted(set(KNOWN_OPTIMIZERS) - CUSTOM)
-OF_AXOLOTL = sorted(set(KNOWN_OPTIMIZERS) & CUSTOM)
+OF_TRANSFORMERS = sorted(set(RULES) - CUSTOM)
+OF_AXOLOTL = sorted(set(RULES) & CUSTOM)
 
 SHAPES = [(8, 64), (64, 64), (16, 1000), (4096, 24), (3, 5000)]
 """Below and above 4096 elements, in and out of whole blocks, either side longer."""
@@ -112,10 +112,8 @@ def test_state_of_what_axolotl_builds(name):
 
 def test_every_known_name_is_one_that_the_host_accepts():
     accepted = CUSTOM | {optimizer.value for optimizer in OptimizerNames}
-    assert set(KNOWN_OPTIMIZERS) <= accepted
-    assert {"adamw_torch", "adamw_torch_fused", "adamw_8bit", "paged_adamw_8bit"} < set(
-        KNOWN_OPTIMIZERS
-    )
+    assert set(RULES) <= accepted
+    assert {"adamw_torch", "adamw_torch_fused", "adamw_8bit", "paged_adamw_8bit"} < set(RULES)
 
 
 @pytest.mark.parametrize("name", ["galore_adamw", "optimi_adamw", "AdamW", ""])

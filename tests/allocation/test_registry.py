@@ -4,7 +4,7 @@ import pytest
 
 from allocating import experts, plan
 from axolotl_alphalora.allocation import StrategyError, registry
-from axolotl_alphalora.allocation.hookspecs import GROUP
+from axolotl_alphalora.allocation.strategy import GROUP
 
 BUILT_IN = ["alphalora", "counts", "depth", "mola", "sensitivity", "uniform"]
 SCORE = """

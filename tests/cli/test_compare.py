@@ -10,8 +10,8 @@ import pytest
 import yaml
 
 from axolotl_alphalora.allocation import Plan, Strategy, build_plan, hookimpl, registry
-from axolotl_alphalora.allocation.hookspecs import GROUP
 from axolotl_alphalora.allocation.registry import Registry
+from axolotl_alphalora.allocation.strategy import GROUP
 from axolotl_alphalora.planning import layers, rank_correlation, sensitivity_evidence
 from axolotl_alphalora.plugin import session
 from axolotl_alphalora.sensitivity import Sensitivity

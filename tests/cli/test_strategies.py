@@ -10,9 +10,9 @@ import pytest
 
 from axolotl_alphalora import allocation
 from axolotl_alphalora.allocation import registry
-from axolotl_alphalora.allocation.hookspecs import GROUP
 from axolotl_alphalora.allocation.registry import Registry
 from axolotl_alphalora.allocation.strategies import uniform
+from axolotl_alphalora.allocation.strategy import GROUP
 
 
 def test_every_strategy_is_listed_with_its_options(run):

@@ -84,12 +84,12 @@ def test_the_price_is_that_of_the_files_by_an_independent_computation(saved, tmp
             for key, of in (("routed", p), ("export", q), ("base", base)):
                 losses[key] -= float(of[torch.arange(len(answers)), answers].sum())
             tokens += len(answers)
-    assert found.price.tokens == tokens
-    assert found.price.kl == pytest.approx(divergence / tokens, rel=1e-3, abs=1e-6)
+    assert found.divergence.tokens == tokens
+    assert found.divergence.kl == pytest.approx(divergence / tokens, rel=1e-3, abs=1e-6)
     for key, value in losses.items():
-        assert getattr(found.price, f"loss_{key}") == pytest.approx(value / tokens, rel=1e-4)
+        assert getattr(found.divergence, f"loss_{key}") == pytest.approx(value / tokens, rel=1e-4)
     record = json.loads((tmp_path / "lora" / "alphalora_export.json").read_text())
-    assert record["price"]["kl"] == found.price.kl
+    assert record["price"]["kl"] == found.divergence.kl
     assert record["price"]["perplexity_export"] == pytest.approx(
         math.exp(losses["export"] / tokens)
     )
@@ -137,7 +137,7 @@ def test_the_fit_is_nearer_than_the_mean_gates(saved, tmp_path):
     """What the default rests on."""
     _, fitted = exported(saved, tmp_path / "fitted")
     _, mean = exported(saved, tmp_path / "mean", method="mean-gate")
-    assert fitted.price.kl < mean.price.kl
+    assert fitted.divergence.kl < mean.divergence.kl
 
 
 def test_a_bad_export_is_not_written(saved, tmp_path):
@@ -285,7 +285,7 @@ def test_modules_trained_in_full_go_with_it(tiny_llama, tmp_path):
     )
     lora = AutoPeftModelForCausalLM.from_pretrained(tmp_path / "lora").eval()
     assert torch.equal(lora.base_model.model.lm_head.weight, head.weight)
-    assert found.price.kl == pytest.approx(divergence(model, lora, rows(2, 2)), rel=1e-3)
+    assert found.divergence.kl == pytest.approx(divergence(model, lora, rows(2, 2)), rel=1e-3)
 
 
 @pytest.mark.works(

@@ -2,7 +2,7 @@
 
 import pytest
 
-from axolotl_alphalora.export.servers import servers
+from axolotl_alphalora.export.lora import servers
 
 
 def said(*ranks, whole=()):

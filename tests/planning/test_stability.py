@@ -4,7 +4,7 @@ from statistics import correlation
 
 import pytest
 
-from axolotl_alphalora.planning.stability import moved_experts, rank_correlation, stability
+from axolotl_alphalora.planning.compare import moved_experts, rank_correlation, stability
 
 
 def numbers(*counts):

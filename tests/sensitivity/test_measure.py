@@ -9,7 +9,7 @@ from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
 from axolotl_alphalora.sensitivity import Sample, Sensitivity, measure_sensitivity
-from axolotl_alphalora.sensitivity import squares as paths
+from axolotl_alphalora.sensitivity import capture as paths
 
 CHECKPOINTING = ["off", "reentrant", "not reentrant", "for the measure"]
 

@@ -3,7 +3,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from axolotl_alphalora.sensitivity import squares
+from axolotl_alphalora.sensitivity import capture
 
 sides = st.integers(1, 40)
 
@@ -16,11 +16,11 @@ def test_either_path_in_pieces_of_any_size_is_the_norm_of_the_product(tokens, wi
     x, gradient = torch.randn(2, tokens, wide), torch.randn(2, tokens, tall)
     expected = torch.einsum("bti,bto->oi", x.double(), gradient.double()).square().sum()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(squares, "_ELEMENTS", pieces)
-        found = squares.squared_gradient_norm(x, gradient)
+        patch.setattr(capture, "_ELEMENTS", pieces)
+        found = capture.squared_gradient_norm(x, gradient)
         rows = max(1, pieces // 40)
         flat = (x.flatten(0, 1), gradient.flatten(0, 1))
-        both = (squares._from_grams(*flat, rows), squares._from_product(*flat))
+        both = (capture._from_grams(*flat, rows), capture._from_product(*flat))
     # What float32 can tell apart: Gram matrices hold terms of this size that may cancel.
     terms = 1e-6 * float(x.square().sum() * gradient.square().sum())
     for value in (found, *both):
@@ -32,8 +32,8 @@ def test_either_path_in_pieces_of_any_size_is_the_norm_of_the_product(tokens, wi
 def test_the_cheaper_path_is_taken(monkeypatch, tokens, called):
     """T (in + out) against in out operations: the two meet at 16 tokens for 32 by 32."""
     other = {"_from_grams": "_from_product", "_from_product": "_from_grams"}[called]
-    monkeypatch.setattr(squares, other, lambda *_: pytest.fail(f"{other} was called"))
-    squares.squared_gradient_norm(torch.randn(tokens, 32), torch.randn(tokens, 32))
+    monkeypatch.setattr(capture, other, lambda *_: pytest.fail(f"{other} was called"))
+    capture.squared_gradient_norm(torch.randn(tokens, 32), torch.randn(tokens, 32))
 
 
 @pytest.mark.parametrize("tokens", [9, 300])
@@ -43,5 +43,5 @@ def test_half_precision_inputs_are_multiplied_and_summed_in_float32(dtype, token
     x, gradient = torch.randn(tokens, 24).to(dtype), (torch.randn(tokens, 48) * 1e-3).to(dtype)
     expected = (gradient.double().T @ x.double()).square().sum()
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        found = squares.squared_gradient_norm(x, gradient)
+        found = capture.squared_gradient_norm(x, gradient)
     torch.testing.assert_close(found.double(), expected, rtol=1e-5, atol=0)

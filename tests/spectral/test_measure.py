@@ -13,8 +13,8 @@ from axolotl_alphalora.spectral import (
     QualitySettings,
     measure,
     spectra,
-    trust,
     unit_intervals,
+    unit_reliability,
     unit_scores,
 )
 from axolotl_alphalora.spectral.estimators import TABLE
@@ -227,7 +227,7 @@ def test_only_blocks_that_differ_are_trusted_to_differ(measured, estimator):
     def trusted(weights):
         found = measured(weights, QualitySettings(estimator))
         intervals = unit_intervals(found, samples=40)
-        return trust(found.settings, found.matrices, found.scores, intervals)
+        return unit_reliability(found.settings, found.matrices, found.scores, intervals)
 
     assert trusted(alike()) < 0.3
     assert trusted(different()) > 0.6
@@ -237,7 +237,8 @@ def test_without_intervals_trust_rests_on_the_fits_own_errors(measured):
     settings = QualitySettings("hill")
     found = {weights: measured(weights(), settings) for weights in (alike, different)}
     shares = {
-        weights: trust(settings, each.matrices, each.scores) for weights, each in found.items()
+        weights: unit_reliability(settings, each.matrices, each.scores)
+        for weights, each in found.items()
     }
     assert shares[alike] < 0.3
     assert shares[different] > 0.8
@@ -245,6 +246,6 @@ def test_without_intervals_trust_rests_on_the_fits_own_errors(measured):
 
 def test_one_block_alone_has_no_ranking_to_trust(measured):
     found = measured(different(1))
-    assert math.isnan(trust(found.settings, found.matrices, found.scores))
+    assert math.isnan(unit_reliability(found.settings, found.matrices, found.scores))
     intervals = unit_intervals(found, samples=5)
-    assert math.isnan(trust(found.settings, found.matrices, found.scores, intervals))
+    assert math.isnan(unit_reliability(found.settings, found.matrices, found.scores, intervals))

@@ -1,13 +1,14 @@
 """The vectorised fit equals the formulas, and behaves as a power-law fit must."""
 
 import math
+from dataclasses import astuple
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from axolotl_alphalora.settings import ESTIMATORS
+from axolotl_alphalora.settings import ESTIMATORS, MatrixQuality
 from axolotl_alphalora.spectral import power_law as module
 from axolotl_alphalora.spectral.estimators import fit_ascending, fit_power_law
 from estimating import OWN_ESTIMATORS
@@ -142,7 +143,8 @@ def test_the_fit_without_checks_is_the_same(method):
 def test_the_standard_error_is_that_of_repeated_samples():
     fits = [fit_power_law(pareto(600, 2.5, seed), "hill") for seed in range(400)]
     spread = torch.tensor([fit.alpha for fit in fits]).std()
-    mean = sum(fit.standard_error for fit in fits) / len(fits)
+    rows = [MatrixQuality("up", (600, 600), *astuple(fit), 600, 600) for fit in fits]
+    mean = sum(row.standard_error for row in rows) / len(rows)
     assert mean == pytest.approx(float(spread), rel=0.1)
 
 

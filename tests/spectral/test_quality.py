@@ -51,7 +51,7 @@ def test_rows_are_the_fits_in_the_order_of_the_spectra(estimator):
             "numerical_rank": 32,
             "note": None,
         }
-        assert row.standard_error == fit.standard_error
+        assert row.standard_error == (fit.alpha - 1) / fit.tail_size**0.5
 
 
 def test_the_eigenvalues_of_all_windows_take_part_in_one_fit():

@@ -10,8 +10,7 @@ from pydantic import Field, model_validator
 
 from ...settings import QualitySettings
 from ..budget import Budget
-from ..hookspecs import hookimpl
-from ..strategy import Options, Problem, Strategy
+from ..strategy import Options, Problem, Strategy, hookimpl
 
 _QUALITY = QualitySettings()
 

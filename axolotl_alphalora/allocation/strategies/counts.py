@@ -8,9 +8,8 @@ from typing import Any
 
 from pydantic import Field, field_validator
 
-from ..hookspecs import hookimpl
 from ..plan import Plan
-from ..strategy import BudgetUse, Options, Problem, Strategy
+from ..strategy import BudgetUse, Options, Problem, Strategy, hookimpl
 
 
 class CountsOptions(Options):

@@ -10,9 +10,8 @@ from typing import Any
 from pydantic import Field, field_validator
 
 from ...blocks import stack_of
-from ..hookspecs import hookimpl
 from ..spending import largest_remainder
-from ..strategy import BudgetUse, Options, Problem, Strategy
+from ..strategy import BudgetUse, Options, Problem, Strategy, hookimpl
 
 
 class DepthOptions(Options):

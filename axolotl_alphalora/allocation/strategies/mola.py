@@ -7,8 +7,7 @@ from typing import Any
 
 from pydantic import Field, field_validator
 
-from ..hookspecs import hookimpl
-from ..strategy import BudgetUse, Options, Problem, Strategy
+from ..strategy import BudgetUse, Options, Problem, Strategy, hookimpl
 from .depth import as_numbers, by_depth, share_out
 
 

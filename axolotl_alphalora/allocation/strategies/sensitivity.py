@@ -10,8 +10,7 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from ...blocks import kind_of, part_of, stack_of
-from ..hookspecs import hookimpl
-from ..strategy import BudgetUse, Options, Problem, Strategy
+from ..strategy import BudgetUse, Options, Problem, Strategy, hookimpl
 
 
 class SensitivityOptions(Options):

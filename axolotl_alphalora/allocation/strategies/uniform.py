@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from ..hookspecs import hookimpl
-from ..strategy import Options, Problem, Strategy
+from ..strategy import Options, Problem, Strategy, hookimpl
 
 
 @hookimpl
