@@ -1,6 +1,7 @@
 """What a batch says of itself: which positions are padding, and how much of the step it is.
 
-And whose tokens a layer sees: its model's own, those that cross-attention looks at, or others.
+And whose tokens a layer sees (its model's own, those that cross-attention looks at, or others), and
+in which of its model's forward passes a layer runs, or is recomputed.
 """
 
 from __future__ import annotations
@@ -52,18 +53,14 @@ def tokens_of(model: nn.Module, names: list[str]) -> dict[str, Tokens]:
 
 
 def _tokens(name: str, decoder: str | None, encoder: str | None, composite: bool) -> Tokens:
-    if encoder and _is_inside(name, encoder):
+    if encoder and name.startswith(f"{encoder}."):
         return "memory"
-    if decoder and _is_inside(name, decoder):
+    if decoder and name.startswith(f"{decoder}."):
         *path, leaf = name.removeprefix(decoder).split(".")
         crossing = any(_CROSS_ATTENTION.search(part) for part in path)
         return "memory" if crossing and _KEY_OR_VALUE.fullmatch(leaf) else "own"
     # Beside the text model of a multimodal one lie its towers, and at the top the heads.
     return "other" if composite and "." in name else "own"
-
-
-def _is_inside(name: str, path: str) -> bool:
-    return name.startswith(f"{path}.")
 
 
 def _path(model: nn.Module, getter: str) -> str | None:

@@ -96,52 +96,26 @@ class AlphaLoraConfig(PeftConfig):
             `rank_pattern` is no mapping.
     """
 
-    r: int = field(default=8, metadata={"help": "Rank of one expert."})
-    lora_alpha: float = field(default=16, metadata={"help": "Scale of the experts' output."})
-    lora_dropout: float = field(default=0.0, metadata={"help": "Dropout on the experts' input."})
-    use_rslora: bool = field(default=False, metadata={"help": "Scale with alpha / sqrt(r)."})
-    target_modules: list[str] | set[str] | str | None = field(
-        default=None, metadata={"help": "Names or regex of the linear layers to adapt."}
-    )
-    exclude_modules: list[str] | set[str] | str | None = field(
-        default=None, metadata={"help": "Names or regex of modules to leave alone."}
-    )
-    layers_to_transform: list[int] | int | None = field(
-        default=None, metadata={"help": "Indices of the blocks to adapt."}
-    )
-    layers_pattern: list[str] | str | None = field(
-        default=None, metadata={"help": "Name of the list of blocks."}
-    )
-    modules_to_save: list[str] | None = field(
-        default=None, metadata={"help": "Modules trained in full beside the experts."}
-    )
-    num_experts: int | dict[str, int] = field(
-        default=4, metadata={"help": "Experts per module: a number, or exact name -> number."}
-    )
-    rank_pattern: dict[str, int] = field(
-        default_factory=dict, metadata={"help": "Exact module name -> rank, where it is not r."}
-    )
-    top_k: int = field(default=2, metadata={"help": "Experts used per token."})
-    aux_loss_coef: float = field(
-        default=0.001, metadata={"help": "Coefficient of the load-balancing loss."}
-    )
-    balance_over: str = field(
-        default="micro_batch", metadata={"help": "Tokens that count: micro_batch, global_batch."}
-    )
-    init_weights: bool = field(default=True, metadata={"help": "Start with B at zero."})
-    init_from: str | None = field(
-        default=None, metadata={"help": "Directory of a plain LoRA that the experts start from."}
-    )
-    init_split: str = field(default="copy", metadata={"help": "How: copy, svd."})
-    plan: dict[str, Any] | None = field(
-        default=None, metadata={"help": "The plan that the counts come from."}
-    )
-    base_blocks: dict[str, int] | None = field(
-        default=None, metadata={"help": "Lengths of the base model's lists of blocks."}
-    )
-    needs_version: str = field(
-        default=FORMAT_SINCE, metadata={"help": "Oldest release that reads the adapter."}
-    )
+    r: int = 8
+    lora_alpha: float = 16
+    lora_dropout: float = 0.0
+    use_rslora: bool = False
+    target_modules: list[str] | set[str] | str | None = None
+    exclude_modules: list[str] | set[str] | str | None = None
+    layers_to_transform: list[int] | int | None = None
+    layers_pattern: list[str] | str | None = None
+    modules_to_save: list[str] | None = None
+    num_experts: int | dict[str, int] = 4
+    rank_pattern: dict[str, int] = field(default_factory=dict)
+    top_k: int = 2
+    aux_loss_coef: float = 0.001
+    balance_over: str = "micro_batch"
+    init_weights: bool = True
+    init_from: str | None = None
+    init_split: str = "copy"
+    plan: dict[str, Any] | None = None
+    base_blocks: dict[str, int] | None = None
+    needs_version: str = FORMAT_SINCE
 
     def __post_init__(self) -> None:
         super().__post_init__()

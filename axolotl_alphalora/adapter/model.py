@@ -140,7 +140,7 @@ class AlphaLoraModel(BaseTuner):
             num_experts,
             rank,
             current_key,
-            self._balancer(),
+            find_balancer(self.model) or LoadBalancer(),
             **{"get_apply_tensor_subclass": _no_merge} | get_quantization_kwargs(self),
         )
         if adapter_name not in self.active_adapters:
@@ -202,10 +202,6 @@ class AlphaLoraModel(BaseTuner):
         start, self._started = self._started, None
         if start is not None and autocast_adapter_dtype:
             start.apply(self.model, adapter_name)  # again: the base's dtype had rounded it
-
-    def _balancer(self) -> LoadBalancer:
-        """The base model's balancer: that of a layer which is there already, or a new one."""
-        return find_balancer(self.model) or LoadBalancer()
 
     def _check_merge_allowed(self) -> None:
         raise ValueError(MERGE_REFUSAL)

@@ -1,4 +1,14 @@
-"""What an allocation strategy is, and what it is given to decide with."""
+"""What an allocation strategy is, its hooks, and what it is given to decide with.
+
+A strategy is a module, or any object, with the hook :func:`register_strategy` and at least one of
+:func:`score` and :func:`allocate`, marked with :data:`hookimpl`. A package offers it in its entry
+points::
+
+    [project.entry-points."axolotl_alphalora.strategies"]
+    my-strategy = "my_package.my_module"
+
+Hooks may leave out parameters that they do not need.
+"""
 
 from __future__ import annotations
 

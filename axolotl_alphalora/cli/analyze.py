@@ -80,7 +80,7 @@ def analyze(
     wishes = Wishes.read(**wanted)
     from rich.console import Console
 
-    from ..planning.specs import check_estimator, quality_options
+    from ..planning.source import check_estimator, quality_options
 
     console = Console(stderr=as_json)
     with errors_in_words(), only_output(as_json) as emit:
@@ -161,7 +161,7 @@ def _compare(
     measured: Any,
     console: Any,
 ) -> dict[str, Any]:
-    from ..planning.specs import AS_GIVEN
+    from ..planning.source import AS_GIVEN
     from ..report.comparison_tables import ANALYSES_LEGEND, Analysed, analyses_table
     from ..report.documents import analyses_document, analysis_document
     from ..report.terminal import print_lines, print_table

@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from ..planning.specs import split_outside
+from ..planning.source import split_outside
 from ..report.plots import check_plot
 from .paths import FilePath
 

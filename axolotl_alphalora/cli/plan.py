@@ -219,7 +219,7 @@ def _show_comparison(
         ValueError: If a plan cannot be made.
     """
     from ..planning import compare_plans
-    from ..planning.specs import AS_GIVEN
+    from ..planning.source import AS_GIVEN
     from ..report.comparison_tables import correlations_table, plans_legend, plans_table
     from ..report.documents import plans_document
     from ..report.terminal import print_lines, print_table

@@ -1,4 +1,7 @@
-"""Losses on labelled samples, and how far an export's predictions are from the routed adapter's."""
+"""What a model does on samples: its losses, what its routers decide, what its routed modules see.
+
+And how far the predictions of an export are from the routed adapter's.
+"""
 
 from __future__ import annotations
 

@@ -1,14 +1,19 @@
 """Looking into a trained adapter: its experts' weights, and what its routers do with data."""
 
 from .files import AdapterConfig, open_weights, read_config
-from .report import (
+from .summary import (
+    ALL,
     BlockSummary,
     InspectedData,
     Inspection,
+    RoutingSummary,
     TaskSummary,
+    Usage,
+    distance,
+    expert_shares,
     inspect_weights,
+    specialisation,
 )
-from .routing import ALL, RoutingSummary, Usage, distance, expert_shares, specialisation
 from .weights import Expert, ModuleExperts, read_experts
 
 __all__ = [

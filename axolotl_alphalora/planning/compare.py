@@ -2,31 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from bisect import bisect_left, bisect_right
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from fractions import Fraction
 from functools import partial
+from statistics import StatisticsError, correlation, fmean
 from typing import TYPE_CHECKING
 
 from ..allocation import Budget, Plan, build_plan
 from ..allocation.budget import Costs
-from ..blocks import block_name
+from ..blocks import block_name, group_by_block
 from ..progress import working
 from .planner import Measured, Planner, plan_from_spectra, sensitivity_evidence
 from .request import PlanRequest
-from .source import Source, common_budget, with_budget
-from .specs import AS_GIVEN, changed
+from .source import AS_GIVEN, Source, changed, common_budget, with_budget
 
 if TYPE_CHECKING:
     from ..sensitivity import Sensitivity
     from ..spectral import Measurement
-
-
-from bisect import bisect_left, bisect_right
-from collections.abc import Mapping
-from fractions import Fraction
-from statistics import StatisticsError, correlation, fmean
-
-from ..blocks import group_by_block
 
 Numbers = Mapping[str, int]
 """Module name to the number that a plan gives it."""
@@ -143,7 +137,7 @@ def compare_plans(
 
     Args:
         source: What is planned.
-        specs: Specifications, see :func:`.specs.read_spec`.
+        specs: Specifications, see :func:`~axolotl_alphalora.planning.source.read_spec`.
         planner: Makes the plans.
         own_label: Heading of the source's own plan.
 

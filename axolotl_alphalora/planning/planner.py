@@ -13,8 +13,7 @@ from ..allocation import Evidence, Plan, build_plan, check_budget
 from ..progress import working
 from ..settings import QualitySettings
 from .request import PlanRequest, base_model, check_plan, layers
-from .source import Source
-from .specs import check_estimator
+from .source import Source, check_estimator
 
 if TYPE_CHECKING:
     from torch import nn

@@ -1,32 +1,25 @@
-"""What a plan is asked for: read from a configuration's keys, and checked against a saved plan."""
+"""What a plan is asked for, and for which layers: read from keys, checked against a saved plan."""
 
 from __future__ import annotations
 
+import json
+import re
 import warnings
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
+from difflib import get_close_matches
+from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
+from .. import __version__
 from ..allocation import AllocationRequest, Plan
 from ..hosts.constants import OPTIMIZER
 from .config import AlphaLoraConfigBlock, plain
 
 if TYPE_CHECKING:
-    from ..spectral import BaseModel
-
-
-import json
-import re
-from collections.abc import Iterable
-from dataclasses import asdict
-from difflib import get_close_matches
-from importlib.metadata import version
-from typing import TYPE_CHECKING
-
-from .. import __version__
-
-if TYPE_CHECKING:
     from torch import nn
+
+    from ..spectral import BaseModel
 
 
 _RULES = 2

@@ -1,4 +1,4 @@
-"""Sensitivity of the loss to each weight matrix, sample by sample (LoRA-SMoE)."""
+"""Samples, and the sensitivity of the loss to each weight matrix on each of them (LoRA-SMoE)."""
 
 from __future__ import annotations
 

@@ -25,7 +25,6 @@ from .spectrum import default_window, pool
 FEW_EIGENVALUES = 20
 """An alpha from fewer eigenvalues than this is noted as weak."""
 
-
 SPREAD = 1.05
 """A spectrum has no tail if its largest eigenvalue is not above this times its smallest."""
 

@@ -3,7 +3,7 @@
 import pytest
 
 from axolotl_alphalora.cli.options import Wishes
-from axolotl_alphalora.planning.specs import changed_allocation, quality_options, read_spec
+from axolotl_alphalora.planning.source import changed_allocation, quality_options, read_spec
 
 
 @pytest.mark.parametrize(
