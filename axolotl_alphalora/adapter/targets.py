@@ -27,7 +27,7 @@ from ..hosts.transformers import Conv1D
 from .config import AlphaLoraConfig
 from .layer import AlphaLoraLayer
 
-# Layers whose weight is read without a call. Known are torch's own modules and those of transformers
+# Layers whose weight is read without a call. Known are torch's modules and those of transformers
 # 5.20; `tests/adapter/test_uncalled.py` finds what later versions add.
 _TORCH: Mapping[type[nn.Module], frozenset[str]] = {
     nn.MultiheadAttention: frozenset({"out_proj"}),
@@ -158,10 +158,15 @@ def resolve_targets(config: AlphaLoraConfig, model: nn.Module) -> list[str]:
     _check_layers(config, names, [name for name, _ in modules])
     idle = _idle_targets(probe, [name for name, _ in modules])
     if idle or not names:
+        leaves = {
+            name.rpartition(".")[2]
+            for name, module in model.named_modules()
+            if isinstance(module, (nn.Linear, Conv1D))
+        }
         raise ValueError(
             f"target_modules={idle or config.target_modules!r} matches no module of "
             f"{type(model).__name__}. Its linear layers are called: "
-            + ", ".join(sorted(_linear_leaf_names(model)))
+            + ", ".join(sorted(leaves))
             + (_REGEX_HINT if isinstance(config.target_modules, str) else "")
         )
     return names
@@ -186,25 +191,6 @@ def heads(config: AlphaLoraConfig, model: nn.Module) -> Iterator[tuple[str, str]
             yield from ((task, head) for head in names)
 
 
-def check_supported(name: str, module: nn.Module) -> None:
-    """Check that a target is a linear layer which PEFT can adapt.
-
-    Raises:
-        TypeError: If it is not; names the module and its class.
-    """
-    base = module.get_base_layer() if isinstance(module, BaseTunerLayer) else module
-    if isinstance(base, (nn.Linear, Conv1D)):
-        return
-    backend = resolve_quantization_backend(base)
-    if backend is not None and backend.layer_type == "linear":
-        return
-    raise TypeError(
-        f"Target module {name} is a {type(base).__name__}, which AlphaLoRA cannot adapt: only "
-        "linear layers (nn.Linear, Conv1D and their quantised forms) are supported. Take it out "
-        "of target_modules, or name it in exclude_modules."
-    )
-
-
 def outside_adapters(model: nn.Module) -> list[tuple[str, nn.Module]]:
     """The model's modules without the insides of tuner layers that are there already."""
     inside: tuple[str, ...] = ()
@@ -222,7 +208,15 @@ def _supported(found: Iterable[tuple[str, nn.Module]]) -> list[str]:
     """The names, once PEFT can adapt all modules."""
     names = []
     for name, module in found:
-        check_supported(name, module)
+        base = module.get_base_layer() if isinstance(module, BaseTunerLayer) else module
+        backend = resolve_quantization_backend(base)
+        known = backend is not None and backend.layer_type == "linear"
+        if not (known or isinstance(base, (nn.Linear, Conv1D))):
+            raise TypeError(
+                f"Target module {name} is a {type(base).__name__}, which AlphaLoRA cannot adapt: "
+                "only linear layers (nn.Linear, Conv1D and their quantised forms) are supported. "
+                "Take it out of target_modules, or name it in exclude_modules."
+            )
         names.append(name)
     return names
 
@@ -357,11 +351,3 @@ def _inside(pattern: str) -> str:
         ", only modules around layers. To leave out all that is inside, give a regular expression "
         f"instead of a list: {pattern!r}."
     )
-
-
-def _linear_leaf_names(model: nn.Module) -> set[str]:
-    return {
-        name.rpartition(".")[2]
-        for name, module in model.named_modules()
-        if isinstance(module, (nn.Linear, Conv1D))
-    }

@@ -1,13 +1,13 @@
 """Sharing out experts: budgets, strategies, and the plan that records a decision."""
 
 from .budget import Budget, expert_parameters
-from .build import AllocationRequest, Evidence, build_plan, check_budget, resolve_budget
+from .build import AllocationRequest, build_plan, check_budget, resolve_budget
 from .cautions import cautions
 from .plan import Plan
 from .records import ModulePlan, PlanError, UnitPlan
 from .registry import Registered, StrategyError, registry
 from .spending import largest_remainder
-from .strategy import Options, Problem, Strategy, hookimpl
+from .strategy import Evidence, Options, Problem, Strategy, hookimpl
 
 __all__ = [
     "AllocationRequest",

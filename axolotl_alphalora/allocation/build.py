@@ -1,21 +1,21 @@
-"""Building a plan: a strategy decides, and its decision is checked and written down."""
+"""Building a plan: a strategy is asked, and what it says is checked and written down."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Iterator, Mapping
 from copy import deepcopy
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from numbers import Integral, Real
 from typing import Any, Literal
 
 from ..blocks import group_by_unit
-from ..settings import MatrixQuality
 from .budget import Budget, Costs
-from .decision import Decision, check_numbers, decide
-from .plan import Plan
+from .plan import Plan, mean_number
 from .records import BudgetRecord, ModulePlan, UnitPlan
 from .registry import Registered, StrategyError, registry
-from .strategy import Needs, Options, Problem
+from .strategy import Evidence, Needs, Options, Problem
 
 DEFAULT_EXPERTS_PER_BLOCK = 5.0
 """The budget where a strategy needs one and none is given: AlphaLoRA's."""
@@ -84,27 +84,6 @@ class AllocationRequest:
         return getattr(self.settings, "granularity", "block")
 
 
-@dataclass(frozen=True)
-class Evidence:
-    """What was measured of a model, as far as a strategy needs it.
-
-    Attributes:
-        weights: What the source of the weights says about itself: plain JSON values.
-        alphas: Unit name to the mean alpha of its matrices.
-        qualities: What was measured of each matrix.
-        intervals: Unit name to the interval of its alpha.
-        sensitivities: Task to module name to the sum of squared gradients over its samples.
-        sample: What those were measured on: ``tasks``, ``seed`` and ``digest``.
-    """
-
-    weights: Mapping[str, Any] = field(default_factory=lambda: {"source": "none"})
-    alphas: Mapping[str, float] = field(default_factory=dict)
-    qualities: tuple[MatrixQuality, ...] = ()
-    intervals: Mapping[str, tuple[float, float]] = field(default_factory=dict)
-    sensitivities: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
-    sample: Mapping[str, Any] | None = None
-
-
 def resolve_budget(name: str, options: Options, given: Budget | None) -> Budget:
     """Make the budget that a strategy gets.
 
@@ -169,8 +148,8 @@ def build_plan(
     problem = _problem(request, shapes, known)
     registered = request.registered
     _check_evidence(registered, problem)
-    decision = decide(registered, problem)
-    if not any(decision.numbers.values()):
+    numbers, scores = _decide(registered, problem)
+    if not any(numbers.values()):
         raise StrategyError(
             f"strategy {request.strategy!r} gives no module an expert: there is nothing to train"
         )
@@ -183,20 +162,20 @@ def build_plan(
             "options": problem.options.model_dump(mode="json"),
         },
         sample=known.sample and deepcopy(dict(known.sample)),  # type: ignore[arg-type]
-        budget=_as_spent(problem, decision, request.optimizer),
+        budget=_as_spent(problem, numbers, request.optimizer),
         spend=request.spend,
         top_k=request.top_k,
         rank=request.rank,
         units=tuple(
             UnitPlan(
                 name=unit,
-                score=decision.scores.get(unit),
-                experts=experts,
+                score=scores.get(unit),
+                experts=mean_number(numbers, names),
                 interval=known.intervals.get(unit),
             )
-            for unit, experts in decision.unit_numbers(problem.units).items()
+            for unit, names in problem.units.items()
         ),
-        modules=tuple(_module(name, decision.numbers[name], request, problem) for name in shapes),
+        modules=tuple(_module(name, numbers[name], request, problem) for name in shapes),
     )
 
 
@@ -237,10 +216,10 @@ def _check_evidence(registered: Registered, problem: Problem) -> None:
             raise ValueError(f"{missing} has no sensitivity in the task {task!r}")
 
 
-def _as_spent(problem: Problem, decision: Decision, optimizer: str | None) -> BudgetRecord:
+def _as_spent(problem: Problem, numbers: Mapping[str, int], optimizer: str | None) -> BudgetRecord:
     """Return the budget as a plan records it: what was asked for, and what was spent."""
     budget, costs = problem.budget, problem.costs
-    limit, spent = costs.limit, costs.total(decision.numbers)
+    limit, spent = costs.limit, costs.total(numbers)
     return {
         "kind": budget.recorded_kind,
         "asked": costs.asked,
@@ -265,3 +244,112 @@ def _module(name: str, number: int, request: AllocationRequest, problem: Problem
         sensitivity={task: values[name] for task, values in problem.sensitivities.items()} or None,
         quality=quality and replace(quality, shape=shape),
     )
+
+
+def _decide(registered: Registered, problem: Problem) -> tuple[dict[str, int], dict[str, float]]:
+    """Return each module's number and each unit's score, if they fit the model and the budget."""
+    name = registered.strategy.name
+    try:
+        scores = registered.score(problem)
+        _check_scores(scores, problem)
+        numbers = _by_module(registered.allocate(problem, scores), problem)
+        check_numbers(numbers, problem)
+    except Exception as error:
+        package = "" if registered.built_in else f" of {registered.package}"
+        said = str(error)
+        if not isinstance(error, ValueError | TypeError):
+            said = f"{type(error).__name__}: {error}"
+        raise StrategyError(f"strategy {name!r}{package}: {said}") from error
+    return numbers, {unit: float(scores[unit]) for unit in scores}
+
+
+def _check_scores(scores: Mapping[str, Any], problem: Problem) -> None:
+    if not scores:
+        return
+    _check_names(scores, problem.units, "score", "unit")
+    for unit, value in scores.items():
+        if isinstance(value, bool) or not isinstance(value, Real):
+            raise TypeError(f"the score of {unit!r} is {value!r}, not a number")
+        if not (math.isfinite(value) and float(value) >= 0):
+            raise ValueError(f"the score of {unit!r} is {value}: it must be finite, 0 or larger")
+
+
+def _by_module(counts: Mapping[str, Any], problem: Problem) -> dict[str, int]:
+    """Return a number for each module, whether units or modules were decided on."""
+    for name, count in counts.items():
+        if isinstance(count, bool) or not isinstance(count, Integral):
+            raise TypeError(f"{name!r} gets {count!r} experts, which is no whole number")
+        if count < 0:
+            raise ValueError(f"{name!r} gets {count} experts: 0 is the fewest")
+    by_module = all(name in counts for name in problem.shapes)
+    if not by_module and any(name in problem.units for name in counts):
+        _check_names(counts, problem.units, "number of experts", "unit")
+        counts = {name: counts[unit] for unit, names in problem.units.items() for name in names}
+    _check_names(counts, problem.shapes, "number of experts", "target module")
+    return {name: int(counts[name]) for name in problem.shapes}
+
+
+def _check_names(
+    given: Mapping[str, Any], wanted: Mapping[str, Any], what: str, where: str
+) -> None:
+    missing = next((name for name in wanted if name not in given), None)
+    if missing is not None:
+        raise ValueError(f"{missing!r} has no {what}")
+    stray = next((name for name in given if name not in wanted), None)
+    if stray is not None:
+        raise ValueError(f"{stray!r} has a {what} and is no {where} of this model")
+
+
+def check_numbers(numbers: Mapping[str, int], problem: Problem) -> None:
+    """Check that numbers keep to the bounds and the budget.
+
+    Args:
+        numbers: Module name to number of experts.
+        problem: What was to be decided.
+
+    Raises:
+        ValueError: If they do not; names the first module, or the budget.
+    """
+    budget, costs = problem.budget, problem.costs
+    for name, number in numbers.items():
+        if number < budget.min_experts:
+            hint = "" if number else ": set min_experts to 0 if layers may be left alone"
+            raise ValueError(
+                f"{name} gets {number} experts, fewer than min_experts {budget.min_experts}{hint}"
+            )
+        if budget.max_experts is not None and number > budget.max_experts:
+            raise ValueError(
+                f"{name} gets {number} experts, more than max_experts {budget.max_experts}"
+            )
+    if costs.limit is None:
+        return
+    spent = costs.total(numbers)
+    if spent > costs.limit:
+        raise ValueError(
+            f"its experts cost {costs.amount(spent):g}, more than the budget of "
+            f"{budget.kind} {budget.amount:g} ({costs.amount(costs.limit):g})"
+        )
+    left = costs.limit - spent
+    # In memory, what the next expert costs is known from above only.
+    known = budget.kind != "memory_mib"
+    if known and left and left >= max(_next_experts(numbers, problem), default=math.inf):
+        raise ValueError(
+            f"its experts cost {costs.amount(spent):g} of {costs.amount(costs.limit):g}, which "
+            "leaves room for more: spend the whole budget, for example with problem.spend"
+        )
+    capped = all(number == budget.max_experts for number in numbers.values())
+    if spent < costs.limit and capped and budget.kind in ("experts_per_block", "total_experts"):
+        raise ValueError(
+            f"the budget is {costs.amount(costs.limit):g} experts, but max_experts "
+            f"{budget.max_experts} admits {costs.amount(spent):g} only"
+        )
+
+
+def _next_experts(numbers: Mapping[str, int], problem: Problem) -> Iterator[int]:
+    """What one expert more would cost each unit that may have one."""
+    costs, most = problem.costs, problem.budget.max_experts
+    for modules in problem.units.values():
+        if most is None or all(numbers[name] < most for name in modules):
+            yield costs.total({name: numbers[name] + 1 for name in modules}) - costs.total(
+                {name: numbers[name] for name in modules}
+            )

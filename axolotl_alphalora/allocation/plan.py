@@ -258,7 +258,10 @@ class Plan(Record):
 
     def _block_means(self) -> dict[str, Fraction]:
         numbers = self.numbers
-        return {b: _mean(numbers, names) for b, names in group_by_block(numbers).items()}
+        return {
+            block: Fraction(sum(numbers[name] for name in names), len(names))
+            for block, names in group_by_block(numbers).items()
+        }
 
     @model_validator(mode="after")
     def _agree(self) -> Self:
@@ -288,7 +291,7 @@ class Plan(Record):
                 f"{_EDITED}"
             )
         for i, unit in enumerate(self.units):
-            mean = whole_if_exact(_mean(numbers, units[unit.name]))
+            mean = mean_number(numbers, units[unit.name])
             if unit.experts != mean:
                 raise ValueError(
                     f"units[{i}].experts is {unit.experts}, but its modules have {mean:g}: "
@@ -305,5 +308,6 @@ def _refuse_repeats(names: Iterable[str], path: str) -> None:
         seen.add(name)
 
 
-def _mean(numbers: Mapping[str, int], names: Sequence[str]) -> Fraction:
-    return Fraction(sum(numbers[name] for name in names), len(names))
+def mean_number(numbers: Mapping[str, int], names: Sequence[str]) -> float:
+    """Return the mean number of some modules: exact where it is whole."""
+    return whole_if_exact(Fraction(sum(numbers[name] for name in names), len(names)))

@@ -77,6 +77,27 @@ class Strategy:
 
 
 @dataclass(frozen=True)
+class Evidence:
+    """What was measured of a model, as far as a strategy needs it.
+
+    Attributes:
+        weights: What the source of the weights says about itself: plain JSON values.
+        alphas: Unit name to the mean alpha of its matrices.
+        qualities: What was measured of each matrix.
+        intervals: Unit name to the interval of its alpha.
+        sensitivities: Task to module name to the sum of squared gradients over its samples.
+        sample: What those were measured on: ``tasks``, ``seed`` and ``digest``.
+    """
+
+    weights: Mapping[str, Any] = field(default_factory=lambda: {"source": "none"})
+    alphas: Mapping[str, float] = field(default_factory=dict)
+    qualities: tuple[MatrixQuality, ...] = ()
+    intervals: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+    sensitivities: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    sample: Mapping[str, Any] | None = None
+
+
+@dataclass(frozen=True)
 class Problem:
     """What a strategy decides: how many experts each unit gets.
 

@@ -23,7 +23,6 @@ from .planner import (
     plan_from_files,
     plan_from_model,
     plan_from_spectra,
-    sensitivity_evidence,
 )
 from .request import PlanRequest, Targets, base_model, check_plan, layers, plan_request, read_block
 from .source import Source, read_source
@@ -54,5 +53,4 @@ __all__ = [
     "rank_correlation",
     "read_block",
     "read_source",
-    "sensitivity_evidence",
 ]

@@ -10,11 +10,11 @@ from functools import partial
 from statistics import StatisticsError, correlation, fmean
 from typing import TYPE_CHECKING
 
-from ..allocation import Budget, Plan, build_plan
+from ..allocation import Budget, Evidence, Plan, build_plan
 from ..allocation.budget import Costs
 from ..blocks import block_name, group_by_block
 from ..progress import working
-from .planner import Measured, Planner, plan_from_spectra, sensitivity_evidence
+from .planner import Measured, Planner, plan_from_spectra
 from .request import PlanRequest
 from .source import AS_GIVEN, Source, changed, common_budget, with_budget
 
@@ -281,6 +281,6 @@ def _resamples(
 
 
 def _of_half(plan: Plan, measured: Sensitivity, request: PlanRequest, which: int) -> Plan:
-    assert plan.sample is not None
-    evidence = sensitivity_evidence(measured.half(which), plan.weights, plan.sample)
+    squares = measured.half(which).by_task()
+    evidence = Evidence(plan.weights, sensitivities=squares, sample=plan.sample)
     return build_plan(request, plan.shapes, evidence)

@@ -75,11 +75,6 @@ def plan_from_files(
             "training data"
         )
     if request.needs == "nothing":
-        if samples:
-            raise ValueError(
-                f"the strategy {request.strategy} measures nothing that could be resampled: leave "
-                "out --confidence"
-            )
         return build_plan(request, shapes), None
     from ..spectral import UnreadableCheckpoint, unit_intervals
 
@@ -125,7 +120,7 @@ def plan_from_model(
         assert gradients is not None
         live.tensor(next(iter(shapes)))
         sensitivity, sample = gradients(list(shapes), request.settings)
-        evidence = sensitivity_evidence(sensitivity, live.description, sample)
+        evidence = Evidence(live.description, sensitivities=sensitivity.by_task(), sample=sample)
         return build_plan(request, shapes, evidence), sensitivity
     measured = _measure(request, live, shapes, progress, default_cache())
     return plan_from_spectra(request, shapes, measured), measured
@@ -158,19 +153,6 @@ def plan_from_spectra(
         intervals=intervals or {},
     )
     return build_plan(replace(request, options={**request.options, **used}), shapes, evidence)
-
-
-def sensitivity_evidence(
-    measured: Sensitivity, weights: Mapping[str, Any], sample: Mapping[str, Any]
-) -> Evidence:
-    """Return a measurement of gradients as a strategy gets it.
-
-    Args:
-        measured: What was measured.
-        weights: What the plan records about the model's weights.
-        sample: What the plan records about the samples.
-    """
-    return Evidence(weights=weights, sensitivities=measured.by_task(), sample=sample)
 
 
 class Planner:
@@ -268,8 +250,8 @@ class Planner:
         key = getattr(settings, "samples", DEFAULT_SAMPLES), getattr(settings, "seed", 0)
         if key in self._gradients:
             known, sensitivity = self._gradients[key]
-            assert known.sample is not None
-            evidence = sensitivity_evidence(sensitivity, known.weights, known.sample)
+            squares = sensitivity.by_task()
+            evidence = Evidence(known.weights, sensitivities=squares, sample=known.sample)
             return build_plan(request, known.shapes, evidence), sensitivity
         assert self._from_host is not None
         plan, measured = self._from_host(request)

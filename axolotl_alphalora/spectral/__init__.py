@@ -19,7 +19,7 @@ from .model_files import UnreadableCheckpoint, check_model_files
 from .power_law import PowerLawFit
 from .reading import Spectra, read_spectra
 from .scores import unit_scores
-from .spectrum import significant, spectra, spectrum
+from .spectrum import pool, spectra, spectrum
 
 __all__ = [
     "AGGREGATES",
@@ -43,9 +43,9 @@ __all__ = [
     "fit_power_law",
     "interval",
     "measure",
+    "pool",
     "read_spectra",
     "resampled_scores",
-    "significant",
     "spectra",
     "spectrum",
     "unit_intervals",

@@ -163,20 +163,6 @@ def round_off(shape: tuple[int, int]) -> float:
     return max(shape) * torch.finfo(torch.float64).eps
 
 
-def significant(eigenvalues: Tensor, shape: tuple[int, int]) -> Tensor:
-    """Drop the zero and round-off eigenvalues of a spectrum.
-
-    Args:
-        eigenvalues: A spectrum as :func:`spectrum` returns it, shape (N,).
-        shape: Shape of the weight matrix it belongs to.
-
-    Returns:
-        The eigenvalues above :func:`round_off` times the largest, in the order given. Their number
-        is the numerical rank of the matrix: 0 for a matrix of zeros.
-    """
-    return pool(eigenvalues[None], shape)
-
-
 def pool(spectra: Tensor, window: tuple[int, int]) -> Tensor:
     """Put the significant eigenvalues of several windows together.
 
@@ -186,7 +172,7 @@ def pool(spectra: Tensor, window: tuple[int, int]) -> Tensor:
 
     Returns:
         The eigenvalues above :func:`round_off` times the largest of their own window, window after
-        window, 1-D.
+        window, 1-D. Of a single window their number is its numerical rank: 0 for zeros.
     """
     return spectra[spectra > spectra.amax(dim=1, keepdim=True) * round_off(window)]
 

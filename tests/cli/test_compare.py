@@ -9,10 +9,10 @@ from types import ModuleType
 import pytest
 import yaml
 
-from axolotl_alphalora.allocation import Plan, Strategy, build_plan, hookimpl, registry
+from axolotl_alphalora.allocation import Evidence, Plan, Strategy, build_plan, hookimpl, registry
 from axolotl_alphalora.allocation.registry import Registry
 from axolotl_alphalora.allocation.strategy import GROUP
-from axolotl_alphalora.planning import layers, rank_correlation, sensitivity_evidence
+from axolotl_alphalora.planning import layers, rank_correlation
 from axolotl_alphalora.plugin import session
 from axolotl_alphalora.sensitivity import Sensitivity
 
@@ -162,7 +162,8 @@ class FakeHost:
         }
         found = Sensitivity(tasks, squares)
         sample = {"tasks": {"a": 2, "b": 2}, "seed": 0, "digest": "x"}
-        evidence = sensitivity_evidence(found, {"source": "live", "dtype": "float32"}, sample)
+        weights = {"source": "live", "dtype": "float32"}
+        evidence = Evidence(weights, sensitivities=found.by_task(), sample=sample)
         return build_plan(request, shapes, evidence), found
 
 

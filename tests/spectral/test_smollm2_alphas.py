@@ -8,7 +8,7 @@ from axolotl_alphalora.spectral.estimators import (
     fit_power_law,
     fit_weightwatcher,
 )
-from axolotl_alphalora.spectral.spectrum import significant, spectrum
+from axolotl_alphalora.spectral.spectrum import pool, spectrum
 from estimating import OWN_ESTIMATORS
 
 LOOPS_TAKE_LONG = "ks"
@@ -21,7 +21,7 @@ def spectra(smollm2, one_thread):
     found = {}
     for name, read in smollm2.items():
         weight = read()
-        eigenvalues = significant(spectrum(weight), tuple(weight.shape))
+        eigenvalues = pool(spectrum(weight)[None], tuple(weight.shape))
         assert len(eigenvalues) == min(weight.shape)
         found[name] = eigenvalues, torch.linalg.svdvals(weight.double()) ** 2
     assert len(found) == 210

@@ -8,7 +8,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from axolotl_alphalora.spectral.estimators import fit_power_law
-from axolotl_alphalora.spectral.spectrum import significant, spectra, spectrum, stacked_spectra
+from axolotl_alphalora.spectral.spectrum import pool, spectra, spectrum, stacked_spectra
 
 # The package's own name for the module is taken by its function.
 module = sys.modules[spectrum.__module__]
@@ -90,13 +90,13 @@ def test_round_off_of_a_low_rank_matrix_is_dropped(rank, dtype):
     weight = (matrix(60, rank, torch.float64) @ matrix(rank, 90, torch.float64)).to(dtype)
     eigenvalues = spectrum(weight)
     assert len(eigenvalues) == 60
-    assert len(significant(eigenvalues, (60, 90))) == rank
+    assert len(pool(eigenvalues[None], (60, 90))) == rank
 
 
 def test_zero_rows_do_not_change_the_fit():
     weight = matrix(48, 64)
     padded = torch.cat([weight, torch.zeros(16, 64)])
-    kept = significant(spectrum(padded), (64, 64))
+    kept = pool(spectrum(padded)[None], (64, 64))
     assert len(kept) == 48
     fit, expected = fit_power_law(kept), fit_power_law(spectrum(weight))
     assert fit.alpha == pytest.approx(expected.alpha, rel=1e-6)
@@ -104,13 +104,13 @@ def test_zero_rows_do_not_change_the_fit():
 
 def test_a_full_rank_spectrum_is_kept_whole():
     eigenvalues = spectrum(matrix(50, 80))
-    assert torch.equal(significant(eigenvalues, (50, 80)), eigenvalues)
+    assert torch.equal(pool(eigenvalues[None], (50, 80)), eigenvalues)
 
 
 def test_a_matrix_of_zeros_has_rank_zero():
     eigenvalues = spectrum(torch.zeros(4, 6))
     assert eigenvalues.tolist() == [0.0] * 4
-    assert len(significant(eigenvalues, (4, 6))) == 0
+    assert len(pool(eigenvalues[None], (4, 6))) == 0
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
