@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import fields, replace
 from pathlib import Path
@@ -16,9 +16,9 @@ from .settings import QualitySettings
 if TYPE_CHECKING:
     from torch import nn
 
+    from .progress import Progress
     from .spectral import Cache, MatrixQuality, Measurement, WeightSource
 
-Progress = Callable[[Sequence[str]], Callable[[str], None]]
 Shapes = dict[str, tuple[int, int]]
 
 
@@ -78,13 +78,13 @@ def analyze(
         aggregate=aggregate,
         normalize=normalize,
     )
-    with _bar(progress) as doing:
+    with _bar(progress) as stage:
         found = measure_model(
             model,
             settings,
             revision=revision,
             trust_remote_code=trust_remote_code,
-            progress=doing and doing("Reading spectra"),
+            progress=stage and stage("Reading spectra"),
         )
     rows = [_table_row(quality, found.scores) for quality in found.matrices]
     try:

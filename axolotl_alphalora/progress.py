@@ -7,11 +7,14 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+from rich.progress import Progress as Bars
 
 Step = Callable[[str], None]
-Start = Callable[[Sequence[str]], Step]
-Doing = Callable[[str], Start]
+Progress = Callable[[Sequence[str]], Step]
+"""Takes the names of what is worked on; what it returns is called after each."""
+Stages = Callable[[str], Progress]
+"""Takes what is being done."""
 Clock = Callable[[], float]
 
 _BETWEEN = 15.0
@@ -19,7 +22,7 @@ _SHORT = 2.0
 
 
 @contextmanager
-def working(console: Console | None, clock: Clock = time.monotonic) -> Iterator[Doing]:
+def working(console: Console | None, clock: Clock = time.monotonic) -> Iterator[Stages]:
     """Show how far the work is.
 
     On a terminal there are bars, gone from the screen when the work is done or fails. Elsewhere,
@@ -31,15 +34,14 @@ def working(console: Console | None, clock: Clock = time.monotonic) -> Iterator[
         clock: Gives the time in seconds.
 
     Yields:
-        A function that takes what is being done. What it returns takes the names of what is worked
-        on and returns a function to be called after each.
+        A function that takes what is being done, see :data:`Stages`.
     """
     if console is not None and not console.is_terminal:
         console = Console(stderr=True)
     if console is not None and not console.is_terminal:
         yield _in_lines(console, clock)
         return
-    bars = Progress(
+    bars = Bars(
         TextColumn("{task.description}"),
         BarColumn(),
         MofNCompleteColumn(),
@@ -49,7 +51,7 @@ def working(console: Console | None, clock: Clock = time.monotonic) -> Iterator[
         disable=console is None,
     )
 
-    def doing(what: str) -> Start:
+    def stage(what: str) -> Progress:
         def start(names: Sequence[str]) -> Step:
             task = bars.add_task(what, total=len(names))
             return lambda name: bars.advance(task)
@@ -57,11 +59,11 @@ def working(console: Console | None, clock: Clock = time.monotonic) -> Iterator[
         return start
 
     with bars:
-        yield doing
+        yield stage
 
 
-def _in_lines(console: Console, clock: Clock) -> Doing:
-    def doing(what: str) -> Start:
+def _in_lines(console: Console, clock: Clock) -> Stages:
+    def stage(what: str) -> Progress:
         def start(names: Sequence[str]) -> Step:
             total, done = len(names), 0
             began = said = clock()
@@ -85,7 +87,7 @@ def _in_lines(console: Console, clock: Clock) -> Doing:
 
         return start
 
-    return doing
+    return stage
 
 
 def _duration(seconds: float) -> str:

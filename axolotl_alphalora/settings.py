@@ -131,7 +131,7 @@ class MatrixQuality:
         """The fit's asymptotic standard error, (alpha - 1) / sqrt(tail size).
 
         It takes the tail's start as known and the eigenvalues as independent (Clauset et al. 2009,
-        equation 3.2); :func:`~axolotl_alphalora.spectral.confidence.bootstrap_alphas` does not
+        equation 3.2); :func:`~axolotl_alphalora.spectral.scores.bootstrap_alphas` does not
         take the start as known.
         """
         if self.alpha is None or self.tail_size is None:

@@ -124,7 +124,7 @@ def export(
                 same_rank=same_rank,
                 max_kl=max_kl,
                 notes={"data": str(source), "seed": seed, "measured_on": measured_on},
-                doing=doing,
+                stage=doing,
                 card=lambda made: export_card(made, config.base_model_name_or_path),
             )
         if as_json:

@@ -8,7 +8,7 @@ in the plain hidden values and the router's logits, ``f(x) = [A x; R x]``: see
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from ..adapter import AlphaLoraLayer
 from ..evaluation import Moments
+from ..progress import Progress
 from ..threads import one_thread
 
 _RIDGE = 1e-3
@@ -141,7 +142,7 @@ def build(
     method: Method = DEFAULT_METHOD,
     rank: int | None = None,
     same_rank: bool = False,
-    progress: Callable[[Sequence[str]], Callable[[str], None]] | None = None,
+    progress: Progress | None = None,
 ) -> dict[str, Factors]:
     """Replace the mixture of every module by one update.
 

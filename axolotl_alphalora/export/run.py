@@ -17,7 +17,7 @@ from ..evaluation import Divergence, calibrate, measure_divergence
 from ..files import ADAPTER_CARD
 from ..hosts.peft import get_peft_model_state_dict
 from ..hosts.transformers import Conv1D
-from ..progress import Doing
+from ..progress import Stages
 from ..sensitivity import Sample
 from .factors import DEFAULT_METHOD, Method, build
 from .lora import attach, save_lora, servers
@@ -106,7 +106,7 @@ def export_adapter(
     same_rank: bool = False,
     max_kl: float | None = None,
     notes: Mapping[str, Any] | None = None,
-    doing: Doing | None = None,
+    stage: Stages | None = None,
     card: Callable[[Exported], str] | None = None,
 ) -> Exported:
     """Write a plain LoRA that stands in for a routed adapter; whole or not at all.
@@ -123,14 +123,14 @@ def export_adapter(
         same_rank: Pad all modules with zeros to the highest rank.
         max_kl: Write nothing if the KL divergence per token is above this.
         notes: Further facts for the record, as JSON values.
-        doing: Shows progress.
+        stage: Shows progress.
         card: Describes the export for its `README.md`; without it there is none.
 
     Raises:
         ValueError: If the output is not empty, or the divergence is above `max_kl` or not finite.
     """
     check_output(output)
-    step = _step(doing, "Calibrating", calibration)
+    step = _step(stage, "Calibrating", calibration)
     moments = calibrate(model, calibration, progress=step)
     updates = build(
         model,
@@ -138,11 +138,11 @@ def export_adapter(
         method=method,
         rank=rank,
         same_rank=same_rank,
-        progress=doing and doing("Fitting"),
+        progress=stage and stage("Fitting"),
     )
     attach(model, updates)
     try:
-        step = _step(doing, "Measuring", held_out)
+        step = _step(stage, "Measuring", held_out)
         divergence = measure_divergence(model, held_out, progress=step)
     finally:
         model.delete_adapter("export")
@@ -233,5 +233,5 @@ def _draft(output: Path) -> Path:
     return output.parent / f".{output.name}.{uuid4().hex[:8]}"
 
 
-def _step(doing: Doing | None, what: str, samples: Sequence[Sample]) -> Any:
-    return None if doing is None else doing(what)([sample.task for sample in samples])
+def _step(stage: Stages | None, what: str, samples: Sequence[Sample]) -> Any:
+    return None if stage is None else stage(what)([sample.task for sample in samples])

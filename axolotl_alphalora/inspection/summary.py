@@ -7,7 +7,7 @@ not known here.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -20,6 +20,7 @@ from .weights import ModuleExperts, read_experts
 
 if TYPE_CHECKING:
     from ..adapter.usage import RouterUsage
+    from ..progress import Progress
 
 
 ALL = "all"
@@ -333,7 +334,7 @@ class Inspection:
 
 def inspect_weights(
     adapter_dir: str | Path,
-    progress: Callable[[Sequence[str]], Callable[[str], None]] | None = None,
+    progress: Progress | None = None,
 ) -> Inspection:
     """Inspect the weights of a saved adapter, from its two files alone.
 

@@ -8,12 +8,12 @@ Updates are known by their factors; no out x in matrix is formed. Notation as in
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
 from statistics import fmean
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -22,6 +22,9 @@ from ..blocks import group_by_block, kind_of, part_of
 from ..files import ADAPTER_CONFIG, KEY_PREFIX
 from ..threads import one_thread
 from .files import AdapterConfig, open_weights, read_config
+
+if TYPE_CHECKING:
+    from ..progress import Progress
 
 
 def singular_values(a: Tensor, b: Tensor, experts: int, scaling: float) -> Tensor:
@@ -177,7 +180,7 @@ class ModuleExperts:
 
 def read_experts(
     adapter_dir: str | Path,
-    progress: Callable[[Sequence[str]], Callable[[str], None]] | None = None,
+    progress: Progress | None = None,
 ) -> list[ModuleExperts]:
     """Read the experts of a saved adapter, one module at a time and in fp32, on the CPU.
 

@@ -10,7 +10,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Union
 
 from ..allocation import Evidence, Plan, build_plan, check_budget
-from ..progress import working
+from ..progress import Progress, working
 from ..settings import QualitySettings
 from .request import PlanRequest, base_model, check_plan, layers
 from .source import Source, check_estimator
@@ -25,8 +25,6 @@ DEFAULT_SAMPLES = 64
 """Training samples that sensitivities are measured on, where a strategy does not say."""
 
 Shapes = Mapping[str, tuple[int, int]]
-Progress = Callable[[Sequence[str]], Callable[[str], None]]
-"""Takes the names of the matrices to measure; what it returns is called after each."""
 Gradients = Callable[[Sequence[str], Any], tuple["Sensitivity", Mapping[str, Any]]]
 """Takes the modules' names and the strategy's options; returns what it measured, and on what."""
 Measured = Union["Measurement", "Sensitivity", None]

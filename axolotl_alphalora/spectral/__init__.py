@@ -3,7 +3,6 @@
 from ..settings import AGGREGATES, ESTIMATORS, MatrixQuality, QualitySettings
 from .cache import Cache, default_cache
 from .checkpoint import CheckpointWeights, MissingTensor
-from .confidence import interval
 from .estimators import fit_power_law
 from .live import LiveWeights, LoadedWeights, WeightSource
 from .measure import (
@@ -18,7 +17,7 @@ from .model import BaseModel
 from .model_files import UnreadableCheckpoint, check_model_files
 from .power_law import PowerLawFit
 from .reading import Spectra, read_spectra
-from .scores import unit_scores
+from .scores import interval, unit_scores
 from .spectrum import pool, spectra, spectrum
 
 __all__ = [

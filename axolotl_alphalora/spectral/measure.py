@@ -13,13 +13,12 @@ from torch import Tensor
 from ..settings import MatrixQuality, QualitySettings
 from ..threads import one_thread
 from .cache import Cache
-from .confidence import bootstrap_alphas, interval, reliability
 from .estimators import MIN_EIGENVALUES, TABLE, fit_power_law
 from .live import WeightSource
 from .model_files import UnreadableCheckpoint
 from .power_law import PowerLawFit
 from .reading import Spectra, read_spectra
-from .scores import unit_errors, unit_scores
+from .scores import bootstrap_alphas, interval, reliability, unit_errors, unit_scores
 from .spectrum import default_window, pool
 
 FEW_EIGENVALUES = 20
@@ -231,17 +230,7 @@ def unit_intervals(
     seed: int = 0,
     progress: Callable[[str], None] | None = None,
 ) -> dict[str, tuple[float, float]]:
-    """Return where 95 % of each unit's score lies when its spectra are resampled.
-
-    Args:
-        measurement: What was measured.
-        samples: Number of resamples.
-        seed: Seed of the resampling.
-        progress: Called with a module's name when it is resampled.
-
-    Raises:
-        ValueError: For an estimator that analyses matrices.
-    """
+    """Return where 95 % of each unit's score lies, by :func:`resampled_scores` of the same."""
     found = resampled_scores(measurement, samples, seed, progress)
     return {
         unit: interval(torch.tensor([scores[unit] for scores in found], dtype=torch.float64))
@@ -267,7 +256,7 @@ def unit_reliability(
         granularity: How finely units divide the model.
 
     Returns:
-        Between 0 and 1, see :func:`~axolotl_alphalora.spectral.confidence.reliability`; below 0.5
+        Between 0 and 1, see :func:`~axolotl_alphalora.spectral.scores.reliability`; below 0.5
         the ranking rests on noise. NaN for fewer than two units.
     """
     if intervals:

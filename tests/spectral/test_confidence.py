@@ -7,8 +7,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from axolotl_alphalora.spectral.confidence import bootstrap_alphas, interval, reliability
 from axolotl_alphalora.spectral.estimators import fit_power_law
+from axolotl_alphalora.spectral.scores import bootstrap_alphas, interval, reliability
 from axolotl_alphalora.spectral.spectrum import pool, spectra, spectrum
 from estimating import OWN_ESTIMATORS
 
