@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .blocks import block_name, kind_of
-from .settings import QualitySettings
+from .settings import MatrixQuality, QualitySettings
 
 if TYPE_CHECKING:
     from torch import nn
 
     from .progress import Progress
-    from .spectral import Cache, MatrixQuality, Measurement, WeightSource
+    from .spectral import Cache, Measurement, WeightSource
 
 Shapes = dict[str, tuple[int, int]]
 

@@ -5,7 +5,7 @@ from .build import AllocationRequest, build_plan, check_budget, resolve_budget
 from .cautions import cautions
 from .plan import Plan
 from .records import ModulePlan, PlanError, UnitPlan
-from .registry import Registered, StrategyError, registry
+from .registry import StrategyError, registry
 from .spending import largest_remainder
 from .strategy import Evidence, Options, Problem, Strategy, hookimpl
 
@@ -18,7 +18,6 @@ __all__ = [
     "Plan",
     "PlanError",
     "Problem",
-    "Registered",
     "Strategy",
     "StrategyError",
     "UnitPlan",

@@ -3,30 +3,23 @@
 from .files import AdapterConfig, open_weights, read_config
 from .summary import (
     ALL,
-    BlockSummary,
     InspectedData,
     Inspection,
     RoutingSummary,
-    TaskSummary,
-    Usage,
     distance,
     expert_shares,
     inspect_weights,
     specialisation,
 )
-from .weights import Expert, ModuleExperts, read_experts
+from .weights import ModuleExperts, read_experts
 
 __all__ = [
     "ALL",
     "AdapterConfig",
-    "BlockSummary",
-    "Expert",
     "InspectedData",
     "Inspection",
     "ModuleExperts",
     "RoutingSummary",
-    "TaskSummary",
-    "Usage",
     "distance",
     "expert_shares",
     "inspect_weights",

@@ -22,7 +22,6 @@ from .planner import (
     WeightsNotReadable,
     plan_from_files,
     plan_from_model,
-    plan_from_spectra,
 )
 from .request import PlanRequest, Targets, base_model, check_plan, layers, plan_request, read_block
 from .source import Source, read_source
@@ -48,7 +47,6 @@ __all__ = [
     "moved_experts",
     "plan_from_files",
     "plan_from_model",
-    "plan_from_spectra",
     "plan_request",
     "rank_correlation",
     "read_block",

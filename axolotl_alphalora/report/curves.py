@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 from ..blocks import block_name, group_by_block
 
 if TYPE_CHECKING:
-    from ..spectral import MatrixQuality, Spectra
+    from ..settings import MatrixQuality
+    from ..spectral import Spectra
 
 _MOST_PANELS = 8
 _POINTS = 300

@@ -15,7 +15,8 @@ from ..blocks import block_name
 from .curves import draw_spectra, panels
 
 if TYPE_CHECKING:
-    from ..spectral import MatrixQuality, Spectra
+    from ..settings import MatrixQuality
+    from ..spectral import Spectra
 
 WIDTH = 9.0
 """Width of a figure, in inches."""

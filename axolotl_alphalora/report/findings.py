@@ -17,7 +17,8 @@ from ..settings import QualitySettings
 from .words import numeral, spread
 
 if TYPE_CHECKING:
-    from ..spectral import MatrixQuality, Measurement
+    from ..settings import MatrixQuality
+    from ..spectral import Measurement
 
 POOR_DISTANCE = 0.2
 """A fit is called poor above this distance: the law misplaces a fifth of the tail."""

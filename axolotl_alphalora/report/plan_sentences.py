@@ -16,7 +16,7 @@ from .findings import POOR_DISTANCE, SHORT_TAIL, Findings, differs_within_blocks
 from .words import WARNING, first_of, listed, numeral, plural
 
 if TYPE_CHECKING:
-    from ..spectral import MatrixQuality
+    from ..settings import MatrixQuality
 
 NOISE = 0.5
 """Below this reliability most of the differences between blocks are errors of the fits."""

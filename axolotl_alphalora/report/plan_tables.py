@@ -20,7 +20,7 @@ from .tables import MARKDOWN, PAGE, TERMINAL, Bar, Column, Note, Table, names, o
 from .words import decimal, numeral, source_line
 
 if TYPE_CHECKING:
-    from ..spectral import MatrixQuality
+    from ..settings import MatrixQuality
 
 _INTERVAL = "95 % range"
 _LEGEND = "rank: eigenvalues above round-off / all; ! marks a poor fit"

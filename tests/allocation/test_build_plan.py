@@ -7,7 +7,7 @@ import pytest
 
 from allocating import experts, model, plan, wanted, with_alphas, with_sensitivities
 from axolotl_alphalora.allocation import Evidence, Plan, check_budget
-from axolotl_alphalora.spectral import MatrixQuality
+from axolotl_alphalora.settings import MatrixQuality
 
 SHAPES = {
     f"model.layers.{block}.{name}": shape

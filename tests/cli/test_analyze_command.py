@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from axolotl_alphalora.spectral import AGGREGATES, ESTIMATORS
+from axolotl_alphalora.settings import AGGREGATES, ESTIMATORS
 
 
 def test_the_table_is_the_plans_scores(model, run):

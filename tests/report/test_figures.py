@@ -7,7 +7,8 @@ import torch
 
 from axolotl_alphalora.report.curves import panels
 from axolotl_alphalora.report.figures import Picture, draw, draw_comparison
-from axolotl_alphalora.spectral import MatrixQuality, Spectra, assess
+from axolotl_alphalora.settings import MatrixQuality
+from axolotl_alphalora.spectral import Spectra, assess
 
 PLANS = {
     "as given": (5, 4, 3),

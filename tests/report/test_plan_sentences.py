@@ -7,7 +7,8 @@ import pytest
 from axolotl_alphalora.report.findings import Findings
 from axolotl_alphalora.report.plan_sentences import explain
 from axolotl_alphalora.report.words import WARNING
-from axolotl_alphalora.spectral import MatrixQuality, QualitySettings, unit_scores
+from axolotl_alphalora.settings import MatrixQuality, QualitySettings
+from axolotl_alphalora.spectral import unit_scores
 
 
 def matrix(block, alpha, kind="mlp.up_proj", **changes):

@@ -11,7 +11,7 @@ from axolotl_alphalora.report.findings import Findings
 from axolotl_alphalora.report.plan_tables import analysis_table, matrices_table, modules_table
 from axolotl_alphalora.report.tables import Bar, Column, Name, Note, Table, names
 from axolotl_alphalora.report.terminal import print_lines, print_plan, print_table
-from axolotl_alphalora.spectral import MatrixQuality
+from axolotl_alphalora.settings import MatrixQuality
 
 LONG = "model.language_model.layers"
 

@@ -8,9 +8,9 @@ from dataclasses import replace
 import pytest
 import torch
 
+from axolotl_alphalora.settings import QualitySettings
 from axolotl_alphalora.spectral import (
     Cache,
-    QualitySettings,
     measure,
     spectra,
     unit_intervals,

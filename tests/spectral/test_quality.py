@@ -5,15 +5,8 @@ import dataclasses
 import pytest
 import torch
 
-from axolotl_alphalora.spectral import (
-    QualitySettings,
-    Spectra,
-    assess,
-    fit_power_law,
-    measure,
-    spectra,
-    spectrum,
-)
+from axolotl_alphalora.settings import QualitySettings
+from axolotl_alphalora.spectral import Spectra, assess, fit_power_law, measure, spectra, spectrum
 from axolotl_alphalora.spectral.power_law import PowerLawFit
 from checkpoints import shapes_of, written
 from estimating import OWN_ESTIMATORS
