@@ -161,11 +161,7 @@ class AlphaLoraConfig(PeftConfig):
         return self.rank_pattern.get(module, self.r)
 
     def scaling(self, rank: int) -> float:
-        """Factor on the output of an expert: ``lora_alpha / rank``, ``/ sqrt(rank)`` with rsLoRA.
-
-        Args:
-            rank: Rank of the expert.
-        """
+        """Factor on the output of an expert of that rank."""
         return expert_scaling(self.lora_alpha, rank, self.use_rslora)
 
     def without_start(self) -> AlphaLoraConfig:

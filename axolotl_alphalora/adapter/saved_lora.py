@@ -6,7 +6,6 @@ computes something else, or that changed the base weights, is refused by name.
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -16,7 +15,14 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 
-from ..files import ADAPTER_CONFIG, ADAPTER_WEIGHTS, KEY_PREFIX, METHOD, read_adapter_config
+from ..files import (
+    ADAPTER_CONFIG,
+    ADAPTER_WEIGHTS,
+    KEY_PREFIX,
+    METHOD,
+    expert_scaling,
+    read_adapter_config,
+)
 from ..hosts.constants import CHECKPOINT_WRAPPER, COMPILE_WRAPPER
 from ..hosts.peft import get_pattern_key, lora_variants
 
@@ -72,7 +78,7 @@ class SavedLora:
         alphas = self.config.get("alpha_pattern") or {}
         alpha = alphas.get(get_pattern_key(list(alphas), module), self.config["lora_alpha"])
         rank = self.modules[module][0]
-        return float(alpha / (math.sqrt(rank) if self.config.get("use_rslora") else rank))
+        return expert_scaling(alpha, rank, bool(self.config.get("use_rslora")))
 
     def tensor(self, name: str | tuple[str, str]) -> torch.Tensor:
         """A tensor as it is saved: that of (module, "A" or "B"), or of a name in `whole`."""

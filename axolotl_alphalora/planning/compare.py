@@ -199,46 +199,28 @@ def _check_cost(spec: str, request: PlanRequest, plan: Plan, budget: Budget) -> 
 def _stability(
     plan: Plan, measured: Measured, request: PlanRequest, planner: Planner
 ) -> tuple[Stability, ...] | None:
-    if request.needs == "nothing":
-        return ()
-    if measured is None:
-        return None
-    return stabilities(plan, measured, request, planner) or None
-
-
-def stabilities(
-    plan: Plan, measured: Measured, request: PlanRequest, planner: Planner
-) -> tuple[Stability, ...]:
-    """Say how far a plan stays the same when its evidence varies.
+    """Say how far a plan stays the same when its evidence varies, see :class:`Compared`.
 
     A plan that goes by spectra is compared with those of the other estimators and with those of
     resampled spectra; one that goes by gradients has the plans of the two halves of its sample
     compared with each other. Variants for which no plan can be made are left out.
-
-    Args:
-        plan: The plan.
-        measured: What it rests on.
-        request: What was asked for.
-        planner: Makes plans.
-
-    Returns:
-        One for each way to vary the evidence that gives a plan.
     """
     from ..sensitivity import Sensitivity
 
+    if request.needs == "nothing":
+        return ()
+    if measured is None:
+        return None
     if isinstance(measured, Sensitivity):
         halves = _made(partial(_of_half, plan, measured, request, which) for which in (0, 1))
         known = [stability("halves", halves[0], halves[1:])] if len(halves) == 2 else []
-    elif measured is not None:
-        known = [
-            stability("estimators", plan.numbers, _made(_estimators(request, planner))),
-            stability(
-                "resamples", plan.numbers, _made(_resamples(plan, measured, request, planner))
-            ),
-        ]
     else:
-        known = []
-    return tuple(one for one in known if one is not None)
+        varied = {
+            "estimators": _made(_estimators(request, planner)),
+            "resamples": _made(_resamples(plan, measured, request, planner)),
+        }
+        known = [stability(over, plan.numbers, others) for over, others in varied.items()]
+    return tuple(one for one in known if one is not None) or None
 
 
 def _made(variants: Iterable[Variant]) -> list[dict[str, int]]:

@@ -191,7 +191,8 @@ def read_spec(spec: str) -> dict[str, Any]:
     """
     found: dict[str, Any] = {}
     for part in split_outside(spec, "+"):
-        key, sign, text = _split(part)
+        pieces = (*re.split("([:=])", part, maxsplit=1), "", "")
+        key, sign, text = (piece.strip() for piece in pieces[:3])
         if sign == ":":
             read = registry().read(part)
         elif sign == "=":
@@ -309,11 +310,3 @@ def split_outside(text: str, separator: str) -> list[str]:
             depth = max(0, depth - 1)
         parts[-1] += token
     return [part.strip() for part in parts]
-
-
-def _split(part: str) -> tuple[str, str, str]:
-    """Return what stands before the first colon or equals sign, the sign, and what follows."""
-    found = re.search(r"[:=]", part)
-    if found is None:
-        return part, "", ""
-    return part[: found.start()].strip(), found[0], part[found.end() :].strip()

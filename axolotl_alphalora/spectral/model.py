@@ -114,16 +114,17 @@ class BaseModel:
             raise UnreadableCheckpoint(
                 f"{self.name} is quantised ({self.quantization}): its files hold codes, not weights"
             )
-        files = self._quantised_files()
+        files: list[Path | None] = [self._gguf or self._files.find("config.json")]
         left_out: Mapping[str, Sequence[str]] = {}
         if self._gguf is None:
             stored = StoredTensors(self._files)
+            files += {info.path for info in stored.infos.values()}
             left_out = self._left_out(stored, lambda: self._weight_names(stored))
         return LoadedWeights(
             self.name,
             self.quantization,
             lambda: self._load(shapes),
-            files,
+            [file for file in files if file is not None],
             # A model's own code can change what its files mean.
             Cache(None) if self._trust_remote_code else self.cache,
             self._files.revision,
@@ -182,14 +183,6 @@ class BaseModel:
         versions = [version("transformers"), __version__]
         extent = "whole" if self.whole else "trained"
         return self.cache, " ".join([file_digest(config, self.cache), *versions, extent])
-
-    def _quantised_files(self) -> list[Path]:
-        if self._gguf is not None:
-            return [self._gguf]
-        stored = StoredTensors(self._files)
-        config = self._files.find("config.json")
-        assert config is not None
-        return [config, *{info.path for info in stored.infos.values()}]
 
     def _load(self, names: Collection[str]) -> nn.Module:
         import torch

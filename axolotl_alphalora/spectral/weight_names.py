@@ -100,7 +100,7 @@ class WeightNames:
         for key, name in self._unknown.items():
             module = name.rpartition(".")[0]
             matrix = len(shapes[key]) == 2 and min(shapes[key]) > 1
-            ours = module in modules or leaves & _parents(name)
+            ours = module in modules or any(name.startswith(f"{leaf}.") for leaf in leaves)
             if not matrix or ours or block_name(module) == module or _NO_LAYER.search(module):
                 continue
             further = block_name(module) not in modules and stack_of(module) in stacks
@@ -139,11 +139,6 @@ def _targets(converter: Any, name: str) -> list[str]:
     """Return the names of all weights that a converter makes, given that of the first."""
     first, *others = converter.target_patterns
     return [name, *(name.replace(first, other) for other in others)]
-
-
-def _parents(name: str) -> set[str]:
-    parts = name.split(".")
-    return {".".join(parts[:end]) for end in range(1, len(parts))}
 
 
 def _giving(tensor: Tensor) -> Any:
