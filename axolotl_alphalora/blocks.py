@@ -50,9 +50,6 @@ def kind_of(module_name: str) -> str:
 def group_by_block(names: Iterable[str]) -> dict[str, list[str]]:
     """Group module names by their decoder block.
 
-    Args:
-        names: Dotted module names, in any order.
-
     Returns:
         Block name to the names of its modules. Blocks come in natural order (block 2 before
         block 10), the modules of a block in the order given.

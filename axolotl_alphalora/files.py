@@ -79,9 +79,6 @@ def write_whole(path: Path, content: str | bytes, sync: bool = True) -> None:
 def read_adapter_config(folder: Path) -> dict[str, Any]:
     """Read the settings of a saved adapter, whatever its method.
 
-    Args:
-        folder: The adapter's directory.
-
     Returns:
         Its `adapter_config.json`; empty if that holds no JSON object.
 
@@ -94,21 +91,12 @@ def read_adapter_config(folder: Path) -> dict[str, Any]:
 
 
 def expert_scaling(lora_alpha: float, rank: int, use_rslora: bool = False) -> float:
-    """Factor on the output of an expert: ``lora_alpha / rank``, ``/ sqrt(rank)`` with rsLoRA.
-
-    Args:
-        lora_alpha: The adapter's `lora_alpha`.
-        rank: Rank of the expert.
-        use_rslora: Whether it is rank-stabilised.
-    """
+    """Factor on the output of an expert: ``lora_alpha / rank``, ``/ sqrt(rank)`` with rsLoRA."""
     return lora_alpha / (math.sqrt(rank) if use_rslora else rank)
 
 
 def check_version(needed: Any) -> None:
     """Check that this release reads an adapter.
-
-    Args:
-        needed: The `needs_version` in its `adapter_config.json`.
 
     Raises:
         ValueError: If a newer release is needed; says which.

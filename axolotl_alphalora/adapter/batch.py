@@ -40,12 +40,7 @@ def is_seq2seq(model: nn.Module) -> bool:
 
 
 def tokens_of(model: nn.Module, names: list[str]) -> dict[str, Tokens]:
-    """Whose tokens the modules of a base model see.
-
-    Args:
-        model: The base model.
-        names: Exact names of modules.
-    """
+    """Whose tokens the modules of a base model see."""
     decoder = _path(model, "get_decoder")
     encoder = _path(model, "get_encoder") if is_seq2seq(model) else None
     composite = encoder is None and decoder and _is_composite(model)
@@ -127,10 +122,6 @@ def padding_of(model: nn.Module, call: Call) -> Padding:
 
     The 2-D attention masks tell, each of the tokens that it is given for; those of multiple
     choice, [B, choices, S], as the model flattens them.
-
-    Args:
-        model: The base model.
-        call: The arguments of its forward, by name.
     """
     if is_seq2seq(model):
         return Padding(_decoder_mask(model, call), _mask(call, "attention_mask", "input_ids"))
@@ -166,13 +157,7 @@ def _decoder_mask(model: nn.Module, call: Call) -> torch.Tensor | None:
 
 
 def _mask(call: Call, name: str, *inputs: str) -> torch.Tensor | None:
-    """A mask of positions as [B, S] of booleans; None where there is none of that form.
-
-    Args:
-        call: The forward's arguments.
-        name: The mask's.
-        inputs: Names of what it may describe, ids or embeddings.
-    """
+    """A mask of positions as [B, S] of booleans; None where there is none of that form."""
     mask = call.get(name)
     if not isinstance(mask, torch.Tensor):
         return None
@@ -216,12 +201,7 @@ def _fitted(mask: torch.Tensor | None, shape: torch.Size) -> torch.Tensor | None
 
 
 def micro_batch_weight(model: nn.Module, call: Call) -> torch.Tensor | float:
-    """This micro-batch's share of the step's target tokens, counted as the HF Trainer does.
-
-    Args:
-        model: The base model.
-        call: The arguments of its forward, by name.
-    """
+    """This micro-batch's share of the step's target tokens, counted as the HF Trainer does."""
     num_items, labels = call.get("num_items_in_batch"), call.get("labels")
     if num_items is None or labels is None:
         return 1.0
@@ -293,12 +273,7 @@ class Passes:
         self._warned = False
 
     def begin(self, model: nn.Module, training: bool) -> Pass:
-        """Start a pass.
-
-        Args:
-            model: The module that is called.
-            training: Whether it is in training, with gradients.
-        """
+        """Start a pass."""
         self.now, self.running = Pass(), model
         if training:
             self.now.phase, self.training = "train", self.now

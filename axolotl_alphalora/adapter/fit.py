@@ -48,11 +48,6 @@ def check_known(config: AlphaLoraConfig, key: str, model: nn.Module) -> None:
 def check_depth(config: AlphaLoraConfig, blocks: dict[str, int], model: nn.Module) -> None:
     """Check that the lists of blocks of a model are as long as those an adapter was trained on.
 
-    Args:
-        config: The adapter's config; those of older adapters do not say.
-        blocks: The model's, see `block_counts`.
-        model: The base model.
-
     Raises:
         ValueError: Names the first list of another length, and both lengths.
     """
@@ -65,12 +60,7 @@ def check_depth(config: AlphaLoraConfig, blocks: dict[str, int], model: nn.Modul
 
 
 def block_counts(names: Iterable[str], model: nn.Module) -> dict[str, int]:
-    """Lists of blocks that modules are in, such as `model.layers`, to their lengths.
-
-    Args:
-        names: Exact names of modules.
-        model: The model that has them.
-    """
+    """Lists of blocks that modules are in, such as `model.layers`, to their lengths."""
     stacks = dict.fromkeys(stack_of(name) for name in names if block_name(name) != name)
     return {stack: len(list(model.get_submodule(stack).children())) for stack in stacks}
 
@@ -136,12 +126,6 @@ def check_sizes(
     state_dict: dict[str, torch.Tensor],
 ) -> None:
     """Check that the weights to load are for layers of the model's sizes.
-
-    Args:
-        config: The adapter's config.
-        model: The adapted model.
-        adapter_name: Name of the adapter.
-        state_dict: Key in the model's state dict to tensor.
 
     Raises:
         ValueError: Names the first layer that differs, its sizes in both, and the adapter's base.

@@ -159,9 +159,6 @@ def summarise(usages: Iterable[RouterUsage]) -> dict[str, float]:
     Load and dead experts are those of the routers that choose: with k of k experts there is
     nothing to be uneven.
 
-    Args:
-        usages: What the routers decided.
-
     Returns:
         `router_entropy`, `top_gate`, and where a router chooses `load_cv`, `load_max` and
         `dead_experts`, the share of those routers' experts that are dead.

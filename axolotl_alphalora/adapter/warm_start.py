@@ -97,10 +97,6 @@ class WarmStart:
         """Copy the LoRA into an adapter's layers and whole modules; they passed `check_model`.
 
         Weights on the meta device are left alone: another process fills them in.
-
-        Args:
-            model: The base model, adapted.
-            adapter_name: Name of the new adapter.
         """
         for name, module in model.named_modules():
             if isinstance(module, AlphaLoraLayer) and module.module_name in self.lora.modules:

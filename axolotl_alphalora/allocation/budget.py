@@ -43,14 +43,7 @@ def expert_tensors(
 
 
 def expert_parameters(in_features: int, out_features: int, experts: int, rank: int) -> int:
-    """Return the trainable parameters of one adapted linear layer.
-
-    Args:
-        in_features: Input features of the linear layer.
-        out_features: Its output features.
-        experts: Number of experts; 0 for a layer that is left alone.
-        rank: Rank of every expert.
-    """
+    """Return the trainable parameters of one adapted linear layer, see :func:`expert_tensors`."""
     shapes = expert_tensors(in_features, out_features, experts, rank)
     return sum(rows * columns for rows, columns in shapes)
 
@@ -215,10 +208,6 @@ class Costs:
 
         The state of an 8-bit optimiser shrinks where a tensor becomes large enough to be
         quantised. There the cost stays what it was for fewer, so that it is an upper bound.
-
-        Args:
-            unit: Name of the unit.
-            number: Experts of each of its modules.
         """
         content = self._units[unit]
         table = self._tables[content]
@@ -246,9 +235,6 @@ class Costs:
 
     def check_minimum(self, minimum: int) -> None:
         """Check that the limit pays for the smallest allocation.
-
-        Args:
-            minimum: Fewest experts of a module.
 
         Raises:
             ValueError: If it does not; the message says what would do.

@@ -87,11 +87,6 @@ class AllocationRequest:
 def resolve_budget(name: str, options: Options, given: Budget | None) -> Budget:
     """Make the budget that a strategy gets.
 
-    Args:
-        name: The strategy's name.
-        options: Its options.
-        given: What was said about the budget.
-
     Raises:
         ValueError: If the strategy takes no budget, or not this one.
     """
@@ -111,10 +106,6 @@ def resolve_budget(name: str, options: Options, given: Budget | None) -> Budget:
 
 def check_budget(request: AllocationRequest, shapes: Mapping[str, tuple[int, int]]) -> None:
     """Check that a budget can be spent on a model, before anything is measured.
-
-    Args:
-        request: What is asked for.
-        shapes: As for :func:`build_plan`.
 
     Raises:
         ValueError: If it cannot; says what would do.
@@ -302,10 +293,6 @@ def _check_names(
 
 def check_numbers(numbers: Mapping[str, int], problem: Problem) -> None:
     """Check that numbers keep to the bounds and the budget.
-
-    Args:
-        numbers: Module name to number of experts.
-        problem: What was to be decided.
 
     Raises:
         ValueError: If they do not; names the first module, or the budget.

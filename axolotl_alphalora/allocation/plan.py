@@ -222,9 +222,6 @@ class Plan(Record):
 
         Directories on the way are made. A file that is already there is replaced.
 
-        Args:
-            path: The file.
-
         Raises:
             ValueError: If a number in the plan is NaN or infinite.
             OSError: If the file cannot be written.

@@ -148,11 +148,7 @@ def _text(row: Mapping[str, Any], tokenizer: Any, sequence_len: int) -> Encoded:
 
 
 def prompt_text(row: Mapping[str, str]) -> str:
-    """Return what the model reads before the answer.
-
-    Args:
-        row: A row with alpaca keys.
-    """
+    """Return what the model reads before the answer of a row with alpaca keys."""
     template = _WITH_INPUT if row.get("input") else _WITHOUT_INPUT
     return template.format(instruction=row["instruction"], input=row.get("input", ""))
 

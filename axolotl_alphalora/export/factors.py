@@ -42,11 +42,7 @@ class Factors:
 
 
 def mean_mixing(moments: Moments) -> Tensor:
-    """Constant gates: M = [diag(ḡ), 0], [N*r, N*r + N], each gate r times.
-
-    Args:
-        moments: Of one module.
-    """
+    """Constant gates: M = [diag(ḡ), 0], [N*r, N*r + N], each gate r times."""
     mixing = torch.zeros_like(moments.hf)
     rank = len(mixing) // len(moments.gates)
     mixing[:, : len(mixing)] = torch.diag(moments.mean_gates.repeat_interleave(rank))
@@ -58,9 +54,6 @@ def fitted_mixing(moments: Moments) -> Tensor:
 
     A slight ridge pulls it towards the mean gates, which is where it stays for what no token
     reached.
-
-    Args:
-        moments: Of one module.
     """
     start = mean_mixing(moments)
     if moments.tokens == 0:
@@ -113,12 +106,7 @@ def compress(factors: Factors, rank: int, second_moment: Tensor | None = None) -
 
 
 def pad(factors: Factors, rank: int) -> Factors:
-    """Raise the rank of an update with zeros, which changes nothing.
-
-    Args:
-        factors: The update.
-        rank: The rank to have, at least that of the update.
-    """
+    """Raise an update to a rank of at least its own, with zeros, which changes nothing."""
     more = rank - factors.rank
     return Factors(
         torch.nn.functional.pad(factors.a, (0, 0, 0, more)),

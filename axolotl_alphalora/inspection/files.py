@@ -65,9 +65,6 @@ class AdapterConfig:
 def read_config(adapter_dir: str | Path) -> AdapterConfig:
     """Read the configuration of a saved adapter.
 
-    Args:
-        adapter_dir: Its directory.
-
     Raises:
         ValueError: If there is no such directory, or no adapter of this method in it that this
             release reads; says which, and what to do.
@@ -112,9 +109,6 @@ def read_config(adapter_dir: str | Path) -> AdapterConfig:
 @contextmanager
 def open_weights(adapter_dir: str | Path) -> Iterator[Any]:
     """Open the weights of a saved adapter; tensors are read when they are asked for.
-
-    Args:
-        adapter_dir: Its directory.
 
     Yields:
         The open file, on the CPU.

@@ -73,9 +73,6 @@ def effective_rank(values: Sequence[float]) -> float:
     """Return the effective rank (Roy and Vetterli 2007): exp of the entropy of the normalised
     singular values.
 
-    Args:
-        values: Singular values.
-
     Returns:
         Between 1 and the number of values that are not zero; 0 if all are.
     """
@@ -210,11 +207,7 @@ def read_experts(
 
 
 def in_depth_order(modules: Mapping[str, Any]) -> Iterator[str]:
-    """Yield module names, blocks in natural order and the layers of a block as they are used.
-
-    Args:
-        modules: A mapping from the names.
-    """
+    """Yield module names, blocks in natural order and the layers of a block as they are used."""
     for members in group_by_block(modules).values():
         yield from sorted(members, key=_place)
 

@@ -49,10 +49,6 @@ def lora_keys(plan: Plan, config: dict[str, Any]) -> dict[str, Any]:
     otherwise. Where a matrix gets nothing, the configuration excludes modules (a key that only this
     package knows), or it asks for all linear layers (which the host finds in its own way: none in a
     GPT-2, whose layers are ``Conv1D``), ``lora_target_modules`` lists exact names.
-
-    Args:
-        plan: The plan.
-        config: The configuration whose targets the plan is for.
     """
     ranks = {name: number * plan.rank for name, number in plan.numbers.items() if number}
     keys: dict[str, Any] = {"lora_r": plan.rank}

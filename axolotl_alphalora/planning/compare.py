@@ -49,11 +49,6 @@ def stability(over: str, plan: Numbers, others: Sequence[Numbers]) -> Stability 
 
     A varied plan that gives every module the same has no ranks and counts with a correlation of 0.
 
-    Args:
-        over: What was varied.
-        plan: The plan's numbers.
-        others: Those of the varied plans.
-
     Returns:
         None if there are no varied plans.
     """

@@ -115,9 +115,6 @@ schema would take seconds to import."""
 def read_yaml(path: Path) -> dict[str, Any]:
     """Read an Axolotl configuration as it is written.
 
-    Args:
-        path: The file.
-
     Raises:
         ValueError: If it cannot be read, is not UTF-8 or not YAML, or holds no keys; names the
             file and says what is wrong.

@@ -91,10 +91,6 @@ def read_source(source: str | Path, strategy: str | None = None) -> Source:
 def common_budget(given: Budget | None, plan: Plan) -> Budget:
     """Return the budget for other plans that shall cost what a plan does.
 
-    Args:
-        given: The budget that the plan was asked for with.
-        plan: The plan.
-
     Returns:
         The same, if the plan had a budget; otherwise what it comes to, as experts, or as parameters
         where these are no whole number. Modules may be left alone then if the plan leaves some.
@@ -291,10 +287,6 @@ def check_estimator(estimator: str, samples: int = 0) -> None:
 
 def split_outside(text: str, separator: str) -> list[str]:
     """Split at every separator that is outside square and curly brackets and quotes, as in YAML.
-
-    Args:
-        text: The text.
-        separator: One character.
 
     Returns:
         The parts, without spaces around them.

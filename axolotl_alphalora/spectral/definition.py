@@ -94,9 +94,6 @@ def stacked_weights(model: nn.Module) -> dict[str, tuple[int, ...]]:
 
     They are no linear layers: :func:`linear_layers` leaves them out.
 
-    Args:
-        model: A model, on any device.
-
     Returns:
         Exact name of the parameter to its shape of three or more dimensions.
     """
@@ -111,9 +108,6 @@ def stacked_weights(model: nn.Module) -> dict[str, tuple[int, ...]]:
 
 def linear_layers(model: nn.Module) -> dict[str, tuple[int, int]]:
     """Return the linear layers inside numbered blocks: not the head, not the embeddings.
-
-    Args:
-        model: A model, on any device.
 
     Returns:
         Exact name to (output features, input features), in the model's order.
@@ -151,10 +145,6 @@ def trained_class(config: Any, model: str) -> Any:
     It is Axolotl's: a model that takes images beside text is loaded with them, and a Voxtral, which
     takes sound, by its own class.
 
-    Args:
-        config: The model's config.
-        model: Its directory or hub id, for messages.
-
     Raises:
         ValueError: If transformers has none for it, or it would load a part of the model only,
             such as the decoder of an encoder-decoder.
@@ -186,10 +176,6 @@ def whole_class(config: Any, model: str) -> Any:
 
     ``architectures`` names it. Where that is no model that generates, such as ``BartModel``, it is
     the one of most linear layers among those that transformers has for the config.
-
-    Args:
-        config: The model's config.
-        model: Its directory or hub id, for messages.
 
     Raises:
         ValueError: If transformers has none for it.

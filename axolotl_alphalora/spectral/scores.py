@@ -271,10 +271,6 @@ def reliability(scores: Iterable[float], errors: Iterable[float]) -> float:
     theory: the expected correlation between the scores and those of an independent repetition.
     Below 0.5 most of the differences between blocks are noise, and a ranking rests on it.
 
-    Args:
-        scores: One score per block.
-        errors: Their standard errors, in the same order.
-
     Returns:
         Between 0 and 1; 0 where all scores are equal; NaN for fewer than two blocks, which have no
         ranking.

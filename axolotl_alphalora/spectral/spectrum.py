@@ -48,9 +48,6 @@ def window_grid(shape: tuple[int, int], window: tuple[int, int]) -> list[tuple[i
 def default_window(shapes: Iterable[tuple[int, int]]) -> tuple[int, int]:
     """Return the largest square window that fits into all matrices.
 
-    Args:
-        shapes: Shapes of the matrices.
-
     Raises:
         ValueError: If there are none.
     """
@@ -156,9 +153,6 @@ def round_off(shape: tuple[int, int]) -> float:
     the largest eigenvalue. The threshold is ``max(shape)`` epsilons, the usual convention for
     numerical rank, applied to eigenvalues: 3.4e-13 for a 1536 x 576 matrix, a ratio of singular
     values of 5.8e-7.
-
-    Args:
-        shape: Shape of the weight matrix.
     """
     return max(shape) * torch.finfo(torch.float64).eps
 
