@@ -74,7 +74,7 @@ class AlphaLoraConfigBlock(BaseModel):
     )
     balance_over: Literal["micro_batch", "global_batch"] = Field(
         default="micro_batch",
-        description="micro_batch or global_batch: the balance counts the tokens of one process, or of all.",
+        description="micro_batch or global_batch: tokens of one process count, or of all.",
     )
     router_lr_ratio: float = Field(
         default=1.0,
