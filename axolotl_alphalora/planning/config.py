@@ -54,14 +54,16 @@ class AlphaLoraConfigBlock(BaseModel):
         description="Instead: MiB of the adapter, its gradients and its optimizer state.",
     )
     min_experts: int | None = Field(
-        default=None, ge=0, description="Fewest experts that a module may get: 1 with a budget."
+        default=None,
+        ge=0,
+        description="Fewest experts that a module may get: 1 where a budget is set.",
     )
     max_experts: int | None = Field(
         default=None, ge=1, description="Most experts that a module may get; null: no limit."
     )
     spend: Literal["experts", "rank"] | None = Field(
         default="experts",
-        description="What the budget buys: experts, or one expert of N times the rank.",
+        description="What the budget buys, experts or rank: N experts, or one of N times the rank.",
     )
     top_k: int = Field(default=2, ge=1, description="Experts that each token is routed to.")
     aux_loss_coef: float = Field(
@@ -72,7 +74,7 @@ class AlphaLoraConfigBlock(BaseModel):
     )
     balance_over: Literal["micro_batch", "global_batch"] = Field(
         default="micro_batch",
-        description="Tokens that the balance counts: of one process, or all-reduced over all.",
+        description="micro_batch or global_batch: tokens of one process count, or of all.",
     )
     router_lr_ratio: float = Field(
         default=1.0,
@@ -92,7 +94,7 @@ class AlphaLoraConfigBlock(BaseModel):
     )
     init_split: Literal["copy", "svd"] = Field(
         default="copy",
-        description="How: every expert gets a copy, or a share of its singular directions.",
+        description="copy or svd: every expert gets a copy, or a share of its singular directions.",
     )
     plan: str | None = Field(
         default=None,
