@@ -194,7 +194,8 @@ class Costs:
                 raise ValueError("memory_mib needs the optimizer's name: its state is part of it")
             state_bytes(optimizer, (1, 1))
         self.asked = _asked(budget, shapes)
-        self.limit = self._limit()
+        unit = _MIB if budget.kind == "memory_mib" else self._denominator
+        self.limit = None if self.asked is None else math.floor(self.asked * unit)
         self._units = {
             unit: tuple(Counter(self._kinds[name] for name in names).items())
             for unit, names in units.items()
@@ -267,13 +268,6 @@ class Costs:
             _WEIGHT_AND_GRADIENT * shape[0] * shape[1] + state_bytes(self._optimizer, shape)
             for shape in expert_tensors(in_features, out_features, experts, rank)
         )
-
-    def _limit(self) -> int | None:
-        if self.asked is None:
-            return None
-        if self._budget.kind == "memory_mib":
-            return math.floor(self.asked * _MIB)
-        return int(self.asked) * self._denominator
 
 
 def _check_units(shapes: Mapping[str, tuple[int, int]], units: Mapping[str, Sequence[str]]) -> None:

@@ -16,7 +16,7 @@ from typing import Any
 from ..allocation import Budget, Plan, registry
 from ..allocation.registry import read_value
 from ..settings import ESTIMATORS, QualitySettings
-from .config import ADAPTER, AlphaLoraConfigBlock
+from .config import ADAPTER
 from .keys import (
     KEYS,
     PLUGIN,
@@ -80,7 +80,10 @@ def read_source(source: str | Path, strategy: str | None = None) -> Source:
         request = _as_saved(request, saved[1])
     if strategy is not None:
         if saved is None:
-            request = plan_request(config, _with_allocation(config, request, strategy))
+            # The block's defaults depend on the allocation.
+            allocation = changed_allocation(request.strategy, request.options, strategy)
+            changes = (config.get(ADAPTER) or {}) | {"allocation": allocation}
+            request = plan_request(config, read_block({ADAPTER: changes}))
         else:
             budget = common_budget(request.budget, saved[1])
             request = with_budget(changed(request, strategy), budget)
@@ -128,14 +131,6 @@ def _as_saved(request: PlanRequest, plan: Plan) -> PlanRequest:
         spend=plan.spend,
         optimizer=record["optimizer"],
     )
-
-
-def _with_allocation(
-    config: dict[str, Any], request: PlanRequest, spec: str
-) -> AlphaLoraConfigBlock:
-    """Read a configuration's block with another allocation, for the defaults that depend on it."""
-    allocation = changed_allocation(request.strategy, request.options, spec)
-    return read_block({ADAPTER: (config.get(ADAPTER) or {}) | {"allocation": allocation}})
 
 
 def _read(source: str) -> tuple[dict[str, Any], Path | None]:
