@@ -2,7 +2,6 @@
 
 from .budget import Budget, expert_parameters
 from .build import AllocationRequest, Evidence, build_plan, check_budget, resolve_budget
-from .cautions import cautions
 from .hookspecs import hookimpl
 from .plan import Plan
 from .records import ModulePlan, PlanError, UnitPlan
@@ -24,7 +23,6 @@ __all__ = [
     "StrategyError",
     "UnitPlan",
     "build_plan",
-    "cautions",
     "check_budget",
     "expert_parameters",
     "hookimpl",

@@ -10,9 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..settings import AGGREGATES, ESTIMATORS, QualitySettings
-from .options import Wishes, errors_in_words, shared_options
-from .output import only_output
-from .paths import ModelName
+from .options import Display, ModelName, errors_in_words, only_output, shared_options
 
 if TYPE_CHECKING:
     from ..report.findings import Findings
@@ -77,7 +75,7 @@ def analyze(
     distance, tail_size, num_eigenvalues, numerical_rank, note, standard_error). With --compare it
     is an object whose `columns` hold `label`, `rank_correlation`, `trust` and `analysis` each.
     """
-    wishes = Wishes.read(**wanted)
+    display = Display.read(**wanted)
     from rich.console import Console
 
     from ..planning.specs import check_estimator, quality_options
@@ -85,17 +83,17 @@ def analyze(
     console = Console(stderr=as_json)
     with errors_in_words(), only_output(as_json) as emit:
         settings = QualitySettings(estimator, _window(window), aggregate, normalize)  # type: ignore[arg-type]
-        others = {spec: replace(settings, **quality_options(spec)) for spec in wishes.compare}
+        others = {spec: replace(settings, **quality_options(spec)) for spec in display.compare}
         for one in (settings, *others.values()):
-            check_estimator(one.estimator, wishes.samples)
+            check_estimator(one.estimator, display.samples)
 
         def measured(one: QualitySettings) -> tuple[Measurement, Findings]:
-            return _measure(model, one, revision, trust_remote_code, wishes.samples, console)
+            return _measure(model, one, revision, trust_remote_code, display.samples, console)
 
         if others:
             document = _compare(model, settings, others, measured, None if as_json else console)
         else:
-            document = _show(model, measured(settings), wishes, console, quiet=as_json)
+            document = _show(model, measured(settings), display, console, quiet=as_json)
         if as_json:
             emit(json.dumps(document, indent=2))
 
@@ -129,9 +127,9 @@ def _measure(
 
 
 def _show(
-    model: str, measured: tuple[Measurement, Findings], wishes: Wishes, console: Any, quiet: bool
+    model: str, measured: tuple[Measurement, Findings], display: Display, console: Any, quiet: bool
 ) -> dict[str, Any]:
-    """Print and draw as wished; returns the analysis as JSON values."""
+    """Print and draw as asked; returns the analysis as JSON values."""
     from ..report.documents import analysis_document
     from ..report.plan_sentences import explain
     from ..report.plan_tables import analysis_table, matrices_table
@@ -142,15 +140,15 @@ def _show(
     if not quiet:
         print_table(analysis_table(findings, model), console)
         print_lines(explain(findings), console)
-        if wishes.per_module:
+        if display.per_module:
             console.print()
             print_table(matrices_table(findings.matrices), console)
-    if wishes.plot is not None:
+    if display.plot is not None:
         from ..report.plots import save_analysis
 
-        spectra = measurement.spectra if wishes.spectra else None
-        save_analysis(findings, model, wishes.plot, document, spectra)
-        console.print(f"\nDrawn in {wishes.plot}", highlight=False, markup=False, soft_wrap=True)
+        spectra = measurement.spectra if display.spectra else None
+        save_analysis(findings, model, display.plot, document, spectra)
+        console.print(f"\nDrawn in {display.plot}", highlight=False, markup=False, soft_wrap=True)
     return document
 
 
@@ -162,10 +160,10 @@ def _compare(
     console: Any,
 ) -> dict[str, Any]:
     from ..planning.specs import AS_GIVEN
-    from ..report.comparison_tables import ANALYSES_LEGEND, Analysed, analyses_table
     from ..report.documents import analyses_document, analysis_document
+    from ..report.plan_tables import ANALYSES_LEGEND, Analysed, analyses_table
+    from ..report.tables import source_line
     from ..report.terminal import print_lines, print_table
-    from ..report.words import source_line
 
     columns = []
     for label, one in {AS_GIVEN: settings, **others}.items():

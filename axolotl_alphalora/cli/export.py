@@ -8,9 +8,7 @@ from typing import Any
 
 import click
 
-from .options import errors_in_words
-from .output import only_output
-from .paths import FilePath
+from .options import FilePath, errors_in_words, only_output
 from .trained import Data, Trained, data_options, let_waiting_threads_yield
 
 _METHODS = ("least-squares", "mean-gate")

@@ -10,9 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from ..report.plots import check_plot
-from .options import errors_in_words
-from .output import only_output
-from .paths import FilePath
+from .options import FilePath, errors_in_words, only_output
 from .trained import Data, data_options, let_waiting_threads_yield
 
 if TYPE_CHECKING:
@@ -126,7 +124,7 @@ def show(
     as_json: bool,
     emit: Callable[[str], None] = click.echo,
 ) -> None:
-    """Print and draw an inspection as wished.
+    """Print and draw an inspection as asked.
 
     Args:
         inspection: What was found.

@@ -9,9 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from .options import Wishes, errors_in_words, shared_options
-from .output import only_output
-from .paths import FilePath, ModelName
+from .options import Display, FilePath, ModelName, errors_in_words, only_output, shared_options
 
 if TYPE_CHECKING:
     from ..allocation import Plan
@@ -72,7 +70,7 @@ def plan(
     if as_lora:
         _refuse_beside_as_lora({**wanted, "as_json": as_json})
     wanted["compare"] = (*wanted["compare"], *specs)
-    wishes = Wishes.read(**wanted, plots_compared=True)
+    display = Display.read(**wanted, plots_compared=True)
     from rich.console import Console
 
     from ..planning import read_source
@@ -90,11 +88,11 @@ def plan(
             else:
                 _write(text, output, console)
             return
-        if wishes.compare:
-            document, own = _show_comparison(known, strategy, wishes, planner, quiet=as_json)
+        if display.compare:
+            document, own = _show_comparison(known, strategy, display, planner, quiet=as_json)
             made, which = own.plan, f": the plan {own.label!r}"
         else:
-            document, made = _show_plan(known, wishes, planner, quiet=as_json)
+            document, made = _show_plan(known, display, planner, quiet=as_json)
             which = ""
         if output is not None:
             made.save(output)
@@ -107,23 +105,6 @@ def plan(
             markup=False,
             soft_wrap=True,
         )
-
-
-def make_plan(source: str | Path, console: Any = None, samples: int = 0) -> Plan:
-    """Plan for an Axolotl YAML, or for a model with the defaults.
-
-    Args:
-        source: The YAML, or the model's directory, hub id or ``.gguf`` file.
-        console: A rich console for the progress bars; None shows none.
-        samples: Resamples for the intervals of the blocks' scores; 0 leaves them out.
-
-    Raises:
-        ValueError: If the configuration, the model's files or the budget do not fit.
-    """
-    from ..planning import read_source
-
-    known = read_source(source)
-    return _planner(known, console).settled(known, samples)[0]
 
 
 def _planner(source: Source, console: Any) -> Planner:
@@ -156,13 +137,13 @@ def _write(text: str, output: Path, console: Any) -> None:
 
 
 def _show_plan(
-    source: Source, wishes: Wishes, planner: Planner, quiet: bool
+    source: Source, display: Display, planner: Planner, quiet: bool
 ) -> tuple[dict[str, Any], Plan]:
-    """Make a plan, print and draw it as wished.
+    """Make a plan, print and draw it as asked.
 
     Args:
         source: What is planned.
-        wishes: What is to be shown.
+        display: What is to be shown.
         planner: Makes the plan.
         quiet: Whether to print no tables.
 
@@ -172,43 +153,43 @@ def _show_plan(
     Raises:
         ValueError: If it cannot be made, or there are no spectra to draw.
     """
-    from ..allocation import cautions
     from ..report.findings import Findings
+    from ..report.plan_sentences import cautions
     from ..report.plan_tables import modules_table
+    from ..report.tables import WARNING
     from ..report.terminal import print_lines, print_plan, print_table
-    from ..report.words import WARNING
 
-    if wishes.spectra and source.saved is None and source.request.needs != "quality":
+    if display.spectra and source.saved is None and source.request.needs != "quality":
         raise ValueError(
             f"the strategy {source.request.strategy} goes by no spectra: leave out --spectra"
         )
-    plan, found = planner.settled(source, wishes.samples)
+    plan, found = planner.settled(source, display.samples)
     findings = Findings.of_plan(plan)
     console = planner.console
     if not quiet:
         print_plan(plan, console)
     print_lines((f"{WARNING}{line}" for line in (*source.notes, *cautions(plan))), console)
-    if wishes.per_module and not quiet:
+    if display.per_module and not quiet:
         console.print()
         print_table(modules_table(plan, findings), console)
-    if wishes.plot is not None:
+    if display.plot is not None:
         from ..report.plots import save_plan
 
-        spectra = _spectra(source, plan, findings, found) if wishes.spectra else None
-        save_plan(plan, findings, wishes.plot, spectra)
-        _drawn(wishes.plot, console)
+        spectra = _spectra(source, plan, findings, found) if display.spectra else None
+        save_plan(plan, findings, display.plot, spectra)
+        _drawn(display.plot, console)
     return plan.to_dict(), plan
 
 
 def _show_comparison(
-    source: Source, strategy: str | None, wishes: Wishes, planner: Planner, quiet: bool
+    source: Source, strategy: str | None, display: Display, planner: Planner, quiet: bool
 ) -> tuple[dict[str, Any], Compared]:
-    """Make the plans of a comparison, print and draw them as wished.
+    """Make the plans of a comparison, print and draw them as asked.
 
     Args:
         source: What is planned.
         strategy: The specification that replaced its allocation, if one did.
-        wishes: What is to be shown.
+        display: What is to be shown.
         planner: Makes the plans.
         quiet: Whether to print no tables.
 
@@ -220,11 +201,11 @@ def _show_comparison(
     """
     from ..planning import compare_plans
     from ..planning.specs import AS_GIVEN
-    from ..report.comparison_tables import correlations_table, plans_legend, plans_table
     from ..report.documents import plans_document
+    from ..report.plan_tables import correlations_table, plans_legend, plans_table
     from ..report.terminal import print_lines, print_table
 
-    columns = compare_plans(source, wishes.compare, planner, strategy or AS_GIVEN)
+    columns = compare_plans(source, display.compare, planner, strategy or AS_GIVEN)
     document = plans_document(columns)
     if not quiet:
         print_table(plans_table(columns), planner.console)
@@ -232,11 +213,11 @@ def _show_comparison(
             planner.console.print()
             print_table(correlations_table(columns), planner.console)
         print_lines([plans_legend(columns)], planner.console)
-    if wishes.plot is not None:
+    if display.plot is not None:
         from ..report.plots import save_comparison
 
-        save_comparison(columns, wishes.plot, document)
-        _drawn(wishes.plot, planner.console)
+        save_comparison(columns, display.plot, document)
+        _drawn(display.plot, planner.console)
     return document, next(column for column in columns if column.own)
 
 

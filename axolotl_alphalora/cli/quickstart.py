@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from ..quickstart.config import DEFAULT_STEPS
-from .paths import FilePath, ModelName
+from .options import FilePath, ModelName
 
 
 @click.command()

@@ -1,4 +1,4 @@
-"""``alphalora strategies``: the ways to share out experts that are installed."""
+"""``alphalora strategies`` and ``config-schema``: what the `alphalora:` block may hold."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from .options import errors_in_words
-from .output import only_output
+from .options import errors_in_words, only_output
 
 if TYPE_CHECKING:
     from rich.console import Console
 
     from ..report.tables import Table
+
 
 _NEEDS = {
     "nothing": "nothing",
@@ -53,8 +53,8 @@ def strategies(name: str | None, as_json: bool) -> None:
         if number:
             console.print()
         _print(row, console)
+    from ..report.tables import WARNING
     from ..report.terminal import print_lines
-    from ..report.words import WARNING
 
     print_lines((f"{WARNING}{problem}" for problem in problems), console)
 
@@ -133,3 +133,15 @@ def _options(options: Sequence[dict[str, Any]]) -> Table:
 
 def _sentence(text: str) -> str:
     return f"{text[:1].upper()}{text[1:]}{'' if text.endswith('.') else '.'}"
+
+
+@click.command("config-schema")
+def config_schema() -> None:
+    """Print the JSON schema of the `alphalora:` block.
+
+    `axolotl config-schema` prints the host's own options without those of plugins.
+    """
+    with only_output() as emit:
+        from ..planning.config import AlphaLoraConfigBlock
+
+        emit(json.dumps(AlphaLoraConfigBlock.model_json_schema(), indent=2))

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..planning.keys import YAML_SUFFIXES, read_yaml
-from .paths import ModelName
+from .options import ModelName
 
 if TYPE_CHECKING:
     from ..inspection import AdapterConfig

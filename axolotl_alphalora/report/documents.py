@@ -15,7 +15,7 @@ from .findings import Findings
 if TYPE_CHECKING:
     from ..adapter.usage import RouterUsage
     from ..inspection import Inspection, ModuleExperts
-    from .comparison_tables import Analysed
+    from .plan_tables import Analysed
 
 ANALYSIS = "axolotl-alphalora-analysis"
 INSPECTION = "axolotl-alphalora-inspection"

@@ -20,8 +20,7 @@ from ..blocks import group_by_block, kind_of
 from .findings import Findings
 from .plan_sentences import explain_plan, summary
 from .plan_tables import plan_table
-from .tables import TERMINAL, Bar, Cell, Column, Name, Note, Table
-from .words import WARNING
+from .tables import TERMINAL, WARNING, Bar, Cell, Column, Name, Note, Table
 
 _LEAST_NAME = 8
 _BAR = 20

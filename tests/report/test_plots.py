@@ -13,9 +13,9 @@ import allocating
 from axolotl_alphalora.allocation import Evidence
 from axolotl_alphalora.planning import Compared
 from axolotl_alphalora.report.findings import Findings
-from axolotl_alphalora.report.page import Page
 from axolotl_alphalora.report.plots import (
     SUFFIXES,
+    Page,
     check_plot,
     save_analysis,
     save_comparison,
