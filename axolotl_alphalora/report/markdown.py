@@ -46,7 +46,7 @@ token to its {config.top_k} best. Rank of an expert: {config.r}; `lora_alpha`: \
 
 {_planned(config.plan, counts)}
 
-Load it with `pip install axolotl-alphalora`:
+Load it where axolotl-alphalora is installed:
 
 ```python
 import axolotl_alphalora  # makes PEFT know the method

@@ -46,8 +46,8 @@ def check_plot(path: Path) -> None:
         raise ValueError(f"cannot draw {path}: its name must end in one of {', '.join(SUFFIXES)}")
     if find_spec("matplotlib") is None:
         raise ImportError(
-            'drawing needs matplotlib: `pip install "axolotl-alphalora[plot]"` or '
-            "`pip install matplotlib`"
+            "drawing needs matplotlib: `pip install matplotlib`, or `pip install '.[plot]'` in a "
+            "checkout of axolotl-alphalora"
         )
 
 
