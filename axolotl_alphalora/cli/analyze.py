@@ -133,7 +133,7 @@ def _show(
     from ..report.documents import analysis_document
     from ..report.plan_sentences import explain
     from ..report.plan_tables import analysis_table, matrices_table
-    from ..report.terminal import print_lines, print_table
+    from ..report.terminal import print_as_is, print_lines, print_table
 
     measurement, findings = measured
     document = analysis_document(model, findings)
@@ -148,7 +148,7 @@ def _show(
 
         spectra = measurement.spectra if display.spectra else None
         save_analysis(findings, model, display.plot, document, spectra)
-        console.print(f"\nDrawn in {display.plot}", highlight=False, markup=False, soft_wrap=True)
+        print_as_is(f"\nDrawn in {display.plot}", console)
     return document
 
 

@@ -66,11 +66,7 @@ def export(
     same_rank: bool,
     max_kl: float | None,
     as_json: bool,
-    samples: int,
-    seed: int,
-    base_model: str | None,
-    load_in_4bit: bool,
-    load_in_8bit: bool,
+    **wanted: Any,
 ) -> None:
     """Write a plain LoRA that stands in for a routed adapter, and say what that costs.
 
@@ -88,13 +84,14 @@ def export(
 
     let_waiting_threads_yield()
     console = Console(stderr=as_json)
-    data = Data(source, samples, seed, base_model, load_in_4bit, load_in_8bit)
+    data = Data(source, **wanted)
     data.check()
     with errors_in_words(), only_output(as_json) as emit:
         data.check_source()
         from ..export import check_output, export_adapter
         from ..progress import working
         from ..report.markdown import export_card
+        from ..report.terminal import print_as_is
         from .trained import check_adapter, load_trained
 
         check_adapter(adapter)
@@ -103,11 +100,10 @@ def export(
         calibration, held_out, measured_on = _split(trained, data, eval_data)
         config = trained.model.peft_config["default"]
         if config.base_model_name_or_path != trained.base:
-            console.print(
+            print_as_is(
                 f"The adapter was trained on {config.base_model_name_or_path}; measured on, and "
                 f"exported for, {trained.base}.",
-                markup=False,
-                soft_wrap=True,
+                console,
             )
             config.base_model_name_or_path = trained.base
         with working(console) as doing:
@@ -121,7 +117,7 @@ def export(
                 rank=rank,
                 same_rank=same_rank,
                 max_kl=max_kl,
-                notes={"data": str(source), "seed": seed, "measured_on": measured_on},
+                notes={"data": str(source), "seed": data.seed, "measured_on": measured_on},
                 doing=doing,
                 card=lambda made: export_card(made, config.base_model_name_or_path),
             )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -17,8 +17,6 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from ..inspection import Inspection
-
-__all__ = ["inspect", "show"]
 
 
 @click.command()
@@ -41,14 +39,10 @@ __all__ = ["inspect", "show"]
 def inspect(
     adapter_dir: Path,
     source: Path | None,
-    samples: int,
-    seed: int,
-    base_model: str | None,
-    load_in_4bit: bool,
-    load_in_8bit: bool,
     per_module: bool,
     plot: Path | None,
     as_json: bool,
+    **wanted: Any,
 ) -> None:
     """Show what the experts of a trained adapter have learnt.
 
@@ -70,9 +64,9 @@ def inspect(
     let_waiting_threads_yield()
     data = None
     if source is not None:
-        data = Data(source, samples, seed, base_model, load_in_4bit, load_in_8bit)
+        data = Data(source, **wanted)
         data.check()
-    elif base_model or load_in_4bit or load_in_8bit:
+    elif any(wanted[name] for name in ("base_model", "load_in_4bit", "load_in_8bit")):
         raise click.UsageError("the base model is loaded for --data only: add it.")
     with errors_in_words(), only_output(as_json) as emit:
         if data is not None:
@@ -124,24 +118,12 @@ def show(
     as_json: bool,
     emit: Callable[[str], None] = click.echo,
 ) -> None:
-    """Print and draw an inspection as asked.
-
-    Args:
-        inspection: What was found.
-        adapter_dir: The adapter's directory, for headings.
-        per_module: Whether to print every module.
-        plot: File to draw to, None for none.
-        as_json: Whether to print JSON, and nothing else to stdout.
-        emit: Takes the JSON.
-
-    Raises:
-        OSError: If the file cannot be written.
-    """
+    """Print and draw an inspection as asked; `emit` takes the JSON."""
     from rich.console import Console
 
     from ..report.adapter_tables import modules_table
     from ..report.documents import inspection_document
-    from ..report.terminal import print_table
+    from ..report.terminal import print_as_is, print_table
 
     console = Console(stderr=as_json)
     title = f"Experts of {adapter_dir.resolve().name}"
@@ -156,7 +138,7 @@ def show(
         from ..report.plots import save_inspection
 
         save_inspection(inspection, plot, title)
-        console.print(f"\nDrawn in {plot}", highlight=False, markup=False, soft_wrap=True)
+        print_as_is(f"\nDrawn in {plot}", console)
 
 
 def _print(inspection: Inspection, title: str, console: Console) -> None:

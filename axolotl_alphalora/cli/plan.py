@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from ..files import write_whole
 from .options import Display, FilePath, ModelName, errors_in_words, only_output, shared_options
 
 if TYPE_CHECKING:
@@ -74,6 +75,7 @@ def plan(
     from rich.console import Console
 
     from ..planning import read_source
+    from ..report.terminal import print_as_is
 
     console = Console(stderr=as_json or as_lora)
     with errors_in_words(), only_output(as_json or as_lora) as emit:
@@ -86,7 +88,9 @@ def plan(
             if output is None:
                 emit(text.removesuffix("\n"))
             else:
-                _write(text, output, console)
+                output.parent.mkdir(parents=True, exist_ok=True)
+                write_whole(output, text)
+                print_as_is(f"Saved to {output}", console)
             return
         if display.compare:
             document, own = _show_comparison(known, strategy, display, planner, quiet=as_json)
@@ -99,12 +103,8 @@ def plan(
         if as_json:
             emit(json.dumps(document, indent=2))
     if output is not None:
-        console.print(
-            f"\nSaved to {output}{which}\nIn the YAML: alphalora: {{plan: {output}}}",
-            highlight=False,
-            markup=False,
-            soft_wrap=True,
-        )
+        saved = f"\nSaved to {output}{which}\nIn the YAML: alphalora: {{plan: {output}}}"
+        print_as_is(saved, console)
 
 
 def _planner(source: Source, console: Any) -> Planner:
@@ -128,36 +128,15 @@ def _refuse_beside_as_lora(given: dict[str, Any]) -> None:
             raise click.UsageError(f"--as-lora prints a YAML and nothing else: leave out {option}.")
 
 
-def _write(text: str, output: Path, console: Any) -> None:
-    from ..files import write_whole
-
-    output.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(output, text)
-    console.print(f"Saved to {output}", highlight=False, markup=False, soft_wrap=True)
-
-
 def _show_plan(
     source: Source, display: Display, planner: Planner, quiet: bool
 ) -> tuple[dict[str, Any], Plan]:
-    """Make a plan, print and draw it as asked.
-
-    Args:
-        source: What is planned.
-        display: What is to be shown.
-        planner: Makes the plan.
-        quiet: Whether to print no tables.
-
-    Returns:
-        The plan as JSON values, and itself.
-
-    Raises:
-        ValueError: If it cannot be made, or there are no spectra to draw.
-    """
+    """Make a plan, print and draw it as asked; returns it as JSON values, and itself."""
     from ..report.findings import Findings
     from ..report.plan_sentences import cautions
     from ..report.plan_tables import modules_table
     from ..report.tables import WARNING
-    from ..report.terminal import print_lines, print_plan, print_table
+    from ..report.terminal import print_as_is, print_lines, print_plan, print_table
 
     if display.spectra and source.saved is None and source.request.needs != "quality":
         raise ValueError(
@@ -177,33 +156,19 @@ def _show_plan(
 
         spectra = _spectra(source, plan, findings, found) if display.spectra else None
         save_plan(plan, findings, display.plot, spectra)
-        _drawn(display.plot, console)
+        print_as_is(f"\nDrawn in {display.plot}", console)
     return plan.to_dict(), plan
 
 
 def _show_comparison(
     source: Source, strategy: str | None, display: Display, planner: Planner, quiet: bool
 ) -> tuple[dict[str, Any], Compared]:
-    """Make the plans of a comparison, print and draw them as asked.
-
-    Args:
-        source: What is planned.
-        strategy: The specification that replaced its allocation, if one did.
-        display: What is to be shown.
-        planner: Makes the plans.
-        quiet: Whether to print no tables.
-
-    Returns:
-        The comparison as JSON values, and the column of the source's own plan.
-
-    Raises:
-        ValueError: If a plan cannot be made.
-    """
+    """Make plans, print and draw them as asked; returns JSON values, and the source's own plan."""
     from ..planning import compare_plans
     from ..planning.specs import AS_GIVEN
     from ..report.documents import plans_document
     from ..report.plan_tables import correlations_table, plans_legend, plans_table
-    from ..report.terminal import print_lines, print_table
+    from ..report.terminal import print_as_is, print_lines, print_table
 
     columns = compare_plans(source, display.compare, planner, strategy or AS_GIVEN)
     document = plans_document(columns)
@@ -217,7 +182,7 @@ def _show_comparison(
         from ..report.plots import save_comparison
 
         save_comparison(columns, display.plot, document)
-        _drawn(display.plot, planner.console)
+        print_as_is(f"\nDrawn in {display.plot}", planner.console)
     return document, next(column for column in columns if column.own)
 
 
@@ -232,7 +197,3 @@ def _spectra(source: Source, plan: Plan, findings: Findings | None, found: Measu
         raise ValueError("the plan records no spectra: leave out --spectra")
     base, shapes = base_model(source.request), plan.shapes
     return measure(base.weights(shapes), shapes, findings.settings, cache=base.cache).spectra
-
-
-def _drawn(path: Path, console: Any) -> None:
-    console.print(f"\nDrawn in {path}", highlight=False, markup=False, soft_wrap=True)

@@ -17,15 +17,6 @@ if TYPE_CHECKING:
     from ..inspection import AdapterConfig
     from ..sensitivity import Sample
 
-__all__ = [
-    "Data",
-    "Trained",
-    "check_adapter",
-    "data_options",
-    "let_waiting_threads_yield",
-    "load_trained",
-]
-
 _ADVICE = "Give the rows as a JSON lines file instead: `--data rows.jsonl`."
 
 

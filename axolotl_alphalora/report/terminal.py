@@ -82,7 +82,12 @@ def print_paragraph(
         break_long_words=False,
         break_on_hyphens=False,
     )
-    console.print(wrapped, style=style, highlight=False, markup=False, soft_wrap=True)
+    print_as_is(wrapped, console, style)
+
+
+def print_as_is(text: str, console: Console, style: str | None = None) -> None:
+    """Print a line that is neither wrapped, coloured nor read as markup: it may hold paths."""
+    console.print(text, style=style, highlight=False, markup=False, soft_wrap=True)
 
 
 class _ShortName:
