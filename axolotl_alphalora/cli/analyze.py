@@ -8,12 +8,27 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import click
+from rich.console import Console
 
+from ..planning.specs import AS_GIVEN, check_estimator, quality_options
+from ..progress import working
+from ..report.documents import analyses_document, analysis_document
+from ..report.findings import Findings
+from ..report.plan_sentences import explain
+from ..report.plan_tables import (
+    ANALYSES_LEGEND,
+    Analysed,
+    analyses_table,
+    analysis_table,
+    matrices_table,
+)
+from ..report.plots import save_analysis
+from ..report.tables import source_line
+from ..report.terminal import print_as_is, print_lines, print_table
 from ..settings import AGGREGATES, ESTIMATORS, QualitySettings
 from .options import Display, ModelName, errors_in_words, only_output, shared_options
 
 if TYPE_CHECKING:
-    from ..report.findings import Findings
     from ..spectral import Measurement
 
 _DEFAULTS = QualitySettings()
@@ -76,9 +91,6 @@ def analyze(
     is an object whose `columns` hold `label`, `rank_correlation`, `trust` and `analysis` each.
     """
     display = Display.read(**wanted)
-    from rich.console import Console
-
-    from ..planning.specs import check_estimator, quality_options
 
     console = Console(stderr=as_json)
     with errors_in_words(), only_output(as_json) as emit:
@@ -107,8 +119,6 @@ def _measure(
     console: Any,
 ) -> tuple[Measurement, Findings]:
     from ..analysis import measure_model
-    from ..progress import working
-    from ..report.findings import Findings
     from ..spectral import unit_intervals
 
     with working(console) as doing:
@@ -130,11 +140,6 @@ def _show(
     model: str, measured: tuple[Measurement, Findings], display: Display, console: Any, quiet: bool
 ) -> dict[str, Any]:
     """Print and draw as asked; returns the analysis as JSON values."""
-    from ..report.documents import analysis_document
-    from ..report.plan_sentences import explain
-    from ..report.plan_tables import analysis_table, matrices_table
-    from ..report.terminal import print_as_is, print_lines, print_table
-
     measurement, findings = measured
     document = analysis_document(model, findings)
     if not quiet:
@@ -144,8 +149,6 @@ def _show(
             console.print()
             print_table(matrices_table(findings.matrices), console)
     if display.plot is not None:
-        from ..report.plots import save_analysis
-
         spectra = measurement.spectra if display.spectra else None
         save_analysis(findings, model, display.plot, document, spectra)
         print_as_is(f"\nDrawn in {display.plot}", console)
@@ -159,11 +162,6 @@ def _compare(
     measured: Any,
     console: Any,
 ) -> dict[str, Any]:
-    from ..planning.specs import AS_GIVEN
-    from ..report.documents import analyses_document, analysis_document
-    from ..report.plan_tables import ANALYSES_LEGEND, Analysed, analyses_table
-    from ..report.tables import source_line
-    from ..report.terminal import print_lines, print_table
 
     columns = []
     for label, one in {AS_GIVEN: settings, **others}.items():

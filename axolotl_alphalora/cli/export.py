@@ -7,9 +7,22 @@ from pathlib import Path
 from typing import Any
 
 import click
+from rich.console import Console
 
+from ..progress import working
+from ..report.adapter_sentences import exported
+from ..report.adapter_tables import losses_table
+from ..report.markdown import export_card
+from ..report.terminal import print_as_is, print_lines, print_table
 from .options import FilePath, errors_in_words, only_output
-from .trained import Data, Trained, data_options, let_waiting_threads_yield
+from .trained import (
+    Data,
+    Trained,
+    check_adapter,
+    data_options,
+    let_waiting_threads_yield,
+    load_trained,
+)
 
 _METHODS = ("least-squares", "mean-gate")
 
@@ -80,7 +93,6 @@ def export(
     With a YAML, the rows are those of the run: training rows to calibrate on, validation rows
     (`val_set_size`, `test_datasets`) to measure the price on.
     """
-    from rich.console import Console
 
     let_waiting_threads_yield()
     console = Console(stderr=as_json)
@@ -89,10 +101,6 @@ def export(
     with errors_in_words(), only_output(as_json) as emit:
         data.check_source()
         from ..export import check_output, export_adapter
-        from ..progress import working
-        from ..report.markdown import export_card
-        from ..report.terminal import print_as_is
-        from .trained import check_adapter, load_trained
 
         check_adapter(adapter)
         check_output(output)
@@ -124,10 +132,6 @@ def export(
         if as_json:
             emit(json.dumps(found.to_dict(), indent=2))
     if not as_json:
-        from ..report.adapter_sentences import exported
-        from ..report.adapter_tables import losses_table
-        from ..report.terminal import print_lines, print_table
-
         print_table(losses_table(found), console)
         print_lines([*exported(found), *found.servers(), f"Saved to {output}"], console)
 

@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+from rich.console import Console
 
-from ..report.plots import check_plot
+from ..progress import working
+from ..report.adapter_sentences import facts, stands_out
+from ..report.adapter_tables import blocks_table, modules_table, routers_table, tasks_table
+from ..report.documents import inspection_document
+from ..report.plots import check_plot, save_inspection
+from ..report.terminal import print_as_is, print_lines, print_paragraph, print_table
 from .options import FilePath, errors_in_words, only_output
-from .trained import Data, data_options, let_waiting_threads_yield
+from .trained import Data, data_options, let_waiting_threads_yield, load_trained
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
     from ..inspection import Inspection
 
 
@@ -73,10 +79,8 @@ def inspect(
             data.check_source()
         if plot is not None:
             check_plot(plot)
-        from rich.console import Console
 
         from ..inspection import inspect_weights
-        from ..progress import working
 
         with working(Console(stderr=True)) as doing:
             found = inspect_weights(adapter_dir, doing("Reading experts"))
@@ -87,15 +91,8 @@ def inspect(
 
 def _watched(found: Inspection, adapter_dir: Path, data: Data) -> Inspection:
     """Add what the routers decide on data."""
-    from collections import Counter
-    from dataclasses import replace
-
-    from rich.console import Console
-
     from ..evaluation import router_usage
     from ..inspection import InspectedData
-    from ..progress import working
-    from .trained import load_trained
 
     trained = load_trained(adapter_dir, data)
     tasks = [sample.task for sample in trained.rows]
@@ -119,12 +116,6 @@ def show(
     emit: Callable[[str], None] = click.echo,
 ) -> None:
     """Print and draw an inspection as asked; `emit` takes the JSON."""
-    from rich.console import Console
-
-    from ..report.adapter_tables import modules_table
-    from ..report.documents import inspection_document
-    from ..report.terminal import print_as_is, print_table
-
     console = Console(stderr=as_json)
     title = f"Experts of {adapter_dir.resolve().name}"
     if as_json:
@@ -135,16 +126,11 @@ def show(
             console.print()
             print_table(modules_table(inspection), console)
     if plot is not None:
-        from ..report.plots import save_inspection
-
         save_inspection(inspection, plot, title)
         print_as_is(f"\nDrawn in {plot}", console)
 
 
 def _print(inspection: Inspection, title: str, console: Console) -> None:
-    from ..report.adapter_sentences import facts, stands_out
-    from ..report.adapter_tables import blocks_table, routers_table, tasks_table
-    from ..report.terminal import print_lines, print_paragraph, print_table
 
     print_table(blocks_table(inspection, title), console)
     for line in facts(inspection):

@@ -8,15 +8,25 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+from rich.console import Console
 
 from ..files import write_whole
+from ..planning import Planner, base_model, compare_plans, read_source
+from ..planning.as_lora import lora_yaml
+from ..planning.specs import AS_GIVEN
+from ..report.documents import plans_document
+from ..report.findings import Findings
+from ..report.plan_sentences import cautions
+from ..report.plan_tables import correlations_table, modules_table, plans_legend, plans_table
+from ..report.plots import save_comparison, save_plan
+from ..report.tables import WARNING
+from ..report.terminal import print_as_is, print_lines, print_plan, print_table
 from .options import Display, FilePath, ModelName, errors_in_words, only_output, shared_options
 
 if TYPE_CHECKING:
     from ..allocation import Plan
-    from ..planning import Compared, Measured, Planner, Source
+    from ..planning import Compared, Measured, Source
     from ..plugin.session import HostModel
-    from ..report.findings import Findings
     from ..spectral import Spectra
 
 _UNLIKE_AS_LORA = ("as_json", "per_module", "confidence", "plot", "compare")
@@ -72,18 +82,12 @@ def plan(
         _refuse_beside_as_lora({**wanted, "as_json": as_json})
     wanted["compare"] = (*wanted["compare"], *specs)
     display = Display.read(**wanted, plots_compared=True)
-    from rich.console import Console
-
-    from ..planning import read_source
-    from ..report.terminal import print_as_is
 
     console = Console(stderr=as_json or as_lora)
     with errors_in_words(), only_output(as_json or as_lora) as emit:
         known = read_source(source, strategy)
         planner = _planner(known, console)
         if as_lora:
-            from ..planning.as_lora import lora_yaml
-
             text = lora_yaml(known, planner.settled(known)[0])
             if output is None:
                 emit(text.removesuffix("\n"))
@@ -109,7 +113,6 @@ def plan(
 
 def _planner(source: Source, console: Any) -> Planner:
     """What makes the plans; the host loads the model, once, where that takes a model and data."""
-    from ..planning import Planner
 
     @cache
     def host(path: Path) -> HostModel:
@@ -132,12 +135,6 @@ def _show_plan(
     source: Source, display: Display, planner: Planner, quiet: bool
 ) -> tuple[dict[str, Any], Plan]:
     """Make a plan, print and draw it as asked; returns it as JSON values, and itself."""
-    from ..report.findings import Findings
-    from ..report.plan_sentences import cautions
-    from ..report.plan_tables import modules_table
-    from ..report.tables import WARNING
-    from ..report.terminal import print_as_is, print_lines, print_plan, print_table
-
     if display.spectra and source.saved is None and source.request.needs != "quality":
         raise ValueError(
             f"the strategy {source.request.strategy} goes by no spectra: leave out --spectra"
@@ -152,8 +149,6 @@ def _show_plan(
         console.print()
         print_table(modules_table(plan, findings), console)
     if display.plot is not None:
-        from ..report.plots import save_plan
-
         spectra = _spectra(source, plan, findings, found) if display.spectra else None
         save_plan(plan, findings, display.plot, spectra)
         print_as_is(f"\nDrawn in {display.plot}", console)
@@ -164,12 +159,6 @@ def _show_comparison(
     source: Source, strategy: str | None, display: Display, planner: Planner, quiet: bool
 ) -> tuple[dict[str, Any], Compared]:
     """Make plans, print and draw them as asked; returns JSON values, and the source's own plan."""
-    from ..planning import compare_plans
-    from ..planning.specs import AS_GIVEN
-    from ..report.documents import plans_document
-    from ..report.plan_tables import correlations_table, plans_legend, plans_table
-    from ..report.terminal import print_as_is, print_lines, print_table
-
     columns = compare_plans(source, display.compare, planner, strategy or AS_GIVEN)
     document = plans_document(columns)
     if not quiet:
@@ -179,8 +168,6 @@ def _show_comparison(
             print_table(correlations_table(columns), planner.console)
         print_lines([plans_legend(columns)], planner.console)
     if display.plot is not None:
-        from ..report.plots import save_comparison
-
         save_comparison(columns, display.plot, document)
         print_as_is(f"\nDrawn in {display.plot}", planner.console)
     return document, next(column for column in columns if column.own)
@@ -188,7 +175,6 @@ def _show_comparison(
 
 def _spectra(source: Source, plan: Plan, findings: Findings | None, found: Measured) -> Spectra:
     """Return the spectra that a plan rests on, which are kept for a saved one too."""
-    from ..planning import base_model
     from ..spectral import Measurement, measure
 
     if isinstance(found, Measurement):

@@ -4,17 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
+from rich.console import Console
 
+from ..report.tables import WARNING, Column, Table
+from ..report.terminal import print_lines, print_paragraph, print_table
 from .options import errors_in_words, only_output
-
-if TYPE_CHECKING:
-    from rich.console import Console
-
-    from ..report.tables import Table
-
 
 _NEEDS = {
     "nothing": "nothing",
@@ -41,7 +38,6 @@ def strategies(name: str | None, as_json: bool) -> None:
     reference, shorthand: the option that NAME:VALUE sets, and options: name, default, description)
     and `problems`: what is wrong with installed packages.
     """
-    from rich.console import Console
 
     with errors_in_words(), only_output(as_json) as emit:
         found, problems = _collect(name)
@@ -53,8 +49,6 @@ def strategies(name: str | None, as_json: bool) -> None:
         if number:
             console.print()
         _print(row, console)
-    from ..report.tables import WARNING
-    from ..report.terminal import print_lines
 
     print_lines((f"{WARNING}{problem}" for problem in problems), console)
 
@@ -98,7 +92,6 @@ def _described(name: str) -> dict[str, Any]:
 
 
 def _print(row: dict[str, Any], console: Console) -> None:
-    from ..report.terminal import print_paragraph, print_table
 
     origin = "" if row["built_in"] else f" (from {row['package']})"
     print_paragraph(f"{row['name']}{origin}", console, "bold")
@@ -116,7 +109,6 @@ def _print(row: dict[str, Any], console: Console) -> None:
 
 
 def _options(options: Sequence[dict[str, Any]]) -> Table:
-    from ..report.tables import Column, Table
 
     defaults = [option["default"] for option in options]
     texts = [value if isinstance(value, str) else json.dumps(value) for value in defaults]

@@ -30,7 +30,7 @@ def check_checkpoint(cfg: Mapping[str, Any], found: Mapping[str, Any]) -> None:
             its layers.
     """
     base, method = cfg.get("base_model"), _method(found)
-    flag = next((key for key in ("load_in_4bit", "load_in_8bit") if cfg.get(key)), None)
+    flag = asked(cfg)
     if flag is not None and not found.get(flag):
         raise ValueError(
             f"`{flag}: true` was asked for, but the checkpoint `base_model: {base}` is quantised "
@@ -62,7 +62,7 @@ def check_checkpoint(cfg: Mapping[str, Any], found: Mapping[str, Any]) -> None:
 
 def _check_sharding(cfg: Mapping[str, Any], found: Mapping[str, Any]) -> None:
     base = f"`base_model: {cfg.get('base_model')}`"
-    flag = next((key for key in ("load_in_4bit", "load_in_8bit") if found.get(key)), None)
+    flag = asked(found)
     if flag is None:
         raise ValueError(
             "`fsdp_config`: of quantised layers the host shards those of bitsandbytes only, and "
@@ -85,7 +85,7 @@ def _check_sharding(cfg: Mapping[str, Any], found: Mapping[str, Any]) -> None:
 
 
 def _method(found: Mapping[str, Any]) -> str:
-    if found.get("load_in_4bit") or found.get("load_in_8bit"):
+    if asked(found) is not None:
         return "bitsandbytes"
     return str(found.get("quant_method"))
 
@@ -96,7 +96,7 @@ def _spelt(found: Mapping[str, Any]) -> str:
 
 
 def assert_quantized(model: PreTrainedModel, cfg: Any) -> None:
-    """Checks that the base model is quantised exactly as the YAML asks.
+    """Check that the base model is quantised exactly as the YAML asks.
 
     Args:
         model: The base model, before adapters are added.
@@ -131,7 +131,7 @@ def assert_quantized(model: PreTrainedModel, cfg: Any) -> None:
 
 
 def prepare(model: PreTrainedModel, cfg: Any) -> None:
-    """Readies the base model for training as the host does for `lora` and `qlora`.
+    """Ready the base model for training as the host does for `lora` and `qlora`.
 
     Gradient checkpointing is enabled here and not by `prepare_model_for_kbit_training`, which
     falls back to reentrant checkpointing; so the user's `gradient_checkpointing_kwargs` hold. The
@@ -171,12 +171,12 @@ def _quantised_otherwise(model: PreTrainedModel, cfg: Any) -> bool:
     return by_checkpoint or KEY in (cfg.overrides_of_model_kwargs or {})
 
 
-def _refuse_layers(model: PreTrainedModel, kinds: tuple[type, ...], asked: str) -> None:
+def _refuse_layers(model: PreTrainedModel, kinds: tuple[type, ...], what: str) -> None:
     wrong = [(name, module) for name, module in model.named_modules() if isinstance(module, kinds)]
     if wrong:
         name, module = wrong[0]
         raise RuntimeError(
-            f"The YAML asks for {asked}, but the loaded base model has {len(wrong)} "
+            f"The YAML asks for {what}, but the loaded base model has {len(wrong)} "
             f"{type(module).__name__} layers, `{name}` first. Ask for what the checkpoint "
             "contains, or use an unquantised checkpoint."
         )

@@ -65,19 +65,15 @@ def is_sharded(cfg: Mapping[str, Any]) -> bool:
     return bool(cfg.get("fsdp_config") or cfg.get("fsdp"))
 
 
-def placeholder(load_in_4bit: bool | None, load_in_8bit: bool | None) -> dict[str, Any] | None:
-    """The smallest quantisation config that stands for what the YAML asks for."""
-    if load_in_4bit:
-        return {"load_in_4bit": True}
-    if load_in_8bit:
-        return {"load_in_8bit": True}
-    return None
+def asked(cfg: Mapping[str, Any]) -> str | None:
+    """The key by which a configuration, the YAML's or a checkpoint's, asks for quantised layers."""
+    return next((key for key in ("load_in_4bit", "load_in_8bit") if cfg.get(key)), None)
 
 
 def request(
     model_kwargs: Mapping[str, Any] | None, cfg: Mapping[str, Any], quantised: bool
 ) -> dict[str, Any] | None:
-    """Adds the placeholders that `apply` fills in to the host's `overrides_of_model_kwargs`.
+    """Add the placeholders that `apply` fills in to the host's `overrides_of_model_kwargs`.
 
     Args:
         model_kwargs: The validated `overrides_of_model_kwargs` (YAML: `model_kwargs`).
@@ -91,9 +87,10 @@ def request(
         ValueError: If `model_kwargs.quantization_config` is the user's own as well, or FSDP would
             cast the packed weights of `bnb_config_kwargs.bnb_4bit_quant_storage`.
     """
-    wanted = placeholder(cfg.get("load_in_4bit"), cfg.get("load_in_8bit"))
-    if wanted is None:
+    flag = asked(cfg)
+    if flag is None:
         return None if model_kwargs is None else dict(model_kwargs)
+    wanted = {flag: True}
     current = dict(model_kwargs or {})
     if is_sharded(cfg):
         current = {_DEVICES: dict(_LOCAL_RANK), **current}
@@ -109,7 +106,6 @@ def request(
         )
     existing = current.get(KEY)
     if existing is not None and existing != wanted:
-        flag = next(iter(wanted))
         raise ValueError(
             f"`{flag}: true` and `model_kwargs.{KEY}` both say how to quantise the base model. "
             f"Keep one of them; to change single bitsandbytes settings of `load_in_4bit`, use "
@@ -159,7 +155,7 @@ def bnb_config(cfg: Any) -> dict[str, Any] | None:
 
 
 def apply(cfg: Any) -> None:
-    """Completes the placeholders with what only the normalised configuration knows.
+    """Complete the placeholders with what only the normalised configuration knows.
 
     The model loader holds the same mapping objects, so they have to be changed in place. If a host
     ever copies them deeply, `assert_quantized` says so.
@@ -185,12 +181,6 @@ def apply(cfg: Any) -> None:
         )
     slot.clear()
     slot.update(config)
-
-
-def asked(cfg: Any) -> str | None:
-    if cfg.load_in_4bit:
-        return "load_in_4bit"
-    return "load_in_8bit" if cfg.load_in_8bit else None
 
 
 def _place(model_kwargs: Mapping[str, Any] | None) -> None:

@@ -316,7 +316,7 @@ def offending(cfg_dict: Mapping[str, Any], early: bool = False) -> list[Refusal]
 
 
 def check(cfg_dict: Mapping[str, Any], early: bool = False) -> None:
-    """Refuses a configuration, naming every offending option at once.
+    """Refuse a configuration, naming every offending option at once.
 
     Args:
         cfg_dict: The configuration as nested mappings, with `adapter: alphalora`.

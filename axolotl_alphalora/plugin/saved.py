@@ -40,9 +40,6 @@ CHANGEABLE: Mapping[str, str] = {
 _HEADS = {*CLASSIFIER_HEADS, *SPAN_HEADS}
 """What PEFT adds to `modules_to_save` for a task, whether the model has it or not."""
 
-OF_THE_RUN = ("router_lr_ratio", "log_blocks_every")
-"""Keys of the block that no adapter holds: the optimizer's and the log's. The YAML rules them."""
-
 
 def saved_adapter(cfg: Any) -> tuple[str, str] | None:
     """The adapter that the run starts from: (YAML key, directory or hub id), or None."""

@@ -17,6 +17,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..files import write_whole
+from .adapter_sentences import facts, stands_out
+from .adapter_tables import (
+    blocks_table,
+    experts_table,
+    modules_table,
+    routers_table,
+    tasks_table,
+    terms_table,
+)
+from .documents import inspection_document
+from .findings import BlockScores, Findings
+from .plan_sentences import explain, explain_plan, summary
+from .plan_tables import analysis_table, matrices_table, plan_table, plans_table
 from .tables import PAGE, Bar, Cell, Table
 
 if TYPE_CHECKING:
@@ -26,8 +39,6 @@ if TYPE_CHECKING:
     from ..inspection import Inspection
     from ..planning import Compared
     from ..spectral import Spectra
-    from .findings import Findings
-
 
 SUFFIXES = (".png", ".svg", ".pdf", ".html")
 """Kinds of files that can be drawn to."""
@@ -69,9 +80,6 @@ def save_plan(
     """
     check_plot(path)
     from .figures import Picture, draw
-    from .findings import BlockScores
-    from .plan_sentences import explain_plan, summary
-    from .plan_tables import matrices_table, plan_table
 
     scores = BlockScores.of(plan, findings)
     matrices = findings.matrices if findings else ()
@@ -110,8 +118,6 @@ def save_analysis(
     """
     check_plot(path)
     from .figures import Picture, draw
-    from .plan_sentences import explain
-    from .plan_tables import analysis_table, matrices_table
 
     picture = Picture(
         title=f"Layer quality: {Path(model).name}",
@@ -138,7 +144,6 @@ def save_comparison(plans: Sequence[Compared], path: Path, document: Mapping[str
     """
     check_plot(path)
     from .figures import draw_comparison
-    from .plan_tables import plans_table
 
     first = plans[0].plan
     title = f"Plans for {Path(first.base_model).name}"
@@ -156,16 +161,6 @@ def save_inspection(inspection: Inspection, path: Path, title: str) -> None:
         title: Heading.
     """
     check_plot(path)
-    from .adapter_sentences import facts, stands_out
-    from .adapter_tables import (
-        blocks_table,
-        experts_table,
-        modules_table,
-        routers_table,
-        tasks_table,
-        terms_table,
-    )
-    from .documents import inspection_document
     from .heatmaps import draw_inspection
 
     parts = [Part("Blocks", blocks_table(inspection, title))]
