@@ -94,16 +94,7 @@ class Display:
         spectra: bool,
         plots_compared: bool = False,
     ) -> Display:
-        """Check that options go together.
-
-        Args:
-            compare: Specifications of --compare, each perhaps several, separated by commas.
-            per_module: Whether --per-module is given.
-            confidence: Whether --confidence is given.
-            samples: What --samples says.
-            plot: What --plot says.
-            spectra: Whether --spectra is given.
-            plots_compared: Whether a comparison can be drawn.
+        """Check that options go together; `plots_compared` is whether a comparison can be drawn.
 
         Raises:
             click.UsageError: If they do not, or the plot's suffix is unknown.
