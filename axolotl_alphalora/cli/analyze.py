@@ -91,7 +91,6 @@ def analyze(
     is an object whose `columns` hold `label`, `rank_correlation`, `trust` and `analysis` each.
     """
     display = Display.read(**wanted)
-
     console = Console(stderr=as_json)
     with errors_in_words(), only_output(as_json) as emit:
         settings = QualitySettings(estimator, _window(window), aggregate, normalize)  # type: ignore[arg-type]
@@ -166,8 +165,7 @@ def _compare(
     columns = []
     for label, one in {AS_GIVEN: settings, **others}.items():
         _, findings = measured(one)
-        document = analysis_document(model, findings)
-        columns.append(Analysed(label, findings.scores, document["trust"], document))
+        columns.append(Analysed(label, findings, analysis_document(model, findings)))
     if console is not None:
         caption = source_line(model, findings.description)
         print_table(analyses_table(columns, caption), console)

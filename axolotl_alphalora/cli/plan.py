@@ -82,7 +82,6 @@ def plan(
         _refuse_beside_as_lora({**wanted, "as_json": as_json})
     wanted["compare"] = (*wanted["compare"], *specs)
     display = Display.read(**wanted, plots_compared=True)
-
     console = Console(stderr=as_json or as_lora)
     with errors_in_words(), only_output(as_json or as_lora) as emit:
         known = read_source(source, strategy)

@@ -58,7 +58,7 @@ def analyses_document(analyses: Sequence[Analysed]) -> dict[str, Any]:
             {
                 "label": one.label,
                 "rank_correlation": one.correlation(analyses[0]),
-                "trust": one.trust,
+                "trust": one.document["trust"],
                 "analysis": dict(one.document),
             }
             for one in analyses

@@ -194,33 +194,27 @@ ANALYSES_LEGEND = (
 
 @dataclass(frozen=True)
 class Analysed:
-    """One way of measuring.
-
-    Attributes:
-        label: Its heading.
-        scores: Block name to alpha.
-        trust: Share of the variance between blocks that is not noise, None if not known.
-        document: The analysis as JSON values.
-    """
+    """One way of measuring: its heading, what came of it, and the same as JSON values."""
 
     label: str
-    scores: Mapping[str, float]
-    trust: float | None
+    findings: Findings
     document: Mapping[str, Any]
 
     def correlation(self, other: Analysed) -> float | None:
         """Return Spearman's rank correlation of the alphas; None where it is not defined."""
-        return rank_correlation(self.scores, other.scores)
+        return rank_correlation(self.findings.scores, other.findings.scores)
 
 
 def analyses_table(analyses: Sequence[Analysed], caption: str) -> Table:
     """Return the alpha of every block, a column for each way of measuring, differences below."""
     first = analyses[0]
-    columns = [names("block", first.scores)]
+    blocks = first.findings.scores
+    columns = [names("block", blocks)]
     for one in analyses:
-        cells = [decimal(one.scores[block]) for block in first.scores]
+        cells = [decimal(one.findings.scores[block]) for block in blocks]
         correlation = "-" if one is first else decimal(one.correlation(first), 2)
-        sound = "-" if one.trust is None else f"{one.trust:.0%}"
+        trust = one.document["trust"]
+        sound = "-" if trust is None else f"{trust:.0%}"
         columns.append(Column(_heading(one.label), cells, [correlation, sound]))
     return Table(
         columns,
