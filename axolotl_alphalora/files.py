@@ -108,5 +108,5 @@ def check_version(needed: Any) -> None:
     if newer:
         raise ValueError(
             f"This adapter needs axolotl-alphalora {needed} or newer, and {__version__} is "
-            f"installed: pip install 'axolotl-alphalora>={needed}'."
+            "installed. Install a checkout of that release, or a newer one."
         )

@@ -24,7 +24,8 @@ import support
 from axolotl_alphalora.allocation import Strategy, registry
 from axolotl_alphalora.cli import alphalora
 from axolotl_alphalora.planning import AlphaLoraConfigBlock as Block
-from axolotl_alphalora.plugin.refusals import HONOURED, REFUSED
+from axolotl_alphalora.plugin.options import HONOURED
+from axolotl_alphalora.plugin.refusals import REFUSED
 
 DOCS = Path(__file__).parent
 ROOT = DOCS.parent

@@ -768,7 +768,7 @@ def running_verb():
     """The command line is a click group whose commands are our verbs, and each has a module."""
     from axolotl.cli.main import cli
 
-    from axolotl_alphalora.plugin.verb import RUNS_ADAPTER, WHOLE_MODEL
+    from axolotl_alphalora.plugin.verbs import RUNS_ADAPTER, WHOLE_MODEL
 
     for verb in (*RUNS_ADAPTER, *WHOLE_MODEL, "train"):
         command = cli.commands[verb.replace("_", "-")]

@@ -2,7 +2,6 @@
 
 from .budget import Budget, expert_parameters
 from .build import AllocationRequest, build_plan, check_budget, resolve_budget
-from .cautions import cautions
 from .plan import Plan
 from .records import ModulePlan, PlanError, UnitPlan
 from .registry import StrategyError, registry
@@ -22,7 +21,6 @@ __all__ = [
     "StrategyError",
     "UnitPlan",
     "build_plan",
-    "cautions",
     "check_budget",
     "expert_parameters",
     "hookimpl",

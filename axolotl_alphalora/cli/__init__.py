@@ -10,7 +10,7 @@ import click
 _COMMANDS = {
     "analyze": ("analyze:analyze", "Print how well each block of a model is trained."),
     "config-schema": (
-        "schema:config_schema",
+        "strategies:config_schema",
         "Print the JSON schema of the `alphalora:` block.",
     ),
     "export": ("export:export", "Write a plain LoRA that stands in for a routed adapter."),

@@ -8,14 +8,27 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import click
+from rich.console import Console
 
+from ..planning.source import AS_GIVEN, check_estimator, quality_options
+from ..progress import working
+from ..report.documents import analyses_document, analysis_document
+from ..report.findings import Findings
+from ..report.plan_sentences import explain
+from ..report.plan_tables import (
+    ANALYSES_LEGEND,
+    Analysed,
+    analyses_table,
+    analysis_table,
+    matrices_table,
+)
+from ..report.plots import save_analysis
+from ..report.tables import source_line
+from ..report.terminal import print_as_is, print_lines, print_table
 from ..settings import AGGREGATES, ESTIMATORS, QualitySettings
-from .options import Wishes, errors_in_words, shared_options
-from .output import only_output
-from .paths import ModelName
+from .options import Display, ModelName, errors_in_words, only_output, shared_options
 
 if TYPE_CHECKING:
-    from ..report.findings import Findings
     from ..spectral import Measurement
 
 _DEFAULTS = QualitySettings()
@@ -77,25 +90,21 @@ def analyze(
     distance, tail_size, num_eigenvalues, numerical_rank, note, standard_error). With --compare it
     is an object whose `columns` hold `label`, `rank_correlation`, `trust` and `analysis` each.
     """
-    wishes = Wishes.read(**wanted)
-    from rich.console import Console
-
-    from ..planning.source import check_estimator, quality_options
-
+    display = Display.read(**wanted)
     console = Console(stderr=as_json)
     with errors_in_words(), only_output(as_json) as emit:
         settings = QualitySettings(estimator, _window(window), aggregate, normalize)  # type: ignore[arg-type]
-        others = {spec: replace(settings, **quality_options(spec)) for spec in wishes.compare}
+        others = {spec: replace(settings, **quality_options(spec)) for spec in display.compare}
         for one in (settings, *others.values()):
-            check_estimator(one.estimator, wishes.samples)
+            check_estimator(one.estimator, display.samples)
 
         def measured(one: QualitySettings) -> tuple[Measurement, Findings]:
-            return _measure(model, one, revision, trust_remote_code, wishes.samples, console)
+            return _measure(model, one, revision, trust_remote_code, display.samples, console)
 
         if others:
             document = _compare(model, settings, others, measured, None if as_json else console)
         else:
-            document = _show(model, measured(settings), wishes, console, quiet=as_json)
+            document = _show(model, measured(settings), display, console, quiet=as_json)
         if as_json:
             emit(json.dumps(document, indent=2))
 
@@ -109,8 +118,6 @@ def _measure(
     console: Any,
 ) -> tuple[Measurement, Findings]:
     from ..analysis import measure_model
-    from ..progress import working
-    from ..report.findings import Findings
     from ..spectral import unit_intervals
 
     with working(console) as doing:
@@ -129,28 +136,21 @@ def _measure(
 
 
 def _show(
-    model: str, measured: tuple[Measurement, Findings], wishes: Wishes, console: Any, quiet: bool
+    model: str, measured: tuple[Measurement, Findings], display: Display, console: Any, quiet: bool
 ) -> dict[str, Any]:
-    """Print and draw as wished; returns the analysis as JSON values."""
-    from ..report.documents import analysis_document
-    from ..report.plan_sentences import explain
-    from ..report.plan_tables import analysis_table, matrices_table
-    from ..report.terminal import print_lines, print_table
-
+    """Print and draw as asked; returns the analysis as JSON values."""
     measurement, findings = measured
     document = analysis_document(model, findings)
     if not quiet:
         print_table(analysis_table(findings, model), console)
         print_lines(explain(findings), console)
-        if wishes.per_module:
+        if display.per_module:
             console.print()
             print_table(matrices_table(findings.matrices), console)
-    if wishes.plot is not None:
-        from ..report.plots import save_analysis
-
-        spectra = measurement.spectra if wishes.spectra else None
-        save_analysis(findings, model, wishes.plot, document, spectra)
-        console.print(f"\nDrawn in {wishes.plot}", highlight=False, markup=False, soft_wrap=True)
+    if display.plot is not None:
+        spectra = measurement.spectra if display.spectra else None
+        save_analysis(findings, model, display.plot, document, spectra)
+        print_as_is(f"\nDrawn in {display.plot}", console)
     return document
 
 
@@ -161,17 +161,11 @@ def _compare(
     measured: Any,
     console: Any,
 ) -> dict[str, Any]:
-    from ..planning.source import AS_GIVEN
-    from ..report.comparison_tables import ANALYSES_LEGEND, Analysed, analyses_table
-    from ..report.documents import analyses_document, analysis_document
-    from ..report.terminal import print_lines, print_table
-    from ..report.words import source_line
 
     columns = []
     for label, one in {AS_GIVEN: settings, **others}.items():
         _, findings = measured(one)
-        document = analysis_document(model, findings)
-        columns.append(Analysed(label, findings.scores, document["trust"], document))
+        columns.append(Analysed(label, findings, analysis_document(model, findings)))
     if console is not None:
         caption = source_line(model, findings.description)
         print_table(analyses_table(columns, caption), console)

@@ -7,11 +7,22 @@ from pathlib import Path
 from typing import Any
 
 import click
+from rich.console import Console
 
-from .options import errors_in_words
-from .output import only_output
-from .paths import FilePath
-from .trained import Data, Trained, data_options, let_waiting_threads_yield
+from ..progress import working
+from ..report.adapter_sentences import exported
+from ..report.adapter_tables import losses_table
+from ..report.markdown import export_card
+from ..report.terminal import print_as_is, print_lines, print_table
+from .options import FilePath, errors_in_words, only_output
+from .trained import (
+    Data,
+    Trained,
+    check_adapter,
+    data_options,
+    let_waiting_threads_yield,
+    load_trained,
+)
 
 _METHODS = ("least-squares", "mean-gate")
 
@@ -68,11 +79,7 @@ def export(
     same_rank: bool,
     max_kl: float | None,
     as_json: bool,
-    samples: int,
-    seed: int,
-    base_model: str | None,
-    load_in_4bit: bool,
-    load_in_8bit: bool,
+    **wanted: Any,
 ) -> None:
     """Write a plain LoRA that stands in for a routed adapter, and say what that costs.
 
@@ -86,18 +93,14 @@ def export(
     With a YAML, the rows are those of the run: training rows to calibrate on, validation rows
     (`val_set_size`, `test_datasets`) to measure the price on.
     """
-    from rich.console import Console
 
     let_waiting_threads_yield()
     console = Console(stderr=as_json)
-    data = Data(source, samples, seed, base_model, load_in_4bit, load_in_8bit)
+    data = Data(source, **wanted)
     data.check()
     with errors_in_words(), only_output(as_json) as emit:
         data.check_source()
         from ..export import check_output, export_adapter
-        from ..progress import working
-        from ..report.markdown import export_card
-        from .trained import check_adapter, load_trained
 
         check_adapter(adapter)
         check_output(output)
@@ -105,11 +108,10 @@ def export(
         calibration, held_out, measured_on = _split(trained, data, eval_data)
         config = trained.model.peft_config["default"]
         if config.base_model_name_or_path != trained.base:
-            console.print(
+            print_as_is(
                 f"The adapter was trained on {config.base_model_name_or_path}; measured on, and "
                 f"exported for, {trained.base}.",
-                markup=False,
-                soft_wrap=True,
+                console,
             )
             config.base_model_name_or_path = trained.base
         with working(console) as doing:
@@ -123,17 +125,13 @@ def export(
                 rank=rank,
                 same_rank=same_rank,
                 max_kl=max_kl,
-                notes={"data": str(source), "seed": seed, "measured_on": measured_on},
+                notes={"data": str(source), "seed": data.seed, "measured_on": measured_on},
                 stage=doing,
                 card=lambda made: export_card(made, config.base_model_name_or_path),
             )
         if as_json:
             emit(json.dumps(found.to_dict(), indent=2))
     if not as_json:
-        from ..report.adapter_sentences import exported
-        from ..report.adapter_tables import losses_table
-        from ..report.terminal import print_lines, print_table
-
         print_table(losses_table(found), console)
         print_lines([*exported(found), *found.servers(), f"Saved to {output}"], console)
 

@@ -3,24 +3,26 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
+from rich.console import Console
 
-from ..report.plots import check_plot
-from .options import errors_in_words
-from .output import only_output
-from .paths import FilePath
-from .trained import Data, data_options, let_waiting_threads_yield
+from ..progress import working
+from ..report.adapter_sentences import facts, stands_out
+from ..report.adapter_tables import blocks_table, modules_table, routers_table, tasks_table
+from ..report.documents import inspection_document
+from ..report.plots import check_plot, save_inspection
+from ..report.terminal import print_as_is, print_lines, print_paragraph, print_table
+from .options import FilePath, errors_in_words, only_output
+from .trained import Data, data_options, let_waiting_threads_yield, load_trained
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
     from ..inspection import Inspection
-
-__all__ = ["inspect", "show"]
 
 
 @click.command()
@@ -43,14 +45,10 @@ __all__ = ["inspect", "show"]
 def inspect(
     adapter_dir: Path,
     source: Path | None,
-    samples: int,
-    seed: int,
-    base_model: str | None,
-    load_in_4bit: bool,
-    load_in_8bit: bool,
     per_module: bool,
     plot: Path | None,
     as_json: bool,
+    **wanted: Any,
 ) -> None:
     """Show what the experts of a trained adapter have learnt.
 
@@ -72,19 +70,17 @@ def inspect(
     let_waiting_threads_yield()
     data = None
     if source is not None:
-        data = Data(source, samples, seed, base_model, load_in_4bit, load_in_8bit)
+        data = Data(source, **wanted)
         data.check()
-    elif base_model or load_in_4bit or load_in_8bit:
+    elif any(wanted[name] for name in ("base_model", "load_in_4bit", "load_in_8bit")):
         raise click.UsageError("the base model is loaded for --data only: add it.")
     with errors_in_words(), only_output(as_json) as emit:
         if data is not None:
             data.check_source()
         if plot is not None:
             check_plot(plot)
-        from rich.console import Console
 
         from ..inspection import inspect_weights
-        from ..progress import working
 
         with working(Console(stderr=True)) as doing:
             found = inspect_weights(adapter_dir, doing("Reading experts"))
@@ -95,15 +91,8 @@ def inspect(
 
 def _watched(found: Inspection, adapter_dir: Path, data: Data) -> Inspection:
     """Add what the routers decide on data."""
-    from collections import Counter
-    from dataclasses import replace
-
-    from rich.console import Console
-
     from ..evaluation import router_usage
     from ..inspection import InspectedData
-    from ..progress import working
-    from .trained import load_trained
 
     trained = load_trained(adapter_dir, data)
     tasks = [sample.task for sample in trained.rows]
@@ -126,25 +115,7 @@ def show(
     as_json: bool,
     emit: Callable[[str], None] = click.echo,
 ) -> None:
-    """Print and draw an inspection as wished.
-
-    Args:
-        inspection: What was found.
-        adapter_dir: The adapter's directory, for headings.
-        per_module: Whether to print every module.
-        plot: File to draw to, None for none.
-        as_json: Whether to print JSON, and nothing else to stdout.
-        emit: Takes the JSON.
-
-    Raises:
-        OSError: If the file cannot be written.
-    """
-    from rich.console import Console
-
-    from ..report.adapter_tables import modules_table
-    from ..report.documents import inspection_document
-    from ..report.terminal import print_table
-
+    """Print and draw an inspection as asked; `emit` takes the JSON."""
     console = Console(stderr=as_json)
     title = f"Experts of {adapter_dir.resolve().name}"
     if as_json:
@@ -155,16 +126,11 @@ def show(
             console.print()
             print_table(modules_table(inspection), console)
     if plot is not None:
-        from ..report.plots import save_inspection
-
         save_inspection(inspection, plot, title)
-        console.print(f"\nDrawn in {plot}", highlight=False, markup=False, soft_wrap=True)
+        print_as_is(f"\nDrawn in {plot}", console)
 
 
 def _print(inspection: Inspection, title: str, console: Console) -> None:
-    from ..report.adapter_sentences import facts, stands_out
-    from ..report.adapter_tables import blocks_table, routers_table, tasks_table
-    from ..report.terminal import print_lines, print_paragraph, print_table
 
     print_table(blocks_table(inspection, title), console)
     for line in facts(inspection):

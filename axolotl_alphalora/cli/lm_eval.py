@@ -1,4 +1,9 @@
-"""``alphalora lm-eval``: Axolotl's `lm-eval`, with a harness that knows the adapter."""
+"""``alphalora lm-eval``: Axolotl's `lm-eval`, with a harness that knows the adapter.
+
+Axolotl starts `lm_eval` by its name and names the output directory as the model. It holds a
+`config.json` beside the adapter, so transformers would look for a whole model there: run as a
+program, this file names the base and the adapter apart and starts the harness.
+"""
 
 from __future__ import annotations
 
@@ -6,14 +11,15 @@ import os
 import shlex
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import click
 
+from ..files import ADAPTER_CONFIG, read_adapter_config
 from ..planning.keys import read_yaml
-from .options import errors_in_words
-from .paths import FilePath
+from .options import FilePath, errors_in_words
 
 
 @click.command("lm-eval", context_settings={"ignore_unknown_options": True})
@@ -34,7 +40,7 @@ def lm_eval(config: Path, options: tuple[str, ...]) -> None:
     except ImportError as error:
         raise click.ClickException(
             f"{error}. `alphalora lm-eval` needs Axolotl and the harness: "
-            "pip install 'axolotl-alphalora[axolotl]' lm_eval"
+            "pip install 'axolotl>=0.20,<0.22' lm_eval"
         ) from error
     with errors_in_words():
         keys = read_yaml(config)
@@ -44,8 +50,7 @@ def lm_eval(config: Path, options: tuple[str, ...]) -> None:
     with TemporaryDirectory() as folder:
         # The host starts `lm_eval` by its name.
         script = Path(folder) / "lm_eval"
-        module = "axolotl_alphalora.cli.lm_eval_process"
-        command = f'{shlex.quote(sys.executable)} -m {module} "$@" {shlex.join(options)}'
+        command = f'{shlex.quote(sys.executable)} -m {__name__} "$@" {shlex.join(options)}'
         script.write_text(f"#!/bin/sh\nexec {command}\n")
         script.chmod(0o755)
         os.environ["PATH"] = f"{folder}{os.pathsep}{path}"
@@ -57,3 +62,29 @@ def lm_eval(config: Path, options: tuple[str, ...]) -> None:
             ) from error
         finally:
             os.environ["PATH"] = path
+
+
+def with_base_model(arguments: Sequence[str]) -> list[str]:
+    """Replace ``pretrained=ADAPTER`` in lm_eval's arguments by the adapter's base and ``peft=``.
+
+    Args:
+        arguments: The command line after the program's name.
+    """
+    changed = list(arguments)
+    at = changed.index("--model_args") + 1
+    settings = dict(part.split("=", 1) for part in changed[at].split(","))
+    adapter = settings["pretrained"]
+    if (Path(adapter) / ADAPTER_CONFIG).is_file():
+        base = read_adapter_config(Path(adapter))["base_model_name_or_path"]
+        settings |= {"pretrained": base, "peft": adapter, "tokenizer": adapter}
+    changed[at] = ",".join(f"{key}={value}" for key, value in settings.items())
+    return changed
+
+
+if __name__ == "__main__":
+    from lm_eval.__main__ import cli_evaluate
+
+    from .. import adapter  # noqa: F401  the method, which the process must know
+
+    sys.argv[1:] = with_base_model(sys.argv[1:])
+    cli_evaluate()

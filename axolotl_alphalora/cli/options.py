@@ -1,20 +1,42 @@
-"""Options that `alphalora plan` and `alphalora analyze` share, checked before any measuring."""
+"""What the commands share: paths, options, errors in words, and a stdout that holds one thing."""
 
 from __future__ import annotations
 
+import os
+import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import click
 
+from ..files import expanded
 from ..planning.source import split_outside
 from ..report.plots import check_plot
-from .paths import FilePath
 
-__all__ = ["Wishes", "errors_in_words", "shared_options"]
+
+class FilePath(click.Path):
+    """A path, in which `~` is the home directory, as in a shell that did not read it."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**{"path_type": Path, **options})
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Expand `~`, then check as click does."""
+        return super().convert(expanded(value), param, ctx)
+
+
+class ModelName(click.ParamType):
+    """A directory, a file or a hub id, as text; `~` is the home directory."""
+
+    name = "model"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """Expand `~`."""
+        return expanded(value)
+
 
 _SAMPLES = 100
 
@@ -44,7 +66,7 @@ _OPTIONS = [
 
 
 @dataclass(frozen=True)
-class Wishes:
+class Display:
     """What is to be shown besides the table of blocks.
 
     Attributes:
@@ -71,17 +93,8 @@ class Wishes:
         plot: Path | None,
         spectra: bool,
         plots_compared: bool = False,
-    ) -> Wishes:
-        """Check that options go together.
-
-        Args:
-            compare: Specifications of --compare, each perhaps several, separated by commas.
-            per_module: Whether --per-module is given.
-            confidence: Whether --confidence is given.
-            samples: What --samples says.
-            plot: What --plot says.
-            spectra: Whether --spectra is given.
-            plots_compared: Whether a comparison can be drawn.
+    ) -> Display:
+        """Check that options go together; `plots_compared` is whether a comparison can be drawn.
 
         Raises:
             click.UsageError: If they do not, or the plot's suffix is unknown.
@@ -140,3 +153,58 @@ def _message(error: Exception) -> str:
         where = ".".join([*prefix, *(str(part) for part in item["loc"])])
         lines.append(f"`{where}`: {item['msg'].removeprefix('Value error, ')}")
     return "\n".join(lines)
+
+
+@contextmanager
+def only_output(wanted: bool = True) -> Iterator[Callable[[str], None]]:
+    """Send whatever else is printed to stderr, and only what is handed over to stdout.
+
+    Libraries, the host and processes that are started print as well. Axolotl prints its banner to
+    stdout before it hands over to any verb: where stdout is no terminal, a line on stderr then
+    says how to start the command without it.
+
+    Args:
+        wanted: Whether stdout is for a program; otherwise text is printed at once.
+
+    Yields:
+        Takes the text. It is written when the block ends, and not if that raises.
+    """
+    if not wanted:
+        yield click.echo
+        return
+    texts: list[str] = []
+    with _stdout_to_stderr():
+        yield texts.append
+    for text in texts:
+        click.echo(text)
+
+
+@contextmanager
+def _stdout_to_stderr() -> Iterator[None]:
+    _tell_of_banner()
+    try:
+        ours, theirs = sys.stdout.fileno(), sys.stderr.fileno()
+    except (OSError, ValueError):  # replaced by an object without a file
+        with redirect_stdout(sys.stderr):
+            yield
+        return
+    kept = os.dup(ours)
+    os.dup2(theirs, ours)
+    try:
+        sys.stdout.flush()
+        with redirect_stdout(sys.stderr):
+            yield
+    finally:
+        sys.stdout.flush()
+        os.dup2(kept, ours)
+        os.close(kept)
+
+
+def _tell_of_banner() -> None:
+    art = sys.modules.get("axolotl.cli.art")
+    if getattr(art, "HAS_PRINTED_LOGO", False) and not sys.stdout.isatty():
+        click.echo(
+            "Axolotl has printed its banner to stdout, before what follows there. Start the "
+            "command as `alphalora` instead of `axolotl alphalora` for a stdout without it.",
+            err=True,
+        )

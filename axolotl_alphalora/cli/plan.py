@@ -8,16 +8,25 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+from rich.console import Console
 
-from .options import Wishes, errors_in_words, shared_options
-from .output import only_output
-from .paths import FilePath, ModelName
+from ..files import write_whole
+from ..planning import Planner, base_model, compare_plans, read_source
+from ..planning.as_lora import lora_yaml
+from ..planning.source import AS_GIVEN
+from ..report.documents import plans_document
+from ..report.findings import Findings
+from ..report.plan_sentences import cautions
+from ..report.plan_tables import correlations_table, modules_table, plans_legend, plans_table
+from ..report.plots import save_comparison, save_plan
+from ..report.tables import WARNING
+from ..report.terminal import print_as_is, print_lines, print_plan, print_table
+from .options import Display, FilePath, ModelName, errors_in_words, only_output, shared_options
 
 if TYPE_CHECKING:
     from ..allocation import Plan
-    from ..planning import Compared, Measured, Planner, Source
+    from ..planning import Compared, Measured, Source
     from ..plugin.session import HostModel
-    from ..report.findings import Findings
     from ..spectral import Spectra
 
 _UNLIKE_AS_LORA = ("as_json", "per_module", "confidence", "plot", "compare")
@@ -72,63 +81,37 @@ def plan(
     if as_lora:
         _refuse_beside_as_lora({**wanted, "as_json": as_json})
     wanted["compare"] = (*wanted["compare"], *specs)
-    wishes = Wishes.read(**wanted, plots_compared=True)
-    from rich.console import Console
-
-    from ..planning import read_source
-
+    display = Display.read(**wanted, plots_compared=True)
     console = Console(stderr=as_json or as_lora)
     with errors_in_words(), only_output(as_json or as_lora) as emit:
         known = read_source(source, strategy)
         planner = _planner(known, console)
         if as_lora:
-            from ..planning.as_lora import lora_yaml
-
             text = lora_yaml(known, planner.settled(known)[0])
             if output is None:
                 emit(text.removesuffix("\n"))
             else:
-                _write(text, output, console)
+                output.parent.mkdir(parents=True, exist_ok=True)
+                write_whole(output, text)
+                print_as_is(f"Saved to {output}", console)
             return
-        if wishes.compare:
-            document, own = _show_comparison(known, strategy, wishes, planner, quiet=as_json)
+        if display.compare:
+            document, own = _show_comparison(known, strategy, display, planner, quiet=as_json)
             made, which = own.plan, f": the plan {own.label!r}"
         else:
-            document, made = _show_plan(known, wishes, planner, quiet=as_json)
+            document, made = _show_plan(known, display, planner, quiet=as_json)
             which = ""
         if output is not None:
             made.save(output)
         if as_json:
             emit(json.dumps(document, indent=2))
     if output is not None:
-        console.print(
-            f"\nSaved to {output}{which}\nIn the YAML: alphalora: {{plan: {output}}}",
-            highlight=False,
-            markup=False,
-            soft_wrap=True,
-        )
-
-
-def make_plan(source: str | Path, console: Any = None, samples: int = 0) -> Plan:
-    """Plan for an Axolotl YAML, or for a model with the defaults.
-
-    Args:
-        source: The YAML, or the model's directory, hub id or ``.gguf`` file.
-        console: A rich console for the progress bars; None shows none.
-        samples: Resamples for the intervals of the blocks' scores; 0 leaves them out.
-
-    Raises:
-        ValueError: If the configuration, the model's files or the budget do not fit.
-    """
-    from ..planning import read_source
-
-    known = read_source(source)
-    return _planner(known, console).settled(known, samples)[0]
+        saved = f"\nSaved to {output}{which}\nIn the YAML: alphalora: {{plan: {output}}}"
+        print_as_is(saved, console)
 
 
 def _planner(source: Source, console: Any) -> Planner:
     """What makes the plans; the host loads the model, once, where that takes a model and data."""
-    from ..planning import Planner
 
     @cache
     def host(path: Path) -> HostModel:
@@ -147,84 +130,35 @@ def _refuse_beside_as_lora(given: dict[str, Any]) -> None:
             raise click.UsageError(f"--as-lora prints a YAML and nothing else: leave out {option}.")
 
 
-def _write(text: str, output: Path, console: Any) -> None:
-    from ..files import write_whole
-
-    output.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(output, text)
-    console.print(f"Saved to {output}", highlight=False, markup=False, soft_wrap=True)
-
-
 def _show_plan(
-    source: Source, wishes: Wishes, planner: Planner, quiet: bool
+    source: Source, display: Display, planner: Planner, quiet: bool
 ) -> tuple[dict[str, Any], Plan]:
-    """Make a plan, print and draw it as wished.
-
-    Args:
-        source: What is planned.
-        wishes: What is to be shown.
-        planner: Makes the plan.
-        quiet: Whether to print no tables.
-
-    Returns:
-        The plan as JSON values, and itself.
-
-    Raises:
-        ValueError: If it cannot be made, or there are no spectra to draw.
-    """
-    from ..allocation import cautions
-    from ..report.findings import Findings
-    from ..report.plan_tables import modules_table
-    from ..report.terminal import print_lines, print_plan, print_table
-    from ..report.words import WARNING
-
-    if wishes.spectra and source.saved is None and source.request.needs != "quality":
+    """Make a plan, print and draw it as asked; returns it as JSON values, and itself."""
+    if display.spectra and source.saved is None and source.request.needs != "quality":
         raise ValueError(
             f"the strategy {source.request.strategy} goes by no spectra: leave out --spectra"
         )
-    plan, found = planner.settled(source, wishes.samples)
+    plan, found = planner.settled(source, display.samples)
     findings = Findings.of_plan(plan)
     console = planner.console
     if not quiet:
         print_plan(plan, console)
     print_lines((f"{WARNING}{line}" for line in (*source.notes, *cautions(plan))), console)
-    if wishes.per_module and not quiet:
+    if display.per_module and not quiet:
         console.print()
         print_table(modules_table(plan, findings), console)
-    if wishes.plot is not None:
-        from ..report.plots import save_plan
-
-        spectra = _spectra(source, plan, findings, found) if wishes.spectra else None
-        save_plan(plan, findings, wishes.plot, spectra)
-        _drawn(wishes.plot, console)
+    if display.plot is not None:
+        spectra = _spectra(source, plan, findings, found) if display.spectra else None
+        save_plan(plan, findings, display.plot, spectra)
+        print_as_is(f"\nDrawn in {display.plot}", console)
     return plan.to_dict(), plan
 
 
 def _show_comparison(
-    source: Source, strategy: str | None, wishes: Wishes, planner: Planner, quiet: bool
+    source: Source, strategy: str | None, display: Display, planner: Planner, quiet: bool
 ) -> tuple[dict[str, Any], Compared]:
-    """Make the plans of a comparison, print and draw them as wished.
-
-    Args:
-        source: What is planned.
-        strategy: The specification that replaced its allocation, if one did.
-        wishes: What is to be shown.
-        planner: Makes the plans.
-        quiet: Whether to print no tables.
-
-    Returns:
-        The comparison as JSON values, and the column of the source's own plan.
-
-    Raises:
-        ValueError: If a plan cannot be made.
-    """
-    from ..planning import compare_plans
-    from ..planning.source import AS_GIVEN
-    from ..report.comparison_tables import correlations_table, plans_legend, plans_table
-    from ..report.documents import plans_document
-    from ..report.terminal import print_lines, print_table
-
-    columns = compare_plans(source, wishes.compare, planner, strategy or AS_GIVEN)
+    """Make plans, print and draw them as asked; returns JSON values, and the source's own plan."""
+    columns = compare_plans(source, display.compare, planner, strategy or AS_GIVEN)
     document = plans_document(columns)
     if not quiet:
         print_table(plans_table(columns), planner.console)
@@ -232,17 +166,14 @@ def _show_comparison(
             planner.console.print()
             print_table(correlations_table(columns), planner.console)
         print_lines([plans_legend(columns)], planner.console)
-    if wishes.plot is not None:
-        from ..report.plots import save_comparison
-
-        save_comparison(columns, wishes.plot, document)
-        _drawn(wishes.plot, planner.console)
+    if display.plot is not None:
+        save_comparison(columns, display.plot, document)
+        print_as_is(f"\nDrawn in {display.plot}", planner.console)
     return document, next(column for column in columns if column.own)
 
 
 def _spectra(source: Source, plan: Plan, findings: Findings | None, found: Measured) -> Spectra:
     """Return the spectra that a plan rests on, which are kept for a saved one too."""
-    from ..planning import base_model
     from ..spectral import Measurement, measure
 
     if isinstance(found, Measurement):
@@ -251,7 +182,3 @@ def _spectra(source: Source, plan: Plan, findings: Findings | None, found: Measu
         raise ValueError("the plan records no spectra: leave out --spectra")
     base, shapes = base_model(source.request), plan.shapes
     return measure(base.weights(shapes), shapes, findings.settings, cache=base.cache).spectra
-
-
-def _drawn(path: Path, console: Any) -> None:
-    console.print(f"\nDrawn in {path}", highlight=False, markup=False, soft_wrap=True)

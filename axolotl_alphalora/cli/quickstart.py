@@ -5,9 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import click
+from rich.console import Console
 
 from ..quickstart.config import DEFAULT_STEPS
-from .paths import FilePath, ModelName
+from .options import FilePath, ModelName
 
 
 @click.command()
@@ -44,7 +45,6 @@ def quickstart(model: str | None, steps: int, directory: Path, json_path: Path |
     runs `axolotl train`, reloads the adapter with plain PEFT and shows what came of it. Stopped at
     any point, the same command continues.
     """
-    from rich.console import Console
 
     from ..quickstart.run import run_quickstart
 

@@ -1,20 +1,17 @@
-"""``alphalora strategies``: the ways to share out experts that are installed."""
+"""``alphalora strategies`` and ``config-schema``: what the `alphalora:` block may hold."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
+from rich.console import Console
 
-from .options import errors_in_words
-from .output import only_output
-
-if TYPE_CHECKING:
-    from rich.console import Console
-
-    from ..report.tables import Table
+from ..report.tables import WARNING, Column, Table
+from ..report.terminal import print_lines, print_paragraph, print_table
+from .options import errors_in_words, only_output
 
 _NEEDS = {
     "nothing": "nothing",
@@ -41,7 +38,6 @@ def strategies(name: str | None, as_json: bool) -> None:
     reference, shorthand: the option that NAME:VALUE sets, and options: name, default, description)
     and `problems`: what is wrong with installed packages.
     """
-    from rich.console import Console
 
     with errors_in_words(), only_output(as_json) as emit:
         found, problems = _collect(name)
@@ -53,8 +49,6 @@ def strategies(name: str | None, as_json: bool) -> None:
         if number:
             console.print()
         _print(row, console)
-    from ..report.terminal import print_lines
-    from ..report.words import WARNING
 
     print_lines((f"{WARNING}{problem}" for problem in problems), console)
 
@@ -98,7 +92,6 @@ def _described(name: str) -> dict[str, Any]:
 
 
 def _print(row: dict[str, Any], console: Console) -> None:
-    from ..report.terminal import print_paragraph, print_table
 
     origin = "" if row["built_in"] else f" (from {row['package']})"
     print_paragraph(f"{row['name']}{origin}", console, "bold")
@@ -116,7 +109,6 @@ def _print(row: dict[str, Any], console: Console) -> None:
 
 
 def _options(options: Sequence[dict[str, Any]]) -> Table:
-    from ..report.tables import Column, Table
 
     defaults = [option["default"] for option in options]
     texts = [value if isinstance(value, str) else json.dumps(value) for value in defaults]
@@ -133,3 +125,15 @@ def _options(options: Sequence[dict[str, Any]]) -> Table:
 
 def _sentence(text: str) -> str:
     return f"{text[:1].upper()}{text[1:]}{'' if text.endswith('.') else '.'}"
+
+
+@click.command("config-schema")
+def config_schema() -> None:
+    """Print the JSON schema of the `alphalora:` block.
+
+    `axolotl config-schema` prints the host's own options without those of plugins.
+    """
+    with only_output() as emit:
+        from ..planning.config import AlphaLoraConfigBlock
+
+        emit(json.dumps(AlphaLoraConfigBlock.model_json_schema(), indent=2))

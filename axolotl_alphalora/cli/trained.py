@@ -11,20 +11,11 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..planning.keys import YAML_SUFFIXES, read_yaml
-from .paths import ModelName
+from .options import ModelName
 
 if TYPE_CHECKING:
     from ..inspection import AdapterConfig
     from ..sensitivity import Sample
-
-__all__ = [
-    "Data",
-    "Trained",
-    "check_adapter",
-    "data_options",
-    "let_waiting_threads_yield",
-    "load_trained",
-]
 
 _ADVICE = "Give the rows as a JSON lines file instead: `--data rows.jsonl`."
 

@@ -271,7 +271,7 @@ def check_estimator(estimator: str, samples: int = 0) -> None:
     if find_spec("weightwatcher") is None:
         raise ImportError(
             "the estimator weightwatcher needs the package of that name: "
-            '`pip install "axolotl-alphalora[weightwatcher]"`'
+            "`pip install weightwatcher`"
         )
     if samples:
         raise ValueError(

@@ -15,13 +15,18 @@ from typing import TYPE_CHECKING, Any, Self
 
 from pydantic import BaseModel, Field, ModelWrapValidatorHandler, model_validator
 
-from axolotl_alphalora.planning import ADAPTER, AlphaLoraConfigBlock, plan_request
-from axolotl_alphalora.planning.keys import as_written, check_adapter, check_spelling
-from axolotl_alphalora.plugin import quantization, refusals
-from axolotl_alphalora.plugin.host import OUTPUT_DIR, running_verb
-from axolotl_alphalora.plugin.learning_rates import ratios
-from axolotl_alphalora.plugin.prequantised import check_checkpoint, checkpoint_quantization
-from axolotl_alphalora.plugin.verb import RUNS_ADAPTER, check_verb, trained_adapter
+from ..planning import ADAPTER, AlphaLoraConfigBlock, plan_request
+from ..planning.keys import as_written, check_adapter, check_spelling
+from . import quantization, refusals
+from .host import OUTPUT_DIR, running_verb
+from .quantised_base import check_checkpoint
+from .training import lr_ratios
+from .verbs import (
+    RUNS_ADAPTER,
+    check_verb,
+    trained_adapter,
+    warn_fresh_adapter,
+)
 
 FILLED_IN = ("lora_dropout",)
 """Keys of the host whose defaults in a validated configuration look like what the YAML holds."""
@@ -97,7 +102,7 @@ class AlphaLoraArgs(BaseModel):
             _check_planning(cfg, self.alphalora)
         _check_learning_rates(cfg)
         _check_adapter_to_run(cfg)
-        quantised = checkpoint_quantization(cfg)
+        quantised = quantization.checkpoint_quantization(cfg)
         if quantised is not None:
             check_checkpoint(cfg, quantised)
         self.overrides_of_model_kwargs = quantization.request(
@@ -110,7 +115,7 @@ def _check_base(base: str | None) -> None:
     """Refuse what is no base model: the host would load an adapter's base, and hide it inside."""
     if base is None or not Path(base).exists():
         return
-    from axolotl_alphalora.spectral import check_model_files
+    from ..spectral import check_model_files
 
     try:
         check_model_files(base)
@@ -139,8 +144,6 @@ def _with_trained_adapter(data: Mapping[str, Any], verb: str) -> Mapping[str, An
     found = trained_adapter(data.get("output_dir") or OUTPUT_DIR)
     if found is None:
         if verb == "inference":  # an evaluation warns later, beside its result
-            from axolotl_alphalora.plugin.fresh import warn_fresh_adapter
-
             warn_fresh_adapter("axolotl inference")
         return data
     get_logger(__name__).info(
@@ -187,14 +190,14 @@ def _check_lora_options(cfg: Mapping[str, Any]) -> None:
 def _check_adapter_to_run(cfg: Mapping[str, Any]) -> None:
     """Check an adapter before the verbs that load their data without asking a plugin first."""
     if running_verb() in RUNS_ADAPTER and cfg.get("lora_model_dir"):
-        from axolotl_alphalora.plugin.saved import read_saved
+        from .saved import read_saved
 
         read_saved("lora_model_dir", str(cfg["lora_model_dir"]))
 
 
 def _check_planning(cfg: Mapping[str, Any], block: AlphaLoraConfigBlock) -> None:
     """Check what a new plan needs of the rest of the configuration."""
-    from axolotl_alphalora.allocation.optimizers import state_bytes
+    from ..allocation.optimizers import state_bytes
 
     if cfg.get("lora_model_dir") or block.plan:
         return
@@ -202,7 +205,7 @@ def _check_planning(cfg: Mapping[str, Any], block: AlphaLoraConfigBlock) -> None
     if request.optimizer is not None:
         state_bytes(request.optimizer, (1, 1))
     if request.needs == "sensitivity":
-        from axolotl_alphalora.plugin.samples import check_data
+        from .samples import check_data
 
         check_data(cfg)
         key = _sharded_by(cfg)
@@ -227,7 +230,7 @@ def _sharded_by(cfg: Mapping[str, Any]) -> str | None:
 
 def _check_learning_rates(cfg: Mapping[str, Any]) -> None:
     """Refuse learning rates of our own where DeepSpeed makes the optimizer."""
-    factors = ratios(cfg.get("loraplus_lr_ratio"), cfg[ADAPTER]["router_lr_ratio"])
+    factors = lr_ratios(cfg.get("loraplus_lr_ratio"), cfg[ADAPTER]["router_lr_ratio"])
     if factors and "optimizer" in _deepspeed_settings(cfg):
         raise ValueError(
             "`loraplus_lr_ratio` and `alphalora.router_lr_ratio` do nothing where the DeepSpeed "

@@ -12,7 +12,7 @@ from torch import nn
 from ..adapter import AlphaLoraConfig
 from ..adapter.saved_lora import read_lora
 from ..adapter.warm_start import WarmStart
-from ..allocation import Plan, cautions
+from ..allocation import Plan
 from ..planning import (
     ADAPTER,
     ModelNeeded,
@@ -75,7 +75,7 @@ class Allocation:
     def settle_from_model(self, model: nn.Module, cfg: Any) -> None:
         """Plan from the loaded model, if the base's files could not tell."""
         if self.counts is None:
-            from .gradients import gradients
+            from .session import gradients
 
             measure = gradients(cfg, model)
             self._take(
@@ -128,6 +128,7 @@ class Allocation:
     def _take(self, plan: Plan) -> None:
         self.counts, self.ranks, self.plan = plan.counts, plan.rank_pattern, plan.to_dict()
         if is_first_process():
+            from ..report.plan_sentences import cautions
             from ..report.terminal import print_plan
 
             print_plan(plan)

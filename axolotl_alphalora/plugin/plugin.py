@@ -52,11 +52,11 @@ class AlphaLoraPlugin(BasePlugin):
         """Check that the base is what the YAML asked for, and ready it for training."""
         if cfg.adapter != ADAPTER:
             return
-        from .unquantised import warn_unquantised
+        from .quantised_base import assert_quantized, prepare, warn_unquantised
 
-        quantization.assert_quantized(model, cfg)
+        assert_quantized(model, cfg)
         warn_unquantised(model)
-        quantization.prepare(model, cfg)
+        prepare(model, cfg)
 
     def load_adapter(
         self, model: Any, cfg: Any, inference: bool = False, config_only: bool = False
@@ -79,10 +79,13 @@ class AlphaLoraPlugin(BasePlugin):
             return []
         from ..adapter import find_balancer
         from ..trainer import AlphaLoraCallback
-        from . import learning_rates
-        from .card import describe_in_cards
-        from .fresh import warn_when_evaluated
-        from .saving import save_whole
+        from .training import (
+            describe_in_cards,
+            lr_ratios,
+            save_whole,
+            scale_learning_rates,
+        )
+        from .verbs import warn_when_evaluated
 
         model: Any = trainer.model
         if find_balancer(model) is None:
@@ -91,9 +94,9 @@ class AlphaLoraPlugin(BasePlugin):
         save_whole(model)
         assert self._allocation is not None
         block = self._allocation.block
-        factors = learning_rates.ratios(cfg.loraplus_lr_ratio, block.router_lr_ratio)
+        factors = lr_ratios(cfg.loraplus_lr_ratio, block.router_lr_ratio)
         if factors:
-            learning_rates.apply_on_creation(trainer, factors)
+            scale_learning_rates(trainer, factors)
         if not cfg.lora_model_dir:
             warn_when_evaluated(trainer)
         callback = AlphaLoraCallback(block.log_blocks_every)
@@ -101,8 +104,8 @@ class AlphaLoraPlugin(BasePlugin):
         return [callback]
 
     def _settle(self, cfg: Any) -> None:
-        from .checkpoints import skip_unfinished
         from .loading import Allocation
+        from .saved import skip_unfinished
 
         skip_unfinished(cfg)
         # A reference model is loaded with the same configuration, and needs no second plan.

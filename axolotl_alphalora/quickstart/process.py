@@ -20,6 +20,8 @@ import click
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
+from ..report.terminal import print_as_is
+
 _BAR = re.compile(r"(\d+)/(\d+) \[")
 _LOSS = re.compile(r"'loss': '?([0-9.]+)")
 _TAIL_LINES = 40
@@ -40,11 +42,6 @@ class QuickstartError(click.ClickException):
     """A stage of the quickstart cannot go on; the message says what to do."""
 
 
-def say(console: Console, text: str, *, style: str | None = None) -> None:
-    """Print a line as it is: paths are neither wrapped, coloured nor read as markup."""
-    console.print(text, style=style, soft_wrap=True, highlight=False, markup=False)
-
-
 @contextmanager
 def locked(directory: Path, console: Console) -> Iterator[int]:
     """Keep a directory for one quickstart; another one waits here, and says so.
@@ -57,7 +54,7 @@ def locked(directory: Path, console: Console) -> Iterator[int]:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            say(console, f"Waiting for another quickstart to leave {directory} ...")
+            print_as_is(f"Waiting for another quickstart to leave {directory} ...", console)
             fcntl.flock(file, fcntl.LOCK_EX)
         yield file.fileno()
 

@@ -9,19 +9,25 @@ half-written is taken for whole. An interrupted training is continued by Axolotl
 from __future__ import annotations
 
 import json
+import os
+import platform
 import shutil
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from hashlib import sha256
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
 
 from .. import __version__
 from ..allocation import Plan
 from ..files import ADAPTER_WEIGHTS, cache_root, write_whole
+from ..report.terminal import print_as_is, print_plan
 from .config import (
     ADAPTER_DIRECTORY,
     CONFIG_FILE,
@@ -33,19 +39,26 @@ from .config import (
     write_config,
 )
 from .model import prepare_model
-from .process import QuickstartError, locked, run_python, say
-from .report import print_report, summary
+from .process import QuickstartError, locked, run_python
 from .rows import HELD_OUT_FILE, TRAIN_FILE, write_rows
 
 INTERRUPTED = 130
 _STATE_FILE = "state.json"
 _OUTPUT = "output"  # notes whose checkpoints are in the output directory
-_WEIGHTS_AND_SETTINGS = (".safetensors", ".bin", ".json")
+_DIGESTED = (".safetensors", ".bin", ".json")
 _NAMES = {"plan": "planning", "train": "training", "evaluate": "evaluating"}
 _EDITED = (
     " was edited and is kept as it is: it decides, not --model and --steps. "
     "Delete it to have it written anew."
 )
+_PACKAGES = ("axolotl-alphalora", "axolotl", "peft", "torch", "transformers")
+_EXAMPLE = {
+    "Instruction": "instruction",
+    "Input": "input",
+    "Base model": "before",
+    "With adapter": "after",
+    "Expected": "expected",
+}
 
 
 def run_quickstart(
@@ -80,7 +93,7 @@ def run_quickstart(
                 target.parent.mkdir(parents=True, exist_ok=True)
                 _write_json(target, found)
     except KeyboardInterrupt:
-        say(console, "\nInterrupted. Run the same command again to continue.")
+        print_as_is("\nInterrupted. Run the same command again to continue.", console)
         raise SystemExit(INTERRUPTED) from None
 
 
@@ -102,8 +115,6 @@ class Quickstart:
 
     def run(self, model: str | None, steps: int) -> dict[str, Any]:
         """Run all stages, skipping what is done, and return the summary."""
-        from ..report.terminal import print_plan
-
         with self._timed("1/5 model", "model"):
             base_model = prepare_model(self._source(model), self.console)
         with self._timed("2/5 data and YAML", "data"):
@@ -119,8 +130,17 @@ class Quickstart:
             self.train(config, made_from)
         with self._timed("5/5 evaluation: the adapter, reloaded with PEFT", "evaluate"):
             evaluation = self.evaluate(config)
-        print_report(config, evaluation, self.console)
-        return summary(config, plan, evaluation, self.seconds, self.skipped)
+        _print_results(config, evaluation, self.console)
+        return {
+            **_summary(config, plan),
+            **evaluation,
+            "seconds": {stage: round(value, 2) for stage, value in self.seconds.items()},
+            "skipped": self.skipped,
+            "versions": {
+                "python": platform.python_version(),
+                **{package: version(package) for package in _PACKAGES},
+            },
+        }
 
     def _source(self, model: str | None) -> str | None:
         if not is_edited(self.directory / CONFIG_FILE):
@@ -184,12 +204,7 @@ class Quickstart:
         return self.done.get(stage) == made_from and result.is_file()
 
     def _do(
-        self,
-        stage: str,
-        made_from: str,
-        command: list[Any],
-        config: RunConfig,
-        total: int | None = None,
+        self, stage: str, made_from: str, command: list[Any], config: RunConfig, **options: Any
     ) -> None:
         self._note(stage, None)
         run_python(
@@ -198,8 +213,8 @@ class Quickstart:
             self.console,
             name=_NAMES[stage],
             lock=self.lock,
-            total=total,
             offline=Path(config.base_model).is_dir(),
+            **options,
         )
         self._note(stage, made_from)
 
@@ -208,7 +223,7 @@ class Quickstart:
         self._say(note)
 
     def _say(self, text: object) -> None:
-        say(self.console, f"  {text}")
+        print_as_is(f"  {text}", self.console)
 
     def _note(self, key: str, made_from: str | None) -> None:
         self.done[key] = made_from
@@ -216,10 +231,65 @@ class Quickstart:
 
     @contextmanager
     def _timed(self, heading: str, stage: str) -> Iterator[None]:
-        say(self.console, f"\n{heading}", style="bold")
+        print_as_is(f"\n{heading}", self.console, "bold")
         start = time.monotonic()
         yield
         self.seconds[stage] = time.monotonic() - start
+
+
+def _print_results(config: RunConfig, evaluation: dict[str, Any], console: Console) -> None:
+    """Show losses, one answer, where the files are and what to do next."""
+    tokens, rows = evaluation["answer_tokens"], evaluation["rows"]
+    table = Table(title="Held-out loss per answer token", caption=f"{rows} rows, {tokens} tokens")
+    table.add_column("skill")
+    for heading in ("base model", "with adapter"):
+        table.add_column(heading, justify="right")
+    for task, loss in evaluation["held_out_loss_by_task"].items():
+        table.add_row(escape(task), f"{loss['before']:.3f}", f"{loss['after']:.3f}")
+    loss = evaluation["held_out_loss"]
+    table.add_section()
+    table.add_row("[bold]all", f"[bold]{loss['before']:.3f}", f"[bold]{loss['after']:.3f}")
+    console.print(table)
+    print_as_is("\nA held-out prompt", console)
+    for label, key in _EXAMPLE.items():
+        if text := " ".join(evaluation["example"][key].split()):
+            print_as_is(f"  {label + ':':<14}{text}", console)
+    path, adapter, directory = config.path, config.output_dir, config.path.parent
+    # `uv run` sets this; outside it its environment is not on the path.
+    run = "python -m uv run --extra quickstart " if "UV" in os.environ else ""
+    print_as_is(
+        f"""
+Files
+  {path}  the YAML, with a comment on every option
+  {adapter}  the adapter
+  {directory}  everything else: data, logs, results
+
+Next: talk to it, or edit the YAML (your model, your data) and run this again
+  {run}axolotl inference {path} --lora-model-dir {adapter} --launcher python
+  {run}axolotl alphalora quickstart --dir {directory}""",
+        console,
+    )
+
+
+def _summary(config: RunConfig, plan: Plan) -> dict[str, Any]:
+    """What was run, for machines."""
+    scores = {unit.name: unit.score for unit in plan.units}
+    return {
+        "model": config.base_model,
+        "config": str(config.path),
+        "config_edited": config.edited,
+        "adapter": str(config.output_dir),
+        "steps": config.max_steps,
+        "plan": {
+            "strategy": plan.strategy,
+            "total_experts": plan.total_experts,
+            "trainable_parameters": plan.trainable_parameters,
+            "blocks": [
+                {"name": block, "score": scores.get(block), "experts": number}
+                for block, number in plan.block_numbers.items()
+            ],
+        },
+    }
 
 
 def _write_json(path: Path, value: Any) -> None:
@@ -243,9 +313,7 @@ def _digest(*parts: str | Path) -> str:
         if isinstance(part, Path) and part.is_file():
             content = part.read_bytes()
         elif isinstance(part, Path) and part.is_dir():
-            files = sorted(
-                p for p in part.iterdir() if p.suffix in (".json", ".safetensors", ".bin")
-            )
+            files = sorted(path for path in part.iterdir() if path.suffix in _DIGESTED)
             stats = [(p.name, p.stat().st_size, p.stat().st_mtime_ns) for p in files]
             content = json.dumps(stats).encode()
         sha.update(sha256(content).digest())

@@ -1,6 +1,6 @@
 """What a trained adapter and its export come to, in sentences.
 
-Each function returns paragraphs; one that begins with :data:`~.words.WARNING` deserves attention.
+Each function returns paragraphs; one that begins with :data:`~.tables.WARNING` deserves attention.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 from statistics import fmean
 from typing import TYPE_CHECKING
 
-from .words import WARNING, listed, model_name, numeral, plural, spread
+from .tables import WARNING, listed, model_name, numeral, plural, spread
 
 if TYPE_CHECKING:
     from ..export import Exported

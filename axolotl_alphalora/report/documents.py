@@ -15,7 +15,7 @@ from .findings import Findings
 if TYPE_CHECKING:
     from ..adapter.usage import RouterUsage
     from ..inspection import Inspection, ModuleExperts
-    from .comparison_tables import Analysed
+    from .plan_tables import Analysed
 
 ANALYSIS = "axolotl-alphalora-analysis"
 INSPECTION = "axolotl-alphalora-inspection"
@@ -58,7 +58,7 @@ def analyses_document(analyses: Sequence[Analysed]) -> dict[str, Any]:
             {
                 "label": one.label,
                 "rank_correlation": one.correlation(analyses[0]),
-                "trust": one.trust,
+                "trust": one.document["trust"],
                 "analysis": dict(one.document),
             }
             for one in analyses

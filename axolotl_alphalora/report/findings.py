@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from ..allocation import Plan, expert_parameters
 from ..blocks import block_name, group_by_block
 from ..settings import QualitySettings
-from .words import numeral, spread
+from .tables import numeral, spread
 
 if TYPE_CHECKING:
     from ..settings import MatrixQuality

@@ -12,8 +12,7 @@ from .adapter_tables import losses_table
 from .findings import Findings, differs_within_blocks
 from .plan_sentences import explain_plan, summary
 from .plan_tables import plan_table
-from .tables import MARKDOWN, Cell, Column, Name, Table, names
-from .words import WARNING
+from .tables import MARKDOWN, WARNING, Cell, Column, Name, Table, names
 
 if TYPE_CHECKING:
     from ..adapter import AlphaLoraConfig
@@ -47,7 +46,7 @@ token to its {config.top_k} best. Rank of an expert: {config.r}; `lora_alpha`: \
 
 {_planned(config.plan, counts)}
 
-Load it with `pip install axolotl-alphalora`:
+Load it where axolotl-alphalora is installed:
 
 ```python
 import axolotl_alphalora  # makes PEFT know the method

@@ -1,13 +1,16 @@
-"""Plans and analyses as tables."""
+"""Plans and analyses as tables: of one, of its matrices, and of several beside each other."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from statistics import median
-from typing import TYPE_CHECKING
+from textwrap import wrap
+from typing import TYPE_CHECKING, Any
 
 from ..allocation import Plan, expert_parameters
 from ..blocks import block_name
+from ..planning import Compared, Stability, changed_blocks, moved_experts, rank_correlation
 from .findings import (
     BlockScores,
     Findings,
@@ -16,11 +19,25 @@ from .findings import (
     is_poor,
     module_shares,
 )
-from .tables import MARKDOWN, PAGE, TERMINAL, Bar, Column, Note, Table, names, over
-from .words import decimal, numeral, source_line
+from .plan_sentences import budget_words, left_over
+from .tables import (
+    MARKDOWN,
+    PAGE,
+    TERMINAL,
+    Bar,
+    Column,
+    Note,
+    Table,
+    decimal,
+    names,
+    numeral,
+    over,
+    source_line,
+)
 
 if TYPE_CHECKING:
     from ..settings import MatrixQuality
+
 
 _INTERVAL = "95 % range"
 _LEGEND = "rank: eigenvalues above round-off / all; ! marks a poor fit"
@@ -160,3 +177,153 @@ def _measured(modules: Sequence[str], matrices: Sequence[MatrixQuality]) -> list
             on=[TERMINAL, PAGE] if noted else [PAGE],
         ),
     ]
+
+
+_WIDEST_LABEL = 24
+_VARIED = {
+    "estimators": "stability: estimators",
+    "resamples": "stability: resamples",
+    "halves": "stability: halves",
+}
+ANALYSES_LEGEND = (
+    "Rank correlations are with the first column. Not noise: the share of the variance between the "
+    "blocks' alphas that is more than the fits' errors explain; a dash where only resampling "
+    "(--confidence, one column at a time) can tell."
+)
+
+
+@dataclass(frozen=True)
+class Analysed:
+    """One way of measuring: its heading, what came of it, and the same as JSON values."""
+
+    label: str
+    findings: Findings
+    document: Mapping[str, Any]
+
+    def correlation(self, other: Analysed) -> float | None:
+        """Return Spearman's rank correlation of the alphas; None where it is not defined."""
+        return rank_correlation(self.findings.scores, other.findings.scores)
+
+
+def analyses_table(analyses: Sequence[Analysed], caption: str) -> Table:
+    """Return the alpha of every block, a column for each way of measuring, differences below."""
+    first = analyses[0]
+    blocks = first.findings.scores
+    columns = [names("block", blocks)]
+    for one in analyses:
+        cells = [decimal(one.findings.scores[block]) for block in blocks]
+        correlation = "-" if one is first else decimal(one.correlation(first), 2)
+        trust = one.document["trust"]
+        sound = "-" if trust is None else f"{trust:.0%}"
+        columns.append(Column(_heading(one.label), cells, [correlation, sound]))
+    return Table(
+        columns,
+        title="Alpha of each block",
+        caption=caption,
+        footer=["rank correlation", "not noise"],
+        leads=2,
+    )
+
+
+def plans_table(plans: Sequence[Compared]) -> Table:
+    """Return the experts of every block, columns for each plan; below, how the plans differ."""
+    first = plans[0].plan
+    described = next((one.plan for one in plans if one.plan.weights["source"] != "none"), first)
+    # The strategies that bring their own numbers record no budget.
+    budgeted = next((one.plan for one in plans if one.plan.budget["kind"]), first)
+    varied = _varied(plans)
+    columns = [names("block", first.block_numbers)]
+    for one in plans:
+        columns += _columns(one, None if one is plans[0] else first, varied)
+    return Table(
+        columns,
+        title=f"Experts (n) per block; budget: {budget_words(budgeted)}",
+        caption=source_line(described.base_model, described.weights),
+        footer=[
+            "total experts",
+            "trainable",
+            "left over",
+            "rank correlation",
+            "blocks that differ",
+            "experts that move",
+            *(_VARIED[over] for over in varied),
+        ],
+        leads=2,
+    )
+
+
+def correlations_table(plans: Sequence[Compared]) -> Table:
+    """Return the rank correlation of each two of the plans."""
+    labels = [f"{number} {one.label}" for number, one in enumerate(plans, 1)]
+    columns = [names("plan", labels, ending=False)]
+    for number, one in enumerate(plans, 1):
+        pairs = [rank_correlation(other.plan.numbers, one.plan.numbers) for other in plans]
+        columns.append(Column(str(number), [decimal(pair, 2) for pair in pairs]))
+    return Table(columns, title="Rank correlation of the plans' numbers, over all matrices")
+
+
+def plans_legend(plans: Sequence[Compared]) -> str:
+    """Say what the rows below the blocks of compared plans are."""
+    said = (
+        "Differences are against the first column. A rank correlation is Spearman's, of the "
+        "numbers of all matrices; a dash where a plan gives every matrix the same."
+    )
+    varied = _varied(plans)
+    if not varied:
+        return said
+    counts = {one.over: one.plans for plan in plans for one in plan.stability or ()}
+    how = {
+        "estimators": "by other estimators",
+        "resamples": f"from {counts.get('resamples')} resamples of the spectra",
+        "halves": "from one half of the training samples against the other",
+    }
+    return (
+        f"{said} Stability is the mean rank correlation of a plan with those made "
+        f"{', '.join(how[over] for over in varied)}, and the mean share of experts that move."
+    )
+
+
+def _columns(compared: Compared, first: Plan | None, varied: Sequence[str]) -> list[Column]:
+    """A column of scores and numbers for a terminal; one of each for a page, which has room."""
+    plan, label = compared.plan, compared.label
+    scores = BlockScores.of(plan, Findings.of_plan(plan))
+    texts = {block: scores.text(block) for block in plan.block_numbers}
+    numbers = {block: numeral(number) for block, number in plan.block_numbers.items()}
+    width = max(3, *map(len, numbers.values()))
+    head, cells = "n", list(numbers.values())
+    apart = []
+    if scores.values:
+        head = f"{scores.name} {head:>{width}}"
+        cells = [f"{text} {numbers[block]:>{width}}" for block, text in texts.items()]
+        apart = [Column(f"{label}: score", list(texts.values()), on=[PAGE])]
+    below = [numeral(plan.total_experts), f"{plan.trainable_parameters:,}", left_over(plan)]
+    below += ["-"] * 3
+    if first is not None:
+        below[3:] = [
+            decimal(rank_correlation(first.numbers, plan.numbers), 2),
+            str(changed_blocks(plan, first)),
+            numeral(moved_experts(plan.numbers, first.numbers)),
+        ]
+    known = {one.over: one for one in compared.stability or ()}
+    below += ["fixed" if compared.stability == () else _stable(known.get(over)) for over in varied]
+    return [
+        Column(f"{_heading(label)}\n{head}", cells, below, on=[TERMINAL]),
+        *apart,
+        Column(label, list(block_experts(plan).values()), on=[PAGE]),
+    ]
+
+
+def _heading(label: str) -> str:
+    """Return a label, broken after each ``+`` and, where it is long, anywhere."""
+    parts = label.replace("+", "+\n").splitlines()
+    return "\n".join(line for part in parts for line in wrap(part, _WIDEST_LABEL))
+
+
+def _varied(plans: Sequence[Compared]) -> list[str]:
+    """What was varied for any of the plans."""
+    known = {one.over for plan in plans for one in plan.stability or ()}
+    return [over for over in _VARIED if over in known]
+
+
+def _stable(known: Stability | None) -> str:
+    return "-" if known is None else f"{decimal(known.rank_correlation, 2)} {known.moved:>4.0%}"

@@ -7,12 +7,30 @@ the other files hold the figure alone. matplotlib is optional, and imported when
 from __future__ import annotations
 
 import io
+import json
+import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from html import escape
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..files import write_whole
+from .adapter_sentences import facts, stands_out
+from .adapter_tables import (
+    blocks_table,
+    experts_table,
+    modules_table,
+    routers_table,
+    tasks_table,
+    terms_table,
+)
+from .documents import inspection_document
+from .findings import BlockScores, Findings
+from .plan_sentences import explain, explain_plan, summary
+from .plan_tables import analysis_table, matrices_table, plan_table, plans_table
+from .tables import PAGE, Bar, Cell, Table
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -21,8 +39,6 @@ if TYPE_CHECKING:
     from ..inspection import Inspection
     from ..planning import Compared
     from ..spectral import Spectra
-    from .findings import Findings
-    from .page import Page
 
 SUFFIXES = (".png", ".svg", ".pdf", ".html")
 """Kinds of files that can be drawn to."""
@@ -41,8 +57,8 @@ def check_plot(path: Path) -> None:
         raise ValueError(f"cannot draw {path}: its name must end in one of {', '.join(SUFFIXES)}")
     if find_spec("matplotlib") is None:
         raise ImportError(
-            'drawing needs matplotlib: `pip install "axolotl-alphalora[plot]"` or '
-            "`pip install matplotlib`"
+            "drawing needs matplotlib: `pip install matplotlib`, or `pip install '.[plot]'` in a "
+            "checkout of axolotl-alphalora"
         )
 
 
@@ -64,10 +80,6 @@ def save_plan(
     """
     check_plot(path)
     from .figures import Picture, draw
-    from .findings import BlockScores
-    from .page import Page, Part
-    from .plan_sentences import explain_plan, summary
-    from .plan_tables import matrices_table, plan_table
 
     scores = BlockScores.of(plan, findings)
     matrices = findings.matrices if findings else ()
@@ -106,9 +118,6 @@ def save_analysis(
     """
     check_plot(path)
     from .figures import Picture, draw
-    from .page import Page, Part
-    from .plan_sentences import explain
-    from .plan_tables import analysis_table, matrices_table
 
     picture = Picture(
         title=f"Layer quality: {Path(model).name}",
@@ -134,9 +143,7 @@ def save_comparison(plans: Sequence[Compared], path: Path, document: Mapping[str
         document: The comparison as JSON values, for the page.
     """
     check_plot(path)
-    from .comparison_tables import plans_table
     from .figures import draw_comparison
-    from .page import Page, Part
 
     first = plans[0].plan
     title = f"Plans for {Path(first.base_model).name}"
@@ -154,18 +161,7 @@ def save_inspection(inspection: Inspection, path: Path, title: str) -> None:
         title: Heading.
     """
     check_plot(path)
-    from .adapter_sentences import facts, stands_out
-    from .adapter_tables import (
-        blocks_table,
-        experts_table,
-        modules_table,
-        routers_table,
-        tasks_table,
-        terms_table,
-    )
-    from .documents import inspection_document
     from .heatmaps import draw_inspection
-    from .page import Page, Part
 
     parts = [Part("Blocks", blocks_table(inspection, title))]
     if inspection.routing is not None:
@@ -209,3 +205,76 @@ def _render(figure: Figure, kind: str) -> bytes:
     with rc_context({"svg.hashsalt": "alphalora"}):
         figure.savefig(buffer, format=kind, dpi=_DPI, metadata=dates.get(kind))
     return buffer.getvalue()
+
+
+_TEMPLATE = "page.html"
+
+
+@dataclass(frozen=True)
+class Part:
+    """A table of a page.
+
+    Attributes:
+        heading: What stands above it.
+        table: The table; its own title and caption are for other media.
+        folded: Whether it is opened with a click.
+    """
+
+    heading: str
+    table: Table
+    folded: bool = False
+
+
+@dataclass(frozen=True)
+class Page:
+    """What stands on a page beside its figure.
+
+    Attributes:
+        title: Heading.
+        notes: Sentences.
+        parts: Tables.
+        document: The numbers as JSON values.
+    """
+
+    title: str
+    notes: Sequence[str]
+    parts: Sequence[Part]
+    document: Mapping[str, Any]
+
+    def html(self, svg: str) -> str:
+        """Return the page.
+
+        Args:
+            svg: The figure as an SVG file.
+        """
+        from jinja2 import Environment, PackageLoader, StrictUndefined
+
+        template = Environment(
+            loader=PackageLoader(__package__, "."),
+            autoescape=True,
+            trim_blocks=True,
+            lstrip_blocks=True,
+            undefined=StrictUndefined,
+        ).get_template(_TEMPLATE)
+        # "<" ends the script for an HTML parser, whatever JSON says.
+        numbers = json.dumps(self.document, allow_nan=False).replace("<", "\\u003c")
+        return template.render(
+            title=self.title,
+            svg=_inline(svg, self.title),
+            notes=self.notes,
+            parts=[(part.heading, part.table.on(PAGE), part.folded) for part in self.parts],
+            text=_text,
+            numbers=numbers,
+        )
+
+
+def _text(cell: Cell) -> str:
+    assert not isinstance(cell, Bar), "bars are for a terminal: a page has its figure"
+    return cell if isinstance(cell, str) else cell.text
+
+
+def _inline(svg: str, title: str) -> str:
+    """Return an SVG element without its file's prologue and metadata, which hold addresses."""
+    element = svg[svg.index("<svg") :]
+    element = element.replace("<svg", f'<svg role="img" aria-label="{escape(title)}"', 1)
+    return re.sub(r"<metadata>.*?</metadata>", "", element, flags=re.DOTALL)

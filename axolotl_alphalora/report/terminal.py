@@ -20,8 +20,7 @@ from ..blocks import group_by_block, kind_of
 from .findings import Findings
 from .plan_sentences import explain_plan, summary
 from .plan_tables import plan_table
-from .tables import TERMINAL, Bar, Cell, Column, Name, Note, Table
-from .words import WARNING
+from .tables import TERMINAL, WARNING, Bar, Cell, Column, Name, Note, Table
 
 _LEAST_NAME = 8
 _BAR = 20
@@ -83,7 +82,12 @@ def print_paragraph(
         break_long_words=False,
         break_on_hyphens=False,
     )
-    console.print(wrapped, style=style, highlight=False, markup=False, soft_wrap=True)
+    print_as_is(wrapped, console, style)
+
+
+def print_as_is(text: str, console: Console, style: str | None = None) -> None:
+    """Print a line that is neither wrapped, coloured nor read as markup: it may hold paths."""
+    console.print(text, style=style, highlight=False, markup=False, soft_wrap=True)
 
 
 class _ShortName:

@@ -9,7 +9,7 @@ import click
 import pytest
 from click.testing import CliRunner
 
-from axolotl_alphalora.cli.output import only_output
+from axolotl_alphalora.cli.options import only_output
 
 BANNER = "the host's banner"
 
@@ -18,7 +18,7 @@ def program(body, *options):
     """Run a program whose stdout is a pipe, as a script's would be."""
     code = (
         "import os, sys, subprocess\n"
-        "from axolotl_alphalora.cli.output import only_output\n"
+        "from axolotl_alphalora.cli.options import only_output\n"
         f"print({BANNER!r})\n{body}"
     )
     environment = {key: value for key, value in os.environ.items() if key != "PYTHONUNBUFFERED"}

@@ -10,7 +10,7 @@ import pytest
 
 import generate
 from axolotl_alphalora.adapter import AlphaLoraLayer
-from axolotl_alphalora.cli.plan import make_plan
+from axolotl_alphalora.planning import Planner, read_source
 from plugin.conftest import save_tiny_model
 
 BLOCK = re.compile(r"^```python\n(.*?)^```", re.S | re.M)
@@ -46,7 +46,8 @@ def test_the_readme_trains_saves_and_loads(tmp_path, monkeypatch):
     load, train = (text for name, text in SNIPPETS.items() if name.startswith("README.md"))
     monkeypatch.chdir(tmp_path)
     save_tiny_model(tmp_path / "model")
-    make_plan(tmp_path / "model").save(tmp_path / "plan.json")
+    plan, _ = Planner().settled(read_source(tmp_path / "model"))
+    plan.save(tmp_path / "plan.json")
     rows = [{"prompt": f"say {word}", "completion": word * 2} for word in "abcd"]
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from axolotl_alphalora.cli.options import Wishes
+from axolotl_alphalora.cli.options import Display
 from axolotl_alphalora.planning.source import changed_allocation, quality_options, read_spec
 
 
@@ -92,4 +92,4 @@ NESTED = r"counts+experts={'.*layers.\d+.(mlp|self_attn).[qkv]_proj': 2, '.*': 6
 )
 def test_commas_separate_specs_unless_in_brackets_or_quotes(given, specs):
     nothing = dict(per_module=False, confidence=False, samples=None, plot=None, spectra=False)
-    assert Wishes.read(given, **nothing).compare == specs
+    assert Display.read(given, **nothing).compare == specs

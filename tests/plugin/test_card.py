@@ -8,7 +8,7 @@ from transformers import Trainer, TrainingArguments
 from allocating import model as shapes
 from allocating import plan, with_alphas
 from axolotl_alphalora.adapter import AlphaLoraConfig
-from axolotl_alphalora.plugin.card import add_section, describe_in_cards
+from axolotl_alphalora.plugin.training import add_section, describe_in_cards
 from balancing import adapted
 
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from transformers.optimization import Adafactor
 
-from axolotl_alphalora.plugin.learning_rates import ratios, split_groups
+from axolotl_alphalora.plugin.training import lr_ratios, split_groups
 from balancing import adapted
 
 
@@ -13,9 +13,9 @@ def trainable(model):
 
 
 def test_kinds_without_a_ratio_of_their_own_are_not_split():
-    assert ratios(None, 1.0) == {}
-    assert ratios(16.0, 1.0) == {"alphalora_B": 16.0}
-    assert ratios(None, 0.1) == {"alphalora_router": 0.1}
+    assert lr_ratios(None, 1.0) == {}
+    assert lr_ratios(16.0, 1.0) == {"alphalora_B": 16.0}
+    assert lr_ratios(None, 0.1) == {"alphalora_router": 0.1}
 
 
 def test_every_parameter_stays_in_a_group_with_the_settings_of_its_old_one(tiny_llama):

@@ -26,7 +26,7 @@ from axolotl_alphalora.cli import alphalora
 from axolotl_alphalora.planning import AlphaLoraConfigBlock
 from axolotl_alphalora.planning.keys import KEYS, PLUGIN, REFUSED_KEYS, check_spelling
 from axolotl_alphalora.plugin import loading
-from axolotl_alphalora.plugin.refusals import HONOURED
+from axolotl_alphalora.plugin.options import HONOURED
 from conftest import tiny_llama_config
 from settings import base_yaml, validate
 

@@ -4,7 +4,7 @@ from datasets import Dataset
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from axolotl_alphalora.plugin.prepared import contained, row_key
+from axolotl_alphalora.plugin.data import contained, row_key
 
 
 @settings(deadline=None)

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, TorchAoConfig
 
 import axolotl_alphalora.adapter  # noqa: F401
-from axolotl_alphalora.plugin import prequantised
+from axolotl_alphalora.plugin import quantised_base, quantization
 
 KINDS = {4: "Linear4bit", 8: "Linear8bitLt"}
 # What the host gives a QLoRA: see its loaders/model.py.
@@ -159,12 +159,12 @@ def checkpoint_of(host, folder, method):
 )
 def test_a_missing_package_is_named_before_the_model_is_loaded(host, tmp_path, monkeypatch, method):
     base = checkpoint_of(host, tmp_path, method)
-    monkeypatch.setattr(prequantised, "find_spec", lambda name: None)
+    monkeypatch.setattr(quantised_base, "find_spec", lambda name: None)
     cfg = {"base_model": str(base)}
-    found = prequantised.checkpoint_quantization(cfg)
+    found = quantization.checkpoint_quantization(cfg)
     package = {"hqq": "hqq"}.get(method, "gptqmodel")
     with pytest.raises(ValueError, match=f"quantised with {method}.*`pip install {package}`"):
-        prequantised.check_checkpoint(cfg, found)
+        quantised_base.check_checkpoint(cfg, found)
 
 
 @pytest.mark.refused("Quantised bases", "other methods (compressed-tensors, fp8, mxfp4, ...)")
@@ -216,9 +216,9 @@ NF4_CHECKPOINT = {"quant_method": "bitsandbytes", "load_in_4bit": True}
 )
 def test_a_quantised_checkpoint_that_fsdp_cannot_shard_is_refused(found, asked, words):
     cfg = {"base_model": "./nf4", **asked}
-    prequantised.check_checkpoint(cfg, found)
+    quantised_base.check_checkpoint(cfg, found)
     with pytest.raises(ValueError, match=words) as error:
-        prequantised.check_checkpoint(cfg | {"fsdp_config": {"fsdp_version": 2}}, found)
+        quantised_base.check_checkpoint(cfg | {"fsdp_config": {"fsdp_version": 2}}, found)
     assert "`base_model: ./nf4`" in str(error.value)
 
 
@@ -227,7 +227,7 @@ def test_a_quantised_checkpoint_that_fsdp_cannot_shard_is_refused(found, asked, 
 )
 def test_a_quantised_checkpoint_whose_packing_fits_is_accepted_under_fsdp(storage, bf16):
     cfg = {"base_model": "./nf4", "load_in_4bit": True, "bf16": bf16, "fsdp_config": {"a": 1}}
-    prequantised.check_checkpoint(cfg, NF4_CHECKPOINT | {"bnb_4bit_quant_storage": storage})
+    quantised_base.check_checkpoint(cfg, NF4_CHECKPOINT | {"bnb_4bit_quant_storage": storage})
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ from transformers import BitsAndBytesConfig
 
 import settings
 from axolotl_alphalora import AlphaLoraPlugin
-from axolotl_alphalora.plugin import quantization
+from axolotl_alphalora.plugin import quantised_base, quantization
 
 PATCHES = ["apply_init_sharded_param_patch", "apply_init_unsharded_param_patch"]
 BITS = {"load_in_4bit": Linear4bit, "load_in_8bit": Linear8bitLt}
@@ -274,7 +274,7 @@ def test_bnb_config_kwargs_reach_the_layers(checkpoint, tokenizer):
 def test_a_full_precision_model_is_caught_when_4bit_was_asked_for(checkpoint, tiny_llama):
     cfg = config(checkpoint, load_in_4bit=True)
     with pytest.raises(RuntimeError, match="load_in_4bit: true.*0 Linear4bit.*layers.0.self_attn"):
-        quantization.assert_quantized(tiny_llama, cfg)
+        quantised_base.assert_quantized(tiny_llama, cfg)
 
 
 def test_a_single_unconverted_layer_is_caught(checkpoint, tokenizer):
@@ -282,20 +282,20 @@ def test_a_single_unconverted_layer_is_caught(checkpoint, tokenizer):
     model = load(cfg, tokenizer)
     model.model.layers[1].mlp.up_proj = nn.Linear(64, 96, bias=False)
     with pytest.raises(RuntimeError, match="1 full-precision .*`model.layers.1.mlp.up_proj` first"):
-        quantization.assert_quantized(model, cfg)
+        quantised_base.assert_quantized(model, cfg)
 
 
 @pytest.mark.parametrize(("flag", "other"), [tuple(BITS), tuple(BITS)[::-1]])
 def test_the_other_precision_is_caught(flag, other, checkpoint, tokenizer):
     model = load(config(checkpoint, **{flag: True}), tokenizer)
     with pytest.raises(RuntimeError, match=f"{other}: true.*{BITS[flag].__name__}"):
-        quantization.assert_quantized(model, config(checkpoint, **{other: True}))
+        quantised_base.assert_quantized(model, config(checkpoint, **{other: True}))
 
 
 def test_a_quantised_model_is_caught_when_none_was_asked_for(checkpoint, tokenizer):
     model = load(config(checkpoint, load_in_4bit=True), tokenizer)
     with pytest.raises(RuntimeError, match="neither load_in_4bit nor load_in_8bit.*q_proj"):
-        quantization.assert_quantized(model, config(checkpoint))
+        quantised_base.assert_quantized(model, config(checkpoint))
 
 
 def test_other_settings_than_asked_for_are_caught(checkpoint, tokenizer):
@@ -303,7 +303,7 @@ def test_other_settings_than_asked_for_are_caught(checkpoint, tokenizer):
     model = load(cfg, tokenizer)
     cfg.bnb_config_kwargs = {"bnb_4bit_use_double_quant": False}
     with pytest.raises(RuntimeError, match="bnb_4bit_use_double_quant=True for False"):
-        quantization.assert_quantized(model, cfg)
+        quantised_base.assert_quantized(model, cfg)
 
 
 def test_a_quantised_checkpoint_needs_no_option(checkpoint, tokenizer, tmp_path):
@@ -365,5 +365,5 @@ def test_dtypes_after_loading_are_those_of_qlora(checkpoint, tokenizer):
 def test_under_fsdp_the_preparation_is_left_out(checkpoint, tiny_llama):
     cfg = config(checkpoint)
     cfg.load_in_4bit, cfg.fsdp_config = True, {"reshard_after_forward": True}
-    quantization.prepare(tiny_llama.to(torch.bfloat16), cfg)
+    quantised_base.prepare(tiny_llama.to(torch.bfloat16), cfg)
     assert tiny_llama.model.norm.weight.dtype == torch.bfloat16

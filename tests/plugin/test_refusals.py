@@ -14,7 +14,8 @@ from pydantic import ValidationError
 import settings
 from axolotl_alphalora.planning.keys import KEYS, REFUSED_KEYS, check_spelling
 from axolotl_alphalora.plugin import refusals
-from axolotl_alphalora.plugin.refusals import HONOURED, REFUSED
+from axolotl_alphalora.plugin.options import HONOURED
+from axolotl_alphalora.plugin.refusals import REFUSED
 from settings import GPU
 
 KERNELS = ("lora_mlp_kernel", "lora_qkv_kernel", "lora_o_kernel", "lora_embedding_kernel")

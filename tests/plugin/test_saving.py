@@ -3,7 +3,7 @@
 import pytest
 from peft import PeftModel
 
-from axolotl_alphalora.plugin.saving import save_whole
+from axolotl_alphalora.plugin.training import save_whole
 from balancing import adapted
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"

@@ -1,6 +1,6 @@
 """What the entries of `datasets:` are called; `test_samples.py` tests which rows they own."""
 
-from axolotl_alphalora.plugin.tasks import entry_names
+from axolotl_alphalora.plugin.data import entry_names
 
 
 def test_names_of_entries_are_short_and_different(tmp_path):

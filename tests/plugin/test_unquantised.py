@@ -15,7 +15,7 @@ from transformers import (
 )
 
 import settings
-from axolotl_alphalora.plugin.unquantised import describe_unquantised
+from axolotl_alphalora.plugin.quantised_base import describe_unquantised
 
 SHAPE = {
     "vocab_size": 64,

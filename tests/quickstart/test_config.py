@@ -94,8 +94,8 @@ def test_text_after_the_seal_is_an_edit(tmp_path):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("a: [", "not readable as YAML"),
-        ("- a", "not a mapping"),
+        ("a: [", "is not YAML"),
+        ("- a", "is no Axolotl configuration"),
         ("output_dir: x", "no `base_model`"),
         ("base_model: x\noutput_dir: y\nmax_steps: many", "`max_steps: many` is not a number"),
     ],

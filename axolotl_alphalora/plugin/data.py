@@ -1,10 +1,10 @@
-"""The raw rows of the run's `datasets:`, the task of each row, and how the host tokenises some."""
+"""The run's data: its raw rows, their tasks, how the host tokenises some, and what it prepared."""
 
 from __future__ import annotations
 
 import logging
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +14,7 @@ import numpy as np
 
 if TYPE_CHECKING:
     from datasets import Dataset
+
 
 COLUMN = "task"
 
@@ -196,8 +197,12 @@ def tokenize(
     """
     from datasets import Dataset, DatasetInfo
 
-    from .host import DictDefault, get_dataset_wrapper, handle_long_seq_in_dataset
-    from .host import parse_dataset_type as _parse_dataset_type
+    from .host import (
+        DictDefault,
+        get_dataset_wrapper,
+        handle_long_seq_in_dataset,
+        parse_dataset_type,
+    )
 
     # A handful of rows is worth no worker processes; in memory it leaves no files in the cache.
     alone = DictDefault({**cfg, "dataset_num_proc": None})
@@ -205,7 +210,7 @@ def tokenize(
         entry.rows.select(indices).with_format("arrow")[:],
         info=DatasetInfo(features=entry.rows.features),
     )
-    base_type, style = _parse_dataset_type(entry.config.type)
+    base_type, style = parse_dataset_type(entry.config.type)
     with _quiet():
         dataset, _ = get_dataset_wrapper(
             dataset_config=DictDefault(entry.config),
@@ -240,3 +245,108 @@ def _quiet() -> Iterator[None]:
         logger.setLevel(level)
         if not hidden:
             enable_progress_bars()
+
+
+_BATCH = 10_000
+
+
+def load_tokenizer(cfg: Any) -> Any:
+    """Load the run's tokenizer, from a single process of a launch if need be.
+
+    With `added_tokens_overrides` the host's loader writes a changed tokenizer into `output_dir`
+    and then waits for every rank. In a launch of several processes the host has written it before
+    it loads the model, so it is read from there and no rank is waited for.
+
+    Args:
+        cfg: The host's validated configuration.
+
+    Returns:
+        The tokenizer that the host's datasets are tokenised with.
+    """
+    from .host import DictDefault, is_distributed
+    from .host import load_tokenizer as load
+
+    if cfg.added_tokens_overrides and is_distributed():
+        written = str(Path(cfg.output_dir) / "tokenizer")
+        changes = {"added_tokens_overrides": None, "tokenizer_config": written}
+        return load(DictDefault({**cfg, **changes}))
+    return load(cfg)
+
+
+def load_splits(cfg: Any, tokenizer: Any) -> tuple[Dataset, Dataset | None]:
+    """Load the run's training rows, and its validation rows (`val_set_size`, `test_datasets`).
+
+    Inside a run the host has prepared its datasets already, and this maps its cache on disk into
+    memory. Before a run it is the preparation itself, which tokenises everything once and leaves
+    it for the run; which rows end up in the validation split cannot be known for less. With
+    `dataset_exact_deduplication` the host also looks for duplicates anew at every load.
+
+    Only the host's file lock is taken, which a process holds while it loads and without waiting
+    for another, so one rank alone may call this.
+
+    Args:
+        cfg: The host's validated configuration.
+        tokenizer: The run's tokenizer.
+
+    Returns:
+        The training and the validation dataset; None where the run has none.
+    """
+    from .host import FileLockLoader, load_and_prepare_datasets
+
+    def splits() -> tuple[Dataset, Dataset | None]:
+        train, validation, _ = load_and_prepare_datasets(tokenizer, cfg)
+        if cfg.test_datasets:
+            _, validation, _ = load_and_prepare_datasets(tokenizer, cfg, split="test")
+        return train, validation
+
+    loader = FileLockLoader(cfg)
+    try:
+        return loader.load(splits)
+    finally:
+        loader.cleanup()
+
+
+def row_key(input_ids: Sequence[int], labels: Sequence[int]) -> bytes:
+    """Return what two rows have in common if, and only if, tokens and labels are the same.
+
+    Args:
+        input_ids: T token ids.
+        labels: T labels.
+
+    Returns:
+        16 * T bytes.
+    """
+    return np.asarray([input_ids, labels], dtype=np.int64).tobytes()
+
+
+def contained(dataset: Dataset, keys: Collection[bytes]) -> set[bytes]:
+    """Find which rows a prepared dataset holds, in one pass.
+
+    Only rows as long as one that is looked for are read, so in a dataset of unequal lengths the
+    pass costs little more than reading the lengths.
+
+    Args:
+        dataset: A dataset with `input_ids` and `labels`.
+        keys: Rows to look for, by `row_key`.
+
+    Returns:
+        Those of the keys that are the key of a row.
+    """
+    import pyarrow.compute as pc
+
+    wanted = list({len(key) // 16 for key in keys})
+    found: set[bytes] = set()
+    columns = dataset.select_columns(["input_ids", "labels"]).with_format("arrow")
+    for table in columns.iter(batch_size=_BATCH):
+        for batch in table.to_batches():
+            ids, labels = batch.column("input_ids"), batch.column("labels")
+            lengths = pc.list_value_length(ids).to_numpy(zero_copy_only=False)
+            ends = np.cumsum(lengths)
+            values = [column.flatten().to_numpy(zero_copy_only=False) for column in (ids, labels)]
+            for row in np.flatnonzero(np.isin(lengths, wanted)):
+                span = slice(ends[row] - lengths[row], ends[row])
+                found.add(row_key(values[0][span], values[1][span]))
+        found.intersection_update(keys)
+        if len(found) == len(keys):
+            break
+    return found

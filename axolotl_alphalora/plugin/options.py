@@ -1,10 +1,36 @@
-"""A row of the table of refused options, and the conditions under which one applies."""
+"""The host's adapter options: those that are honoured, and what is said of one that is not.
+
+The refused ones are rows of `refusals`. Both tables are data: the documentation is generated from
+them, and the tests check that every adapter option of the host's schema is in exactly one.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
+
+HONOURED: Mapping[str, str] = {
+    "load_in_4bit": "nf4 base with double quantisation, as for `qlora`",
+    "load_in_8bit": "LLM.int8 base, as for `lora`",
+    "bnb_config_kwargs": "bitsandbytes settings of `load_in_4bit`",
+    "embeddings_skip_upcast": "whether embeddings stay out of fp32 on a quantised base",
+    "lora_r": "rank of one expert, which `alphalora.spend: rank` multiplies",
+    "lora_alpha": "scaling numerator of one expert",
+    "lora_dropout": "dropout on the experts' input",
+    "lora_target_modules": "linear layers that get experts: names, or one regular expression",
+    "lora_target_linear": "every linear layer gets experts, except heads and layers that never run",
+    "lora_exclude_modules": "linear layers left out of the targets",
+    "lora_modules_to_save": "modules trained in full and saved with the adapter",
+    "lora_model_dir": "saved adapter to continue from, evaluate or run; not with DPO, IPO, KTO",
+    "lora_on_cpu": "loads a saved adapter on the CPU",
+    "peft_layers_to_transform": "indices of the blocks that get experts",
+    "peft_layers_pattern": "name of the list that holds the blocks",
+    "peft_use_rslora": "scales by lora_alpha / sqrt(lora_r)",
+    "loraplus_lr_ratio": "factor on the learning rate of the experts' B, with any optimizer; the "
+    "router's is `alphalora.router_lr_ratio`",
+    "peft_autocast_adapter_dtype": "whether adapter weights are kept in fp32",
+}
 
 
 def is_on(value: Any, _cfg: Mapping[str, Any]) -> bool:
