@@ -6,14 +6,13 @@ import sys
 
 import pandas
 import pytest
-import torch
 from peft import LoraConfig, get_peft_model
 from torch import nn
 from transformers import LlamaForCausalLM
 
 from axolotl_alphalora import analyze
 from axolotl_alphalora.spectral import fit_power_law, spectrum, unit_scores
-from conftest import tiny_llama_config
+from helpers.models import tiny_llama
 
 COLUMNS = (
     "module block kind rows columns alpha x_min distance tail_size standard_error "
@@ -28,8 +27,7 @@ def own_cache(tmp_path_factory, monkeypatch):
 
 @pytest.fixture(scope="module")
 def live():
-    torch.manual_seed(0)
-    return LlamaForCausalLM(tiny_llama_config())
+    return tiny_llama()
 
 
 @pytest.fixture(scope="module")
@@ -132,7 +130,7 @@ def test_two_lines_import_no_training_stack(directory):
 
 
 def test_stacked_experts_are_reported_as_not_measured(tmp_path):
-    from checkpoints import tiny_model
+    from helpers.checkpoints import tiny_model
 
     tiny_model("mixtral").save_pretrained(tmp_path / "model")
     for model in (tmp_path / "model", tiny_model("mixtral")):

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-import conftest
+from helpers import hosts
 
 PACKAGE = Path(__file__).parents[1] / "axolotl_alphalora"
 
@@ -224,9 +224,9 @@ def test_only_what_a_test_wants_and_not_what_the_core_wants_is_skipped_without_t
     with pytest.raises(ModuleNotFoundError) as caught:
         exec(code)
     for without_the_host in (True, False):
-        monkeypatch.setattr(conftest, "WITHOUT_THE_HOST", without_the_host)
+        monkeypatch.setattr(hosts, "WITHOUT_THE_HOST", without_the_host)
         want = "no_such_package" if skipped and without_the_host else None
-        assert conftest.wanted_package(caught.value) == want
+        assert hosts.wanted_package(caught.value) == want
 
 
 def test_every_module_is_written_for_the_oldest_python():

@@ -9,7 +9,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from transformers import LlamaForCausalLM, Trainer, TrainingArguments  # noqa: E402
 
-from balancing import CatchGradients, Rows, adapted  # noqa: E402
+from helpers.balancing import CatchGradients, Rows, adapted  # noqa: E402
 
 folder = Path(sys.argv[1])
 catch = CatchGradients()

@@ -14,7 +14,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers import Trainer, TrainingArguments
 
 from axolotl_alphalora.adapter import AlphaLoraConfig, AlphaLoraLayer, find_balancer
-from balancing import (
+from helpers.balancing import (
     CHECKPOINTING,
     CatchGradients,
     Rows,

@@ -11,11 +11,11 @@ import torch
 import transformers as hf
 from peft import PeftModel, get_peft_model
 
-import reference
 from axolotl_alphalora.adapter import AlphaLoraConfig, AlphaLoraLayer
 from axolotl_alphalora.blocks import block_name
-from balancing import assert_same, gradients, router_inputs
-from conftest import tiny_llama_config
+from helpers import reference
+from helpers.balancing import assert_same, gradients, router_inputs
+from helpers.models import tiny_llama_config
 
 SHAPE = {
     "vocab_size": 97,

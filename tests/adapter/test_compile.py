@@ -5,7 +5,7 @@ import torch
 
 from axolotl_alphalora.adapter import AlphaLoraLayer
 from axolotl_alphalora.adapter.fused import keep_mask
-from balancing import adapted, assert_same, gradients, reference_gradients
+from helpers.balancing import adapted, assert_same, gradients, reference_gradients
 
 
 @pytest.fixture(autouse=True)

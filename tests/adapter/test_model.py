@@ -17,7 +17,7 @@ from transformers import (
 )
 
 from axolotl_alphalora.adapter import AlphaLoraConfig, AlphaLoraLayer, resolve_targets
-from conftest import tiny_llama_config
+from helpers.models import tiny_llama_config
 
 IDS = torch.tensor([[5, 6, 7, 8, 9]])
 

@@ -32,9 +32,9 @@ from transformers import (
     TorchAoConfig,
 )
 
-import reference
 from axolotl_alphalora.adapter import AlphaLoraConfig, AlphaLoraLayer
-from conftest import tiny_llama_config
+from helpers import reference
+from helpers.models import tiny_llama_config
 
 IDS = torch.tensor([[5, 6, 7, 8, 9, 3], [4, 3, 2, 1, 11, 12]])
 X = torch.randn(2, 5, 64, generator=torch.Generator().manual_seed(2))

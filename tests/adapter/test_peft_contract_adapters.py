@@ -31,7 +31,7 @@ from adapter.test_peft_contract import (
     trainable,
 )
 from axolotl_alphalora.adapter import AlphaLoraConfig
-from conftest import needs_add_adapter_of_transformers
+from helpers.hosts import needs_add_adapter_of_transformers
 
 FIRST = "model.layers.0.self_attn.q_proj"
 

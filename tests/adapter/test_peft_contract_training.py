@@ -5,7 +5,6 @@ import torch
 from peft import get_peft_model, prepare_model_for_kbit_training
 from torchao.utils import TorchAOBaseTensor
 
-import reference
 from adapter.test_peft_contract import (
     DECODERS,
     IDS,
@@ -24,7 +23,8 @@ from adapter.test_peft_contract import (
     trainable,
 )
 from axolotl_alphalora.blocks import block_name
-from balancing import router_inputs
+from helpers import reference
+from helpers.balancing import router_inputs
 
 
 def gradients(model):

@@ -9,9 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from peft import LoraConfig, PeftModel, get_peft_model
 
-import reference
 from axolotl_alphalora.adapter import AlphaLoraConfig, AlphaLoraLayer
 from axolotl_alphalora.adapter.balance import LoadBalancer
+from helpers import reference
 
 IDS = torch.tensor([[5, 6, 7, 8, 9]])
 QUERY, OTHER_QUERY, UP, DOWN = (

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 from peft import get_peft_model, prepare_model_for_kbit_training
-from transformers import AutoModelForCausalLM, BitsAndBytesConfig, LlamaForCausalLM
+from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
 from axolotl_alphalora.adapter import AlphaLoraConfig
-from conftest import tiny_llama_config
+from helpers.models import tiny_llama
 
 FLOAT = ("PeftModel", "low_cpu_mem_usage", "AutoPeftModelForCausalLM")
 FLOAT += ("AutoModelForCausalLM", "load_adapter")
@@ -39,8 +39,7 @@ def train(model, ids):
 @pytest.fixture(scope="module")
 def errors(tmp_path_factory):
     folder = tmp_path_factory.mktemp("reload")
-    torch.manual_seed(0)
-    LlamaForCausalLM(tiny_llama_config()).save_pretrained(folder / "base")
+    tiny_llama().save_pretrained(folder / "base")
     ids = torch.randint(1, 97, (2, 9))
     expected = {}
     for name, options in BASES.items():

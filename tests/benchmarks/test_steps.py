@@ -17,7 +17,6 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 
-import stepping
 from benchmarks.common import load_shape, ratios, spread
 from benchmarks.contestants import Absent, Contestant
 from benchmarks.steps import (
@@ -29,6 +28,7 @@ from benchmarks.steps import (
     slope,
     take_steps,
 )
+from helpers import stepping
 
 
 def names_of(work):

@@ -13,8 +13,8 @@ from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 import generate
 from axolotl_alphalora.cli import alphalora
-from balancing import adapted
-from plugin.conftest import save_tiny_model
+from helpers.balancing import adapted
+from helpers.models import save_tiny_model
 
 HERE = (
     "alphalora analyze path/to/model",

@@ -13,7 +13,7 @@ from axolotl_alphalora.inspection import (
     inspect_weights,
     specialisation,
 )
-from inspecting import KINDS, usage, usages, write_adapter
+from helpers.inspecting import KINDS, usage, usages, write_adapter
 
 PLAN = {"strategy": {"name": "alphalora", "options": {"beta": 2.5}}}
 

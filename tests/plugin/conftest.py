@@ -8,36 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-import torch
 import yaml
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
-from conftest import tiny_llama_config
-
-
-def save_tiny_model(folder: Path) -> None:
-    """A two-block Llama with a byte-level tokenizer."""
-    tokenizer = Tokenizer(models.BPE(unk_token="<unk>"))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    special = ["<unk>", "<s>", "</s>", "<pad>"]
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    tokenizer.train_from_iterator(
-        ["hello world"],
-        trainers.BpeTrainer(vocab_size=300, special_tokens=special, initial_alphabet=alphabet),
-    )
-    fast = PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        unk_token="<unk>",
-        bos_token="<s>",
-        eos_token="</s>",
-        pad_token="<pad>",
-    )
-    torch.manual_seed(0)
-    config = tiny_llama_config(vocab_size=len(fast), max_position_embeddings=512)
-    LlamaForCausalLM(config).save_pretrained(folder)
-    fast.save_pretrained(folder)
+from helpers.models import save_tiny_model
 
 
 @dataclass

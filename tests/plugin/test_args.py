@@ -10,9 +10,9 @@ from axolotl.utils.config import validate_config
 from axolotl.utils.dict import DictDefault
 from pydantic import ValidationError
 
-import settings
 from axolotl_alphalora.planning.config import AlphaLoraConfigBlock
-from settings import validate
+from helpers import settings
+from helpers.settings import validate
 
 
 @pytest.fixture(autouse=True)

@@ -5,11 +5,11 @@ from pathlib import Path
 import pytest
 from transformers import Trainer, TrainingArguments
 
-from allocating import model as shapes
-from allocating import plan, with_alphas
 from axolotl_alphalora.adapter import AlphaLoraConfig
 from axolotl_alphalora.plugin.card import add_section, describe_in_cards
-from balancing import adapted
+from helpers.allocating import model as shapes
+from helpers.allocating import plan, with_alphas
+from helpers.balancing import adapted
 
 
 def config(made) -> AlphaLoraConfig:

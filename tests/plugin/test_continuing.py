@@ -3,11 +3,9 @@
 from dataclasses import fields
 
 import pytest
-import torch
 from peft import PeftConfig, get_peft_model
 from transformers import LlamaForCausalLM, LlamaForSequenceClassification
 
-import settings
 from axolotl_alphalora.adapter import AlphaLoraConfig, AlphaLoraLayer
 from axolotl_alphalora.allocation import AllocationRequest, build_plan
 from axolotl_alphalora.planning import AlphaLoraConfigBlock, Targets, plan_request, read_block
@@ -19,8 +17,9 @@ from axolotl_alphalora.plugin.saved import (
     check_against_yaml,
     read_saved,
 )
-from conftest import tiny_llama_config
-from settings import validate
+from helpers import settings
+from helpers.models import tiny_llama
+from helpers.settings import validate
 
 # Where the experts are and how many: told apart by their names, not one by one.
 LAYERS = {
@@ -72,8 +71,7 @@ def plugin(monkeypatch, tmp_path):
 @pytest.fixture(scope="module")
 def base(tmp_path_factory):
     folder = tmp_path_factory.mktemp("base") / "tiny"
-    torch.manual_seed(0)
-    LlamaForCausalLM(tiny_llama_config()).save_pretrained(folder)
+    tiny_llama().save_pretrained(folder)
     return folder
 
 

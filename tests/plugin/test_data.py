@@ -5,7 +5,7 @@ import shutil
 
 import pytest
 
-from first_step import (
+from helpers.first_step import (
     assert_routers_got_the_balance,
     real_tokens,
     seen,

@@ -2,11 +2,11 @@
 
 import pytest
 
-import settings
-from allocating import plan
 from axolotl_alphalora.planning import plan_request, read_block
 from axolotl_alphalora.plugin.loading import _key
-from settings import validate
+from helpers import settings
+from helpers.allocating import plan
+from helpers.settings import validate
 
 
 @pytest.fixture(autouse=True)

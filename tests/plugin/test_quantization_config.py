@@ -15,9 +15,10 @@ from pydantic import ValidationError
 from torch import nn
 from transformers import BitsAndBytesConfig
 
-import settings
 from axolotl_alphalora import AlphaLoraPlugin
 from axolotl_alphalora.plugin import quantization
+from helpers import settings
+from helpers.models import word_tokenizer
 
 PATCHES = ["apply_init_sharded_param_patch", "apply_init_unsharded_param_patch"]
 BITS = {"load_in_4bit": Linear4bit, "load_in_8bit": Linear8bitLt}
@@ -55,7 +56,7 @@ def checkpoint(tiny_llama, tmp_path):
 
 @pytest.fixture
 def tokenizer():
-    return settings.tokenizer()
+    return word_tokenizer(eos_token="w1")
 
 
 def config(checkpoint, **changes) -> DictDefault:

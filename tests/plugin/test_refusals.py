@@ -11,11 +11,11 @@ from axolotl.utils.config import prepare_plugins, validate_config
 from axolotl.utils.dict import DictDefault
 from pydantic import ValidationError
 
-import settings
 from axolotl_alphalora.planning.keys import KEYS, REFUSED_KEYS, check_spelling
 from axolotl_alphalora.plugin import refusals
 from axolotl_alphalora.plugin.refusals import HONOURED, REFUSED
-from settings import GPU
+from helpers import settings
+from helpers.settings import GPU
 
 KERNELS = ("lora_mlp_kernel", "lora_qkv_kernel", "lora_o_kernel", "lora_embedding_kernel")
 

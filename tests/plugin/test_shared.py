@@ -8,12 +8,10 @@ import sys
 from pathlib import Path
 
 import pytest
-import torch
 from safetensors.torch import load_file, save_file
-from transformers import LlamaForCausalLM
 
 from axolotl_alphalora.plugin.shared import is_first_process, on_one_process
-from conftest import tiny_llama_config
+from helpers.models import tiny_llama
 
 RANKS = Path(__file__).with_name("ranks.py")
 
@@ -45,8 +43,7 @@ def on_two_ranks(what: str, folder: Path, config: Path | str = "") -> tuple[list
 
 @pytest.fixture
 def config(tmp_path):
-    torch.manual_seed(0)
-    LlamaForCausalLM(tiny_llama_config()).save_pretrained(tmp_path / "model")
+    tiny_llama().save_pretrained(tmp_path / "model")
     path = tmp_path / "config.json"
     settings = {
         "base_model": str(tmp_path / "model"),

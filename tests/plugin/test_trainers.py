@@ -7,7 +7,7 @@ from peft import AutoPeftModelForCausalLM, PeftModel
 from safetensors.torch import load_file
 from transformers import AutoModelForSequenceClassification, AutoModelForTokenClassification
 
-from first_step import assert_routers_got_the_balance, seen, token_shares
+from helpers.first_step import assert_routers_got_the_balance, seen, token_shares
 
 COEFFICIENT = 0.5
 # With as many experts as each token gets, the loss is constant.

@@ -11,7 +11,7 @@ from axolotl_alphalora.inspection import (
     specialisation,
 )
 from axolotl_alphalora.report.documents import inspection_document
-from inspecting import usages, write_adapter
+from helpers.inspecting import usages, write_adapter
 
 PLAN = {"strategy": {"name": "alphalora", "options": {"beta": 2.5}}}
 

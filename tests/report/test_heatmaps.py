@@ -4,7 +4,7 @@ import pytest
 
 from axolotl_alphalora.inspection import InspectedData, Inspection, inspect_weights
 from axolotl_alphalora.report.heatmaps import draw_inspection, heat_panels
-from inspecting import KINDS, usages, write_adapter
+from helpers.inspecting import KINDS, usages, write_adapter
 
 
 @pytest.fixture(scope="module")

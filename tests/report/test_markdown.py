@@ -2,10 +2,10 @@
 
 import pytest
 
-from allocating import model as shapes
-from allocating import plan, with_alphas
 from axolotl_alphalora.adapter import AlphaLoraConfig
 from axolotl_alphalora.report.markdown import experts_section
+from helpers.allocating import model as shapes
+from helpers.allocating import plan, with_alphas
 
 
 def config(made) -> AlphaLoraConfig:

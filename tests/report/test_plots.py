@@ -9,7 +9,6 @@ from html.parser import HTMLParser
 import pytest
 import torch
 
-import allocating
 from axolotl_alphalora.allocation import Evidence
 from axolotl_alphalora.planning import Compared
 from axolotl_alphalora.report.findings import Findings
@@ -23,6 +22,7 @@ from axolotl_alphalora.report.plots import (
 )
 from axolotl_alphalora.settings import QualitySettings
 from axolotl_alphalora.spectral import Spectra, assess, unit_scores
+from helpers import allocating
 
 HEADS = {".png": b"\x89PNG", ".svg": b"<?xml", ".pdf": b"%PDF", ".html": b"<!doctype html>"}
 KINDS = ("q_proj", "up_proj")

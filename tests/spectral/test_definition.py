@@ -17,7 +17,7 @@ from axolotl_alphalora.spectral.definition import (
     trained_class,
 )
 from axolotl_alphalora.spectral.weight_names import WeightNames
-from checkpoints import CONFIGS, tiny_model
+from helpers.checkpoints import CONFIGS, tiny_model
 
 
 def test_the_skeleton_has_the_models_modules_and_holds_no_data(tmp_path):

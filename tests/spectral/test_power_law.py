@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from axolotl_alphalora.settings import ESTIMATORS
 from axolotl_alphalora.spectral import power_law as module
 from axolotl_alphalora.spectral.estimators import fit_ascending, fit_power_law
-from estimating import OWN_ESTIMATORS
+from helpers.estimating import OWN_ESTIMATORS
 
 SCALE_FREE = ["xmin_peak", "hill", "ks"]
 

@@ -15,8 +15,8 @@ from axolotl_alphalora.spectral import (
     spectrum,
 )
 from axolotl_alphalora.spectral.power_law import PowerLawFit
-from checkpoints import shapes_of, written
-from estimating import OWN_ESTIMATORS
+from helpers.checkpoints import shapes_of, written
+from helpers.estimating import OWN_ESTIMATORS
 
 
 def matrix(rows, columns, seed=0):

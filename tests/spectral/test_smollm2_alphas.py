@@ -9,7 +9,7 @@ from axolotl_alphalora.spectral.estimators import (
     fit_weightwatcher,
 )
 from axolotl_alphalora.spectral.spectrum import significant, spectrum
-from estimating import OWN_ESTIMATORS
+from helpers.estimating import OWN_ESTIMATORS
 
 LOOPS_TAKE_LONG = "ks"
 KINDS = ["attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up", "ffn_down"]

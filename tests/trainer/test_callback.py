@@ -8,7 +8,7 @@ from axolotl_alphalora.adapter import find_balancer, find_routers
 from axolotl_alphalora.adapter.usage import RouterUsage, UsageMeter, summarise
 from axolotl_alphalora.trainer import AlphaLoraCallback
 from axolotl_alphalora.trainer.callback import CollapseWatch
-from balancing import (
+from helpers.balancing import (
     CatchGradients,
     Rows,
     adapted,

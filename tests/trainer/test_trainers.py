@@ -22,8 +22,8 @@ from transformers import (
 
 from axolotl_alphalora import AlphaLoraCallback
 from axolotl_alphalora.adapter import AlphaLoraConfig, find_balancer
-from balancing import Rows, reference_aux
-from plugin.conftest import save_tiny_model
+from helpers.balancing import Rows, reference_aux
+from helpers.models import save_tiny_model
 
 COEFFICIENT = 100.0
 BATCHES = 5
