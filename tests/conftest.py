@@ -35,6 +35,7 @@ import torch
 from transformers import LlamaForCausalLM
 
 from helpers import hosts, models
+from helpers.slow import SLOW
 
 atexit.register(shutil.rmtree, os.environ["ALPHALORA_CACHE"], ignore_errors=True)
 
@@ -44,19 +45,8 @@ hypothesis.settings.register_profile(
 )
 hypothesis.settings.load_profile("any machine")
 
-SLOW = {
-    "host": "starts Axolotl",
-    "fresh_process": "starts an interpreter, which imports for seconds",
-    "ranks": "runs several processes that talk to each other",
-    "trainer_folder": "trains with the trainers of transformers or TRL",
-    "compiler": "compiles",
-    "smollm2": "goes through all matrices of a real model",
-}
-"""The fixtures that take long: every test that uses one, at whatever remove, is marked `slow`."""
-
-TESTS = Path(__file__).parent
-TESTS_OF_FILES = pytest.StashKey[dict[Path, list[bool]]]()
-"""Whether each test of each collected file is slow."""
+SLOW_FIXTURES = pytest.StashKey[dict[Path, list[set[str]]]]()
+"""The slow fixtures that the tests of each collected file take."""
 
 
 @pytest.fixture
@@ -109,11 +99,11 @@ def compiler(tmp_path, monkeypatch):
 def pytest_collection_modifyitems(config, items):
     """Mark what is slow. Files that start the host or several processes come first: the last ones
     decide the time."""
-    known = config.stash.setdefault(TESTS_OF_FILES, {})
+    known = config.stash.setdefault(SLOW_FIXTURES, {})
     for item in items:
-        slow = not SLOW.keys().isdisjoint(item.fixturenames)
-        known.setdefault(item.path, []).append(slow)
-        if slow:
+        taken = SLOW.keys() & item.fixturenames
+        known.setdefault(item.path, []).append(taken)
+        if taken:
             item.add_marker("slow")
     first = ("quickstart", "scale", "plugin")
 
@@ -125,9 +115,9 @@ def pytest_collection_modifyitems(config, items):
 
 
 @pytest.fixture(scope="session")
-def collected(pytestconfig) -> dict[Path, list[bool]]:
-    """Whether each test of each collected file is slow, those that `-m` leaves out too."""
-    return pytestconfig.stash[TESTS_OF_FILES]
+def slow_fixtures(pytestconfig) -> dict[Path, list[set[str]]]:
+    """Those that the tests of each file take, tests that `-m` leaves out too."""
+    return pytestconfig.stash[SLOW_FIXTURES]
 
 
 collect_ignore = ["plugin", "quickstart", "scale"] if hosts.WITHOUT_THE_HOST else []

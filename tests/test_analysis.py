@@ -1,7 +1,6 @@
 """`from axolotl_alphalora import analyze`: a table of a model's matrices in two lines."""
 
 import json
-import subprocess
 import sys
 
 import pandas
@@ -114,7 +113,7 @@ def test_a_wrong_option_is_refused_before_the_model_is_opened():
         analyze("no/such-model", estimator="hil")
 
 
-def test_two_lines_import_no_training_stack(directory):
+def test_two_lines_import_no_training_stack(fresh_process, directory):
     analyze(directory)
     code = (
         "import sys; from axolotl_alphalora import analyze\n"
@@ -123,10 +122,7 @@ def test_two_lines_import_no_training_stack(directory):
         "heavy = {'axolotl', 'peft', 'transformers', 'trl', 'datasets'}\n"
         "assert not heavy & set(sys.modules), heavy & set(sys.modules)"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", code, str(directory)], capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stderr
+    fresh_process("-c", code, directory)
 
 
 def test_stacked_experts_are_reported_as_not_measured(tmp_path):

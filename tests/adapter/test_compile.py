@@ -9,11 +9,10 @@ from helpers.balancing import adapted, assert_same, gradients, reference_gradien
 
 
 @pytest.fixture(autouse=True)
-def fresh_dynamo():
+def fresh_dynamo(compiler):
     # One function is compiled for many layers, each with its own number of experts.
     with torch._dynamo.config.patch(recompile_limit=256, accumulated_recompile_limit=1024):
         yield
-    torch._dynamo.reset()
 
 
 @pytest.mark.works("Memory and speed", "`torch_compile`: no graph break in our layers")

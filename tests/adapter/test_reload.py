@@ -1,8 +1,6 @@
 """A trained adapter opens in a new process, by every way that PEFT and transformers have."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -37,7 +35,7 @@ def train(model, ids):
 
 
 @pytest.fixture(scope="module")
-def errors(tmp_path_factory):
+def errors(tmp_path_factory, fresh_process):
     folder = tmp_path_factory.mktemp("reload")
     tiny_llama().save_pretrained(folder / "base")
     ids = torch.randint(1, 97, (2, 9))
@@ -62,11 +60,7 @@ def errors(tmp_path_factory):
     expected |= dict.fromkeys(FLOAT, expected["float"])
     torch.save(ids, folder / "ids.pt")
     torch.save(expected, folder / "logits.pt")
-    script = Path(__file__).with_name("reload.py")
-    done = subprocess.run(
-        [sys.executable, str(script), str(folder)], capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
+    done = fresh_process(Path(__file__).with_name("reload.py"), folder)
     return json.loads(done.stdout.strip().splitlines()[-1])
 
 

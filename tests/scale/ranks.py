@@ -32,12 +32,12 @@ from transformers import (  # noqa: E402
     TrainerCallback,
     TrainingArguments,
 )
-from worlds import in_a_world  # noqa: E402
 
 from axolotl_alphalora.trainer import AlphaLoraCallback  # noqa: E402
 from helpers import settings  # noqa: E402
 from helpers.balancing import Rows, adapted, stack, uneven_rows  # noqa: E402
 from helpers.models import tiny_llama, word_tokenizer  # noqa: E402
+from helpers.worlds import in_a_world  # noqa: E402
 
 SHARDED = "SHARDED_STATE_DICT"
 REENTRANT = {

@@ -1,0 +1,11 @@
+"""Which tests are slow: those that take, at whatever remove, one of these fixtures."""
+
+SLOW = {
+    "host": "starts Axolotl",
+    "quickstart": "starts a command that starts Axolotl",
+    "fresh_process": "starts an interpreter, which imports for seconds",
+    "trainer_folder": "trains with the trainers of transformers or TRL",
+    "compiler": "compiles",
+    "smollm2": "goes through all matrices of a real model",
+}
+"""Fixture to why it takes long."""
