@@ -34,9 +34,10 @@ def plain_fit(eigenvalues, method):
         low = math.log10(0.95 * peak) if method == "xmin_peak_published" else 0.95 * peak
         starts = [i for i in range(size - 1) if low <= lam[i] <= 1.5 * peak]
     best = None
+    logs = [math.log(value) for value in lam]
     for i in starts:
         n = size - i
-        alpha = 1 + n / (sum(math.log(value) for value in lam[i:]) - n * math.log(lam[i]))
+        alpha = 1 + n / (sum(logs[i:]) - n * logs[i])
         distance = 0.0
         for j in range(n):
             distance = max(distance, abs(1 - (lam[i + j] / lam[i]) ** (1 - alpha) - j / n))

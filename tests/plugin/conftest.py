@@ -112,10 +112,10 @@ class Host:
         launcher = ["--launcher", "python"] if launched else []
         return self.command(folder, verb, str(config), *launcher, *options, typed=typed)
 
-    def command(self, folder: Path, *argv: str, typed: str = "") -> Run:
+    def command(self, folder: Path, *argv: str, typed: str = "", module: str = "") -> Run:
         log = folder / "log.txt"
         log.unlink(missing_ok=True)
-        code = self.ask(folder, argv, input=typed)
+        code = self.ask(folder, argv, input=typed, module=module)
         return Run(code, log.read_text(errors="replace"), folder)
 
     def start(self, folder: Path, verb: str, *options: str, **changes) -> int:
