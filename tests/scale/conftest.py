@@ -1,7 +1,6 @@
 """The runs of `ranks.py`, made once."""
 
 import json
-import os
 import subprocess
 from dataclasses import dataclass
 from pathlib import Path
@@ -55,7 +54,6 @@ def runs(tmp_path_factory, fresh_process) -> Runs:
             capture_output=False,
             stdout=log,
             stderr=subprocess.STDOUT,
-            env=os.environ | {"OMP_NUM_THREADS": "1"},
         )
     assert done.returncode == 0, (folder / "log.txt").read_text()[-5000:]
     return Runs(folder)
