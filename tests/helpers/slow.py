@@ -5,6 +5,7 @@ SLOW = {
     "quickstart": "starts a command that starts Axolotl",
     "fresh_process": "starts an interpreter, which imports for seconds",
     "trainer_folder": "trains with the trainers of transformers or TRL",
+    "benchmark": "runs a benchmark, most of which start processes",
     "compiler": "compiles",
     "smollm2": "goes through all matrices of a real model",
 }
