@@ -163,16 +163,6 @@ def opened(host, run, name):
     return PeftModel.from_pretrained(base, run.out)
 
 
-@pytest.mark.works("Trainers", "supervised fine-tuning")
-def test_supervised_fine_tuning_weighs_the_balance_of_each_micro_batch_by_its_targets(
-    host, tmp_path
-):
-    run = host.train(tmp_path, max_steps=1, save_steps=1, max_grad_norm=1e9, alphalora=BLOCK)
-    weights = token_shares(seen(run)["passes"])
-    assert weights[0] != weights[1]
-    assert_routers_got_the_balance(run, host.workspace / "tiny", COEFFICIENT, weights)
-
-
 @pytest.mark.refused("Trainers", "`rl: ebft`")
 def test_ebft_is_refused(host, tmp_path):
     run = host.run(tmp_path, "train", rl="ebft", ebft={"mode": "strided"})
