@@ -7,19 +7,20 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+TINY_LLAMA = {
+    "vocab_size": 97,
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 128,
+}
+"""Two blocks, hidden 64: big enough for bitsandbytes' block size."""
+
 
 def tiny_llama_config(**changes) -> LlamaConfig:
-    """Two blocks, hidden 64: big enough for bitsandbytes' block size."""
-    settings = {
-        "vocab_size": 97,
-        "hidden_size": 64,
-        "intermediate_size": 128,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-        "max_position_embeddings": 128,
-    }
-    return LlamaConfig(**(settings | changes))
+    return LlamaConfig(**(TINY_LLAMA | changes))
 
 
 def tiny_llama(**changes) -> LlamaForCausalLM:

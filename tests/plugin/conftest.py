@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from helpers import settings
 from helpers.models import save_tiny_model
 
 
@@ -134,6 +135,13 @@ class Host:
         run = self.run(folder, "train", **changes)
         assert run.code == 0, run.log[-6000:]
         return run
+
+
+@pytest.fixture
+def plugin(monkeypatch, tmp_path):
+    """Our plugin, loaded by the host in this process, in an empty working directory."""
+    monkeypatch.chdir(tmp_path)
+    return settings.register(monkeypatch)
 
 
 @pytest.fixture(scope="session")

@@ -9,13 +9,9 @@ from axolotl.utils.dict import DictDefault
 from pydantic import ValidationError
 
 from axolotl_alphalora.planning.config import AlphaLoraConfigBlock
-from helpers import settings
 from helpers.settings import validate
 
-
-@pytest.fixture(autouse=True)
-def plugin(monkeypatch):
-    settings.register(monkeypatch)
+pytestmark = pytest.mark.usefixtures("plugin")
 
 
 def test_the_host_takes_over_the_block():

@@ -17,9 +17,10 @@ from axolotl_alphalora.plugin.saved import (
     check_against_yaml,
     read_saved,
 )
-from helpers import settings
 from helpers.models import tiny_llama
 from helpers.settings import validate
+
+pytestmark = pytest.mark.usefixtures("plugin")
 
 # Where the experts are and how many: told apart by their names, not one by one.
 LAYERS = {
@@ -60,12 +61,6 @@ CONTRADICTIONS = {
 }
 BARE = dict.fromkeys(("lora_r", "lora_alpha", "lora_target_linear"))
 DOORS = ("lora_model_dir", "resume_from_checkpoint")
-
-
-@pytest.fixture(autouse=True)
-def plugin(monkeypatch, tmp_path):
-    monkeypatch.chdir(tmp_path)
-    settings.register(monkeypatch)
 
 
 @pytest.fixture(scope="module")

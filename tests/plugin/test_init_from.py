@@ -13,16 +13,9 @@ from transformers import AutoModelForCausalLM
 from axolotl_alphalora.adapter import AlphaLoraConfig
 from axolotl_alphalora.plugin import args
 from axolotl_alphalora.plugin.loading import Allocation, adapter_config
-from helpers import settings
 from helpers.settings import validate
 
 WEIGHTS = "adapter_model.safetensors"
-
-
-@pytest.fixture
-def plugin(monkeypatch, tmp_path):
-    settings.register(monkeypatch)
-    monkeypatch.chdir(tmp_path)
 
 
 def save_lora(base, folder, **changes):

@@ -4,15 +4,10 @@ import pytest
 
 from axolotl_alphalora.planning import plan_request, read_block
 from axolotl_alphalora.plugin.loading import _key
-from helpers import settings
 from helpers.allocating import plan
 from helpers.settings import validate
 
-
-@pytest.fixture(autouse=True)
-def plugin(monkeypatch, tmp_path):
-    settings.register(monkeypatch)
-    monkeypatch.chdir(tmp_path)
+pytestmark = pytest.mark.usefixtures("plugin")
 
 
 def key(**changes):

@@ -17,6 +17,8 @@ from axolotl_alphalora.plugin.refusals import HONOURED, REFUSED
 from helpers import settings
 from helpers.settings import GPU
 
+pytestmark = pytest.mark.usefixtures("plugin")
+
 KERNELS = ("lora_mlp_kernel", "lora_qkv_kernel", "lora_o_kernel", "lora_embedding_kernel")
 
 # A validator of the host raises before ours does, with a sentence of its own.
@@ -31,11 +33,6 @@ OTHER_PLUGINS = {
     "lm_eval_post_train": LMEvalArgs,
     "expert_parallel_size": ExpertParallelArgs,
 }
-
-
-@pytest.fixture(autouse=True)
-def plugin(monkeypatch):
-    return settings.register(monkeypatch)
 
 
 def yaml_with(changes) -> DictDefault:
