@@ -88,6 +88,12 @@ def trainer_folder(tmp_path) -> Path:
 
 
 @pytest.fixture
+def pictures(tmp_path) -> Path:
+    """Where many pictures are drawn."""
+    return tmp_path
+
+
+@pytest.fixture
 def compiler(tmp_path, monkeypatch):
     """`torch.compile` and Triton, of which nothing is left from other tests."""
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))

@@ -81,8 +81,8 @@ SAVING = {
 
 @pytest.mark.parametrize("what", SAVING)
 @pytest.mark.parametrize("suffix", SUFFIXES)
-def test_every_kind_of_file_is_drawn_and_drawn_the_same_again(tmp_path, suffix, what):
-    path = tmp_path / "new" / f"plan{suffix}"
+def test_every_kind_of_file_is_drawn_and_drawn_the_same_again(pictures, suffix, what):
+    path = pictures / "new" / f"plan{suffix}"
     SAVING[what](path)
     content = path.read_bytes()
     assert content.startswith(HEADS[suffix])
