@@ -1,18 +1,18 @@
-"""Shared fixtures: no network, quiet host, a tiny random Llama."""
+"""Shared fixtures: no network, quiet host, a tiny random Llama; and which tests are slow."""
 
 import atexit
 import os
 import shutil
+import subprocess
 import sys
 import tempfile
-import traceback
-from importlib.util import find_spec
 from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("HF_DATASETS_OFFLINE", "1")
 os.environ.setdefault("AXOLOTL_DO_NOT_TRACK", "1")
-# Threads that wait for each other without yielding stall on a busy machine.
+# The tests run side by side: more threads for each would wait for one another, on tiny tensors.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
@@ -31,12 +31,12 @@ if "ATEN_CPU_CAPABILITY" in os.environ:
     atexit.register(shutil.rmtree, os.environ["TORCHINDUCTOR_CACHE_DIR"], ignore_errors=True)
 
 import hypothesis
-import peft
 import pytest
 import torch
-from packaging.version import Version
-from transformers import LlamaConfig, LlamaForCausalLM
-from transformers.integrations.peft import MIN_PEFT_VERSION
+from transformers import LlamaForCausalLM
+
+from helpers import hosts, models
+from helpers.slow import SLOW
 
 atexit.register(shutil.rmtree, os.environ["ALPHALORA_CACHE"], ignore_errors=True)
 
@@ -46,30 +46,13 @@ hypothesis.settings.register_profile(
 )
 hypothesis.settings.load_profile("any machine")
 
-TRANSFORMERS_TAKES_PEFT = Version(peft.__version__) >= Version(MIN_PEFT_VERSION)
-needs_add_adapter_of_transformers = pytest.mark.skipif(
-    not TRANSFORMERS_TAKES_PEFT, reason=f"transformers wants PEFT {MIN_PEFT_VERSION} for it"
-)
-
-
-def tiny_llama_config(**changes) -> LlamaConfig:
-    """Two blocks, hidden 64: big enough for bitsandbytes' block size."""
-    settings = {
-        "vocab_size": 97,
-        "hidden_size": 64,
-        "intermediate_size": 128,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-        "max_position_embeddings": 128,
-    }
-    return LlamaConfig(**(settings | changes))
+SLOW_FIXTURES = pytest.StashKey[dict[Path, list[set[str]]]]()
+"""The slow fixtures that the tests of each collected file take."""
 
 
 @pytest.fixture
 def tiny_llama() -> LlamaForCausalLM:
-    torch.manual_seed(0)
-    return LlamaForCausalLM(tiny_llama_config())
+    return models.tiny_llama()
 
 
 @pytest.fixture
@@ -85,36 +68,71 @@ def batch() -> dict[str, torch.Tensor]:
     return {"input_ids": ids, "attention_mask": mask, "labels": labels}
 
 
-def pytest_collection_modifyitems(items):
-    """Files that start the host or several processes come first: the last ones decide the time."""
-    slow = ("quickstart", "scale", "plugin")
+@pytest.fixture(scope="session")
+def fresh_process():
+    """Runs a Python of its own with these arguments; one that fails fails the test, unless told."""
+
+    def run(*arguments, check: bool = True, **options) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, *map(str, arguments)]
+        done = subprocess.run(command, **{"capture_output": True, "text": True} | options)
+        assert not check or done.returncode == 0, f"{done.stdout}{done.stderr}"[-5000:]
+        return done
+
+    return run
+
+
+@pytest.fixture
+def trainer_folder(tmp_path) -> Path:
+    """Where a trainer of transformers or TRL writes."""
+    return tmp_path
+
+
+@pytest.fixture
+def pictures(tmp_path) -> Path:
+    """Where many pictures are drawn."""
+    return tmp_path
+
+
+@pytest.fixture
+def compiler(tmp_path, monkeypatch):
+    """`torch.compile` and Triton, of which nothing is left from other tests."""
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    torch.compiler.reset()
+    yield torch.compile
+    torch.compiler.reset()
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(config, items):
+    """Mark what is slow. Files that start the host or several processes come first: the last ones
+    decide the time."""
+    known = config.stash.setdefault(SLOW_FIXTURES, {})
+    for item in items:
+        taken = SLOW.keys() & item.fixturenames
+        known.setdefault(item.path, []).append(taken)
+        if taken:
+            item.add_marker("slow")
+    first = ("quickstart", "scale", "plugin")
 
     def place(item):
         folder = item.path.parent.name
-        return slow.index(folder) if folder in slow else len(slow)
+        return first.index(folder) if folder in first else len(first)
 
     items.sort(key=place)
 
 
-ROOT = Path(__file__).parents[1]
-ABOVE_THE_CORE = ("tests", "benchmarks", "axolotl_alphalora/plugin", "axolotl_alphalora/quickstart")
-WITHOUT_THE_HOST = find_spec("axolotl") is None
-collect_ignore = ["plugin", "quickstart", "scale"] if WITHOUT_THE_HOST else []
+@pytest.fixture(scope="session")
+def slow_fixtures(pytestconfig) -> dict[Path, list[set[str]]]:
+    """Those that the tests of each file take, tests that `-m` leaves out too."""
+    return pytestconfig.stash[SLOW_FIXTURES]
 
 
-def wanted_package(error: BaseException | None) -> str | None:
-    """Where Axolotl is not installed: the package that a test, not the core, wanted in vain."""
-    if not (WITHOUT_THE_HOST and isinstance(error, ModuleNotFoundError)):
-        return None
-    frames = [Path(frame.filename) for frame in traceback.extract_tb(error.__traceback__)]
-    frames = [path for path in frames if path.is_absolute()]  # not those of the import itself
-    above = any(frames[-1].is_relative_to(ROOT / folder) for folder in ABOVE_THE_CORE)
-    return error.name if above else None
+collect_ignore = ["plugin", "quickstart", "scale"] if hosts.WITHOUT_THE_HOST else []
 
 
 def skip(report, path, error):
     """Turn a failure for want of a package into a skip."""
-    if name := wanted_package(error):
+    if name := hosts.wanted_package(error):
         report.outcome, report.longrepr = "skipped", (str(path), 0, f"Skipped: needs {name}")
 
 
@@ -131,7 +149,7 @@ def pytest_make_collect_report(collector):
 def pytest_runtest_makereport(item, call):
     """What the support table says was tried must really run."""
     report = yield
-    if WITHOUT_THE_HOST:
+    if hosts.WITHOUT_THE_HOST:
         skip(report, item.path, call.excinfo and call.excinfo.value)
         return report
     claimed = item.get_closest_marker("works") or item.get_closest_marker("refused")

@@ -1,19 +1,17 @@
 """`from axolotl_alphalora import analyze`: a table of a model's matrices in two lines."""
 
 import json
-import subprocess
 import sys
 
 import pandas
 import pytest
-import torch
 from peft import LoraConfig, get_peft_model
 from torch import nn
 from transformers import LlamaForCausalLM
 
 from axolotl_alphalora import analyze
 from axolotl_alphalora.spectral import fit_power_law, spectrum, unit_scores
-from conftest import tiny_llama_config
+from helpers.models import tiny_llama
 
 COLUMNS = (
     "module block kind rows columns alpha x_min distance tail_size standard_error "
@@ -28,8 +26,7 @@ def own_cache(tmp_path_factory, monkeypatch):
 
 @pytest.fixture(scope="module")
 def live():
-    torch.manual_seed(0)
-    return LlamaForCausalLM(tiny_llama_config())
+    return tiny_llama()
 
 
 @pytest.fixture(scope="module")
@@ -116,7 +113,7 @@ def test_a_wrong_option_is_refused_before_the_model_is_opened():
         analyze("no/such-model", estimator="hil")
 
 
-def test_two_lines_import_no_training_stack(directory):
+def test_two_lines_import_no_training_stack(fresh_process, directory):
     analyze(directory)
     code = (
         "import sys; from axolotl_alphalora import analyze\n"
@@ -125,14 +122,11 @@ def test_two_lines_import_no_training_stack(directory):
         "heavy = {'axolotl', 'peft', 'transformers', 'trl', 'datasets'}\n"
         "assert not heavy & set(sys.modules), heavy & set(sys.modules)"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", code, str(directory)], capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stderr
+    fresh_process("-c", code, directory)
 
 
 def test_stacked_experts_are_reported_as_not_measured(tmp_path):
-    from checkpoints import tiny_model
+    from helpers.checkpoints import tiny_model
 
     tiny_model("mixtral").save_pretrained(tmp_path / "model")
     for model in (tmp_path / "model", tiny_model("mixtral")):

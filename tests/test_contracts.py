@@ -32,7 +32,7 @@ from axolotl_alphalora.hosts import peft as peft_names
 from axolotl_alphalora.hosts import torch as torch_names
 from axolotl_alphalora.hosts import transformers as transformers_names
 from axolotl_alphalora.plugin import host
-from conftest import tiny_llama_config
+from helpers.models import tiny_llama_config
 
 PACKAGE = Path(__file__).parents[1] / "axolotl_alphalora"
 BOUNDARIES = {

@@ -7,8 +7,8 @@ import yaml
 from axolotl.utils.config import validate_config
 from axolotl.utils.dict import DictDefault
 
-import settings
 from axolotl_alphalora.planning import plan_request, read_block
+from helpers import settings
 
 FOLDER = Path(__file__).parents[1] / "example_configs"
 EXAMPLES = sorted(FOLDER.glob("*.yml"))

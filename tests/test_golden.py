@@ -16,13 +16,12 @@ import pytest
 import torch
 import yaml
 from click.testing import CliRunner
-from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import PreTrainedTokenizerFast
 
 from axolotl_alphalora.adapter import AlphaLoraConfig
 from axolotl_alphalora.allocation import Plan
 from axolotl_alphalora.cli import alphalora
-from deep import base
+from helpers.deep import base
+from helpers.models import word_tokenizer
 
 GOLDEN = Path(__file__).parent / "golden"
 FAMILIES = ("llama", "qwen2-moe")
@@ -75,13 +74,6 @@ def page_text(path):
     return "\n".join(reader.lines) + "\n"
 
 
-def tokenizer(size):
-    words = {f"w{i}": i for i in range(size)} | {"<pad>": 0, "<unk>": 3}
-    made = Tokenizer(models.WordLevel(words, unk_token="<unk>"))
-    made.pre_tokenizer = pre_tokenizers.Whitespace()
-    return PreTrainedTokenizerFast(tokenizer_object=made, unk_token="<unk>", pad_token="<pad>")
-
-
 @pytest.fixture(scope="module", params=FAMILIES)
 def places(request, tmp_path_factory):
     """A model, its YAML, rows and a routed adapter, by the names that the commands use."""
@@ -100,7 +92,7 @@ def places(request, tmp_path_factory):
     made = base(request.param)
     made.save_pretrained(found["model"])
     model = type(made).from_pretrained(found["model"])
-    tokenizer(97).save_pretrained(found["model"])
+    word_tokenizer().save_pretrained(found["model"])
     config = {
         "base_model": found["model"],
         "plugins": ["axolotl_alphalora.AlphaLoraPlugin"],
@@ -131,7 +123,7 @@ def places(request, tmp_path_factory):
         if "alphalora_B" in name:
             weight.data = torch.randn(weight.shape, generator=generator) / 10
     adapted.save_pretrained(found["adapter"])
-    tokenizer(97).save_pretrained(found["adapter"])
+    word_tokenizer().save_pretrained(found["adapter"])
     return found
 
 

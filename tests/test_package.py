@@ -1,8 +1,8 @@
 """What importing the package costs, and that its layers keep to their direction."""
 
 import ast
+import json
 import re
-import subprocess
 import sys
 import tomllib
 from multiprocessing import get_context
@@ -10,48 +10,69 @@ from pathlib import Path
 
 import pytest
 
-import conftest
+from helpers import hosts
 
 PACKAGE = Path(__file__).parents[1] / "axolotl_alphalora"
 
 
-def loaded_by(statement: str) -> set[str]:
-    code = f"import sys; {statement}; print(' '.join(sys.modules))"
-    done = subprocess.run(
-        [sys.executable, "-c", code], cwd=PACKAGE.parent, capture_output=True, text=True, check=True
-    )
-    return {name.partition(".")[0] for name in done.stdout.splitlines()[-1].split()}
+HOST = {"axolotl"}
+STACK = {"peft", "transformers", *HOST}
+EVERYTHING = {"torch", *STACK}
+IMPORTS = {
+    "": {
+        "import axolotl_alphalora": {*EVERYTHING, "click"},
+        "import axolotl_alphalora.cli": {*EVERYTHING, "rich"},
+        "import axolotl_alphalora.allocation": EVERYTHING,
+        "from axolotl_alphalora.allocation import registry; registry().names()": EVERYTHING,
+        "from axolotl_alphalora.cli import alphalora; "
+        "alphalora(['strategies'], standalone_mode=False)": EVERYTHING,
+        "import axolotl_alphalora.planning": EVERYTHING,
+        "import axolotl_alphalora.plugin.args": EVERYTHING,
+    },
+    "import torch": {
+        "import axolotl_alphalora.sensitivity": STACK,
+        "import axolotl_alphalora.spectral": {*STACK, "bitsandbytes", "weightwatcher"},
+        "import axolotl_alphalora.inspection": STACK,
+    },
+    "import peft": {
+        "import axolotl_alphalora.adapter": HOST,
+        "import benchmarks.decode, benchmarks.gpu, benchmarks.startup, benchmarks.training_step": (
+            HOST
+        ),
+    },
+}
+"""What must not have been imported after a statement, by what a statement may have imported."""
+
+FORKS = """
+import json, os, sys
+for before, statements in json.loads(sys.argv[1]):
+    exec(before)
+    for statement in statements:
+        sys.stdout.flush()
+        child = os.fork()
+        if child == 0:
+            exec(statement)
+            found = sorted({name.partition(".")[0] for name in sys.modules})
+            print("\\n" + json.dumps([statement, found]), flush=True)
+            os._exit(0)
+        assert os.waitpid(child, 0)[1] == 0, statement
+"""
+"""Each statement in a child of a process that has imported what it may."""
 
 
-@pytest.mark.parametrize(
-    ("statement", "absent"),
-    [
-        ("import axolotl_alphalora", {"torch", "peft", "transformers", "axolotl", "click"}),
-        ("import axolotl_alphalora.cli", {"torch", "peft", "transformers", "axolotl", "rich"}),
-        ("import axolotl_alphalora.allocation", {"torch", "peft", "transformers", "axolotl"}),
-        (
-            "from axolotl_alphalora.allocation import registry; registry().names()",
-            {"torch", "peft", "transformers", "axolotl"},
-        ),
-        (
-            "from axolotl_alphalora.cli import alphalora; alphalora(['strategies'], "
-            "standalone_mode=False)",
-            {"torch", "peft", "transformers", "axolotl"},
-        ),
-        ("import axolotl_alphalora.sensitivity", {"peft", "transformers", "axolotl"}),
-        ("import axolotl_alphalora.spectral", {"peft", "transformers", "axolotl"}),
-        ("import axolotl_alphalora.adapter", {"axolotl"}),
-        (
-            "import benchmarks.decode, benchmarks.gpu, benchmarks.startup, "
-            "benchmarks.training_step",
-            {"axolotl"},
-        ),
-        ("import axolotl_alphalora.inspection", {"peft", "transformers", "axolotl"}),
-        ("import axolotl_alphalora.planning", {"torch", "peft", "transformers", "axolotl"}),
-    ],
-)
-def test_imports_stay_cheap_and_the_core_stands_without_the_host(statement, absent):
-    assert not absent & loaded_by(statement)
+@pytest.fixture(scope="module")
+def loaded(fresh_process) -> dict[str, set[str]]:
+    """Packages that are loaded after each statement."""
+    asked = json.dumps([[before, list(rows)] for before, rows in IMPORTS.items()])
+    lines = fresh_process("-c", FORKS, asked, cwd=PACKAGE.parent).stdout.splitlines()
+    found = [json.loads(line) for line in lines if line.startswith('["')]
+    return {statement: set(names) for statement, names in found}
+
+
+@pytest.mark.parametrize("statement", [each for rows in IMPORTS.values() for each in rows])
+def test_imports_stay_cheap_and_the_core_stands_without_the_host(loaded, statement):
+    (absent,) = (rows[statement] for rows in IMPORTS.values() if statement in rows)
+    assert "sys" in loaded[statement] and not absent & loaded[statement]
 
 
 REGISTRATION = "axolotl_alphalora.registration"
@@ -225,9 +246,9 @@ def test_only_what_a_test_wants_and_not_what_the_core_wants_is_skipped_without_t
     with pytest.raises(ModuleNotFoundError) as caught:
         exec(code)
     for without_the_host in (True, False):
-        monkeypatch.setattr(conftest, "WITHOUT_THE_HOST", without_the_host)
+        monkeypatch.setattr(hosts, "WITHOUT_THE_HOST", without_the_host)
         want = "no_such_package" if skipped and without_the_host else None
-        assert conftest.wanted_package(caught.value) == want
+        assert hosts.wanted_package(caught.value) == want
 
 
 def test_every_module_is_written_for_the_oldest_python():

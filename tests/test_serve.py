@@ -7,8 +7,8 @@ import pytest
 from fastapi.testclient import TestClient
 from transformers import AutoModelForCausalLM
 
-from balancing import adapted
-from plugin.conftest import save_tiny_model
+from helpers.balancing import adapted
+from helpers.models import save_tiny_model
 
 CHAT, PLAIN = "/v1/chat/completions", "/v1/completions"
 FILE = Path(__file__).parents[1] / "example_configs" / "serve.py"

@@ -160,7 +160,7 @@ REFUSED: tuple[Refusal, ...] = (
     *(
         Refusal(
             name,
-            "the host stages NF4 weights on the CPU for `adapter: qlora` only",
+            "Axolotl stages NF4 weights on the CPU for `adapter: qlora` only",
             f"Remove the option or set it to {str(default).lower()}",
             {name: example},
             differs_from(default),
@@ -172,7 +172,7 @@ REFUSED: tuple[Refusal, ...] = (
     ),
     Refusal(
         "quantize_moe_experts",
-        "the host quantises a base model's own experts for `lora` and `qlora` only",
+        "Axolotl quantises a base model's own experts for `lora` and `qlora` only",
         f"Remove the option; {_BASE_EXPERTS}",
         {"quantize_moe_experts": True},
         early=True,
@@ -185,7 +185,7 @@ REFUSED: tuple[Refusal, ...] = (
         {"qat": {"weight_dtype": "int4"}},
         differs_from(None),
     ),
-    _flag("ple_cpu_offload", "the host keeps such tables on the CPU for `lora` and `qlora` only"),
+    _flag("ple_cpu_offload", "Axolotl keeps such tables on the CPU for `lora` and `qlora` only"),
     Refusal(
         "load_in_8bit",
         "`load_in_4bit` is set as well, and the base model has one precision",
@@ -202,7 +202,7 @@ REFUSED: tuple[Refusal, ...] = (
     ),
     Refusal(
         "fsdp_config.cpu_ram_efficient_loading",
-        "one rank alone would quantise the base, which the host hands on to the others for "
+        "one rank alone would quantise the base, which Axolotl hands on to the others for "
         "`adapter: qlora` only",
         "Set it to false: each rank then loads and quantises the whole base before it is sharded",
         {"fsdp_config": {"cpu_ram_efficient_loading": True}, "load_in_4bit": True},
@@ -218,7 +218,7 @@ REFUSED: tuple[Refusal, ...] = (
     ),
     Refusal(
         "lora_modules_to_save",
-        "under FSDP the host's final save gathers the experts only, and fails on whole modules",
+        "under FSDP Axolotl's final save gathers the experts only, and fails on whole modules",
         "Remove the option, or use DDP or DeepSpeed",
         {"lora_modules_to_save": ["lm_head"], "fsdp_config": {"reshard_after_forward": True}},
         under_fsdp,
@@ -242,7 +242,7 @@ REFUSED: tuple[Refusal, ...] = (
     ),
     Refusal(
         "lora_model_dir",
-        "for `rl: dpo`, `ipo` and `kto` the host lets TRL add a new adapter, and would drop this "
+        "for `rl: dpo`, `ipo` and `kto` Axolotl lets TRL add a new adapter, and would drop this "
         "one's weights without a word",
         "Start a new adapter, or resume the run itself with `resume_from_checkpoint`",
         {"lora_model_dir": "./adapter", "rl": "dpo"},

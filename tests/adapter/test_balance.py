@@ -2,19 +2,16 @@
 
 import copy
 import json
-import subprocess
-import sys
 import warnings
-from pathlib import Path
 
 import pytest
 import torch
 from peft import get_peft_model
 from torch.utils.checkpoint import checkpoint
-from transformers import Trainer, TrainingArguments
+from transformers import LlamaForCausalLM, Trainer, TrainingArguments
 
 from axolotl_alphalora.adapter import AlphaLoraConfig, AlphaLoraLayer, find_balancer
-from balancing import (
+from helpers.balancing import (
     CHECKPOINTING,
     CatchGradients,
     Rows,
@@ -27,6 +24,7 @@ from balancing import (
     switch_checkpointing,
     uneven_rows,
 )
+from helpers.worlds import in_a_world
 
 
 @pytest.mark.parametrize("mode", CHECKPOINTING)
@@ -340,13 +338,13 @@ def train_one_step(model, rows, tmp_path, accumulation, mode="none"):
 @pytest.mark.parametrize("mode", ["none", "reentrant"])
 @pytest.mark.parametrize("accumulation", [1, 2, 4])
 def test_accumulation_in_the_real_trainer_gives_the_gradient_of_the_whole_batch(
-    tiny_llama, tmp_path, accumulation, mode
+    tiny_llama, trainer_folder, accumulation, mode
 ):
     rows = uneven_rows()
     model = adapted(tiny_llama)
     if mode != "none":
         model.enable_input_require_grads()
-    got = train_one_step(model, rows, tmp_path, accumulation, mode)
+    got = train_one_step(model, rows, trainer_folder, accumulation, mode)
 
     # The loss of a batch is not the mean of its parts' losses (f_e and P_e multiply), so the
     # reference too takes each micro-batch's own loss, weighted with its share of the targets.
@@ -358,18 +356,43 @@ def test_accumulation_in_the_real_trainer_gives_the_gradient_of_the_whole_batch(
     assert_same(got, reference_gradients(tiny_llama, batches, weights))
 
 
-def test_two_ranks_under_ddp_give_the_gradient_of_the_global_batch(tiny_llama, tmp_path):
-    rows = uneven_rows()
-    tiny_llama.save_pretrained(tmp_path / "base")
-    torch.save(rows, tmp_path / "rows.pt")
-    script = Path(__file__).parent / "ddp_gradients.py"
-    subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--standalone"]
-        + [str(script), str(tmp_path)],
-        check=True,
-        timeout=300,
+def one_step_of_a_rank(folder, rows):
+    """One accumulated step of the HF Trainer; rank 0 saves the gradients."""
+    catch = CatchGradients()
+    trainer = Trainer(
+        model=adapted(LlamaForCausalLM.from_pretrained(folder / "base")),
+        args=TrainingArguments(
+            output_dir=str(folder / "out"),
+            per_device_train_batch_size=2,
+            gradient_accumulation_steps=2,
+            max_steps=1,
+            use_cpu=True,
+            report_to="none",
+            max_grad_norm=0.0,
+            ddp_find_unused_parameters=False,
+        ),
+        train_dataset=Rows(rows),
+        callbacks=[catch],
     )
-    got = torch.load(tmp_path / "gradients.pt")
+    # Batches in the order that accelerate shards them: rank r takes every second batch.
+    trainer._get_train_sampler = lambda *args: [0, 2, 1, 3, 4, 6, 5, 7]
+    trainer.train()
+    assert trainer.args.world_size == 2
+    if trainer.args.process_index == 0:
+        torch.save(
+            {name.removeprefix("module."): g for name, g in catch.gradients.items()},
+            folder / "gradients.pt",
+        )
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a process with a GPU cannot be forked")
+def test_two_ranks_under_ddp_give_the_gradient_of_the_global_batch(tiny_llama, trainer_folder):
+    rows, folder = uneven_rows(), trainer_folder
+    tiny_llama.save_pretrained(folder / "base")
+    error = folder / "error.txt"
+    in_a_world(2, folder / "store", lambda: one_step_of_a_rank(folder, rows), error)
+    assert not error.exists(), error.read_text()
+    got = torch.load(folder / "gradients.pt")
     batches = [stack(rows[i::2][j : j + 2]) for j in (0, 2) for i in (0, 1)]
     targets = [int(b["labels"][:, 1:].ne(-100).sum()) for b in batches]
     weights = [n / sum(targets) for n in targets]

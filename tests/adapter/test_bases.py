@@ -11,24 +11,13 @@ import torch
 import transformers as hf
 from peft import PeftModel, get_peft_model
 
-import reference
 from axolotl_alphalora.adapter import AlphaLoraConfig, AlphaLoraLayer
 from axolotl_alphalora.blocks import block_name
-from balancing import assert_same, gradients, router_inputs
-from conftest import tiny_llama_config
+from helpers import reference
+from helpers.balancing import assert_same, gradients, router_inputs
+from helpers.models import TINY_LLAMA, tiny_llama_config
 
-SHAPE = {
-    "vocab_size": 97,
-    "hidden_size": 64,
-    "intermediate_size": 128,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "max_position_embeddings": 128,
-    "pad_token_id": 0,
-    "bos_token_id": 1,
-    "eos_token_id": 2,
-}
+SHAPE = TINY_LLAMA | {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
 MOE = {
     "moe_intermediate_size": 32,
     "shared_expert_intermediate_size": 64,

@@ -5,15 +5,14 @@ import torch
 
 from axolotl_alphalora.adapter import AlphaLoraLayer
 from axolotl_alphalora.adapter.fused import keep_mask
-from balancing import adapted, assert_same, gradients, reference_gradients
+from helpers.balancing import adapted, assert_same, gradients, reference_gradients
 
 
 @pytest.fixture(autouse=True)
-def fresh_dynamo():
+def fresh_dynamo(compiler):
     # One function is compiled for many layers, each with its own number of experts.
     with torch._dynamo.config.patch(recompile_limit=256, accumulated_recompile_limit=1024):
         yield
-    torch._dynamo.reset()
 
 
 @pytest.mark.works("Memory and speed", "`torch_compile`: no graph break in our layers")

@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-import reference
 from axolotl_alphalora.adapter.functional import gate, load_balancing_loss, mix_experts, route
 from axolotl_alphalora.adapter.usage import router_sums
+from helpers import reference
 
 
 @pytest.mark.parametrize("top_k", [2, 3, 5])

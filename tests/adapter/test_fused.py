@@ -12,8 +12,8 @@ from axolotl_alphalora.adapter import AlphaLoraConfig, AlphaLoraLayer
 from axolotl_alphalora.adapter.balance import LoadBalancer
 from axolotl_alphalora.adapter.batch import Padding
 from axolotl_alphalora.adapter.fused import FusedPaths, fused_paths, keep_mask, using
-from balancing import CHECKPOINTING, adapted, gradients, switch_checkpointing
-from fusing import IN, OUT, assert_equal, make, run
+from helpers.balancing import CHECKPOINTING, adapted, gradients, switch_checkpointing
+from helpers.fusing import IN, OUT, assert_equal, make, run
 
 COUNTS = [(1, 1), (2, 1), (2, 2), (3, 2), (5, 1), (5, 2), (5, 5), (9, 4), (17, 2)]
 

@@ -7,8 +7,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 
 from axolotl_alphalora.adapter import find_balancer
 from axolotl_alphalora.adapter.usage import UsageMeter
-from balancing import adapted
-from plugin.conftest import save_tiny_model
+from helpers.balancing import adapted
+from helpers.models import save_tiny_model
 
 PROMPTS = ["hello world, hello", "world", "he said: 1, 2, 3, 4"]
 TOKENS = 8

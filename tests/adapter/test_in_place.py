@@ -9,8 +9,8 @@ from torch.utils.checkpoint import create_selective_checkpoint_contexts
 from transformers.pytorch_utils import Conv1D
 
 from axolotl_alphalora.adapter.fused import using
-from balancing import adapted, gradients
-from fusing import IN, OUT, assert_equal, make, run
+from helpers.balancing import adapted, gradients
+from helpers.fusing import IN, OUT, assert_equal, make, run
 
 BASES = {
     "plain": lambda: nn.Linear(IN, OUT, bias=False),

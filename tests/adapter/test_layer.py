@@ -6,9 +6,9 @@ import torch
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-import reference
 from axolotl_alphalora.adapter import AlphaLoraConfig, AlphaLoraLayer
 from axolotl_alphalora.adapter.balance import LoadBalancer
+from helpers import reference
 
 IN, OUT, RANK = 64, 96, 3
 COUNTS = [(n, k) for n in range(1, 9) for k in range(1, n + 1)]

@@ -16,8 +16,9 @@ from transformers import (
     MixtralForCausalLM,
 )
 
-from axolotl_alphalora.adapter import AlphaLoraConfig, AlphaLoraLayer, resolve_targets
-from conftest import tiny_llama_config
+from axolotl_alphalora.adapter import AlphaLoraConfig, resolve_targets
+from helpers.kinds import layers
+from helpers.models import tiny_llama_config
 
 IDS = torch.tensor([[5, 6, 7, 8, 9]])
 
@@ -31,10 +32,6 @@ def config(**changes) -> AlphaLoraConfig:
         "task_type": "CAUSAL_LM",
     }
     return AlphaLoraConfig(**(settings | changes))
-
-
-def layers(model) -> dict[str, AlphaLoraLayer]:
-    return {m.module_name: m for m in model.modules() if isinstance(m, AlphaLoraLayer)}
 
 
 def logits(model):

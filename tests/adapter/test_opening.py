@@ -17,9 +17,9 @@ from peft import (
 )
 from peft.tuners.tuners_utils import _find_minimal_target_modules
 
-import deep
 from axolotl_alphalora.adapter import AlphaLoraConfig, AlphaLoraLayer, resolve_targets
-from conftest import TRANSFORMERS_TAKES_PEFT, needs_add_adapter_of_transformers
+from helpers import deep
+from helpers.hosts import TRANSFORMERS_TAKES_PEFT, needs_add_adapter_of_transformers
 
 every_family = pytest.mark.parametrize("family", deep.BASES)
 

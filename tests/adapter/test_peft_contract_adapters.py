@@ -18,7 +18,9 @@ from peft import (
 from peft.utils.hotswap import hotswap_adapter, prepare_model_for_compiled_hotswap
 from torchao.quantization import Int8WeightOnlyConfig, quantize_
 
-from adapter.test_peft_contract import (
+from axolotl_alphalora.adapter import AlphaLoraConfig
+from helpers.hosts import needs_add_adapter_of_transformers
+from helpers.kinds import (
     X,
     adapted,
     assert_same,
@@ -30,8 +32,6 @@ from adapter.test_peft_contract import (
     outputs,
     trainable,
 )
-from axolotl_alphalora.adapter import AlphaLoraConfig
-from conftest import needs_add_adapter_of_transformers
 
 FIRST = "model.layers.0.self_attn.q_proj"
 

@@ -5,8 +5,10 @@ import torch
 from peft import get_peft_model, prepare_model_for_kbit_training
 from torchao.utils import TorchAOBaseTensor
 
-import reference
-from adapter.test_peft_contract import (
+from axolotl_alphalora.blocks import block_name
+from helpers import reference
+from helpers.balancing import router_inputs
+from helpers.kinds import (
     DECODERS,
     IDS,
     KINDS,
@@ -23,8 +25,6 @@ from adapter.test_peft_contract import (
     outputs,
     trainable,
 )
-from axolotl_alphalora.blocks import block_name
-from balancing import router_inputs
 
 
 def gradients(model):

@@ -9,9 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from peft import LoraConfig, PeftModel, get_peft_model
 
-import reference
 from axolotl_alphalora.adapter import AlphaLoraConfig, AlphaLoraLayer
 from axolotl_alphalora.adapter.balance import LoadBalancer
+from helpers import reference
+from helpers.kinds import layers
 
 IDS = torch.tensor([[5, 6, 7, 8, 9]])
 QUERY, OTHER_QUERY, UP, DOWN = (
@@ -31,10 +32,6 @@ def config(**changes) -> AlphaLoraConfig:
         "task_type": "CAUSAL_LM",
     }
     return AlphaLoraConfig(**(settings | changes))
-
-
-def layers(model) -> dict[str, AlphaLoraLayer]:
-    return {m.module_name: m for m in model.modules() if isinstance(m, AlphaLoraLayer)}
 
 
 def logits(model):

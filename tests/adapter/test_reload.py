@@ -1,17 +1,15 @@
 """A trained adapter opens in a new process, by every way that PEFT and transformers have."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 from peft import get_peft_model, prepare_model_for_kbit_training
-from transformers import AutoModelForCausalLM, BitsAndBytesConfig, LlamaForCausalLM
+from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
 from axolotl_alphalora.adapter import AlphaLoraConfig
-from conftest import tiny_llama_config
+from helpers.models import tiny_llama
 
 FLOAT = ("PeftModel", "low_cpu_mem_usage", "AutoPeftModelForCausalLM")
 FLOAT += ("AutoModelForCausalLM", "load_adapter")
@@ -37,10 +35,9 @@ def train(model, ids):
 
 
 @pytest.fixture(scope="module")
-def errors(tmp_path_factory):
+def errors(tmp_path_factory, fresh_process):
     folder = tmp_path_factory.mktemp("reload")
-    torch.manual_seed(0)
-    LlamaForCausalLM(tiny_llama_config()).save_pretrained(folder / "base")
+    tiny_llama().save_pretrained(folder / "base")
     ids = torch.randint(1, 97, (2, 9))
     expected = {}
     for name, options in BASES.items():
@@ -63,11 +60,7 @@ def errors(tmp_path_factory):
     expected |= dict.fromkeys(FLOAT, expected["float"])
     torch.save(ids, folder / "ids.pt")
     torch.save(expected, folder / "logits.pt")
-    script = Path(__file__).with_name("reload.py")
-    done = subprocess.run(
-        [sys.executable, str(script), str(folder)], capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
+    done = fresh_process(Path(__file__).with_name("reload.py"), folder)
     return json.loads(done.stdout.strip().splitlines()[-1])
 
 

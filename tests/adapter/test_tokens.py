@@ -13,7 +13,7 @@ from axolotl_alphalora.adapter import (
     find_routers,
 )
 from axolotl_alphalora.adapter.usage import UsageMeter
-from conftest import tiny_llama_config
+from helpers.models import tiny_llama_config
 
 SMALL = {"vocab_size": 97, "pad_token_id": 0, "decoder_start_token_id": 0}
 BART = {"d_model": 32, "encoder_ffn_dim": 48, "decoder_ffn_dim": 48, "max_position_embeddings": 64}

@@ -1,8 +1,6 @@
 """Triton's gating without a GPU: interpreted, and compiled for GPUs that are not here."""
 
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -21,14 +19,11 @@ BF16 = {
 @pytest.mark.works(
     "Memory and speed", "Triton gating in Triton's interpreter", "compiles for sm_80 and sm_90"
 )
-def test_the_kernels_compute_what_plain_operators_do():
+def test_the_kernels_compute_what_plain_operators_do(fresh_process):
     """In the interpreter: values, gradients and statistics, over shapes that fill no tile."""
-    done = subprocess.run(
-        [sys.executable, str(Path(__file__).with_name("triton_interpreted.py"))],
+    done = fresh_process(
+        Path(__file__).with_name("triton_interpreted.py"),
         env={**os.environ, "TRITON_INTERPRET": "1"},
-        stdout=subprocess.PIPE,
-        text=True,
-        check=True,
     )
     assert done.stdout.strip() == "144 cases agree"
 
@@ -50,13 +45,12 @@ def test_a_gpu_computes_what_plain_operators_do(number, top_k, rank, dtype):
 @pytest.mark.parametrize("capability", [80, 90])
 @pytest.mark.parametrize(("number", "top_k", "rank"), [(2, 1, 8), (5, 2, 8), (9, 9, 12)])
 @pytest.mark.parametrize("name", ["_forward", "_backward"])
-def test_the_kernels_compile(name, number, top_k, rank, capability, tmp_path, monkeypatch):
+def test_the_kernels_compile(name, number, top_k, rank, capability, compiler):
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
     from axolotl_alphalora.adapter import triton_gating
 
-    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
     kernel = getattr(triton_gating, name)
     _, fixed = triton_gating._tiles(8192, number * rank, number)
     fixed |= {"K": top_k, "MASKED": True, "BALANCED": True}

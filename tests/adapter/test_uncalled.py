@@ -10,10 +10,10 @@ import transformers as hf
 from peft import PeftModel, get_peft_model
 from torch import nn
 
-import deep
 from axolotl_alphalora.adapter import AlphaLoraConfig, AlphaLoraLayer, resolve_targets
 from axolotl_alphalora.adapter.targets import _TRANSFORMERS, uncalled_layers
 from axolotl_alphalora.planning import Targets
+from helpers import deep
 
 SMALL = {"vocab_size": 97, "hidden_size": 32, "num_hidden_layers": 2}
 HEADS = {"num_attention_heads": 4, "num_key_value_heads": 2, "intermediate_size": 48}

@@ -7,7 +7,7 @@ import torch
 
 from axolotl_alphalora.adapter import find_balancer, find_routers
 from axolotl_alphalora.adapter.usage import RouterUsage, UsageMeter, summarise
-from balancing import CHECKPOINTING, adapted, router_inputs, switch_checkpointing
+from helpers.balancing import CHECKPOINTING, adapted, router_inputs, switch_checkpointing
 
 
 def plain_count(x, router, top_k, mask):

@@ -8,10 +8,10 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 
-from adapter.test_peft_contract import assert_same, forward, fresh, layers, outputs, trainable
 from axolotl_alphalora.adapter import AlphaLoraConfig
 from axolotl_alphalora.adapter.warm_start import _directions
 from axolotl_alphalora.blocks import block_name
+from helpers.kinds import assert_same, forward, fresh, layers, outputs, trainable
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 FIRST = "model.layers.0.self_attn.q_proj"

@@ -5,9 +5,9 @@ from dataclasses import replace
 
 import pytest
 
-from allocating import experts, model, plan, wanted, with_alphas, with_sensitivities
 from axolotl_alphalora.allocation import Evidence, Plan, check_budget
 from axolotl_alphalora.settings import MatrixQuality
+from helpers.allocating import experts, model, plan, wanted, with_alphas, with_sensitivities
 
 SHAPES = {
     f"model.layers.{block}.{name}": shape

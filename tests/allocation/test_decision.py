@@ -2,8 +2,8 @@
 
 import pytest
 
-from allocating import experts, model, plan
 from axolotl_alphalora.allocation import StrategyError, registry
+from helpers.allocating import experts, model, plan
 
 EACH = "{unit: 2 for unit in problem.units}"
 

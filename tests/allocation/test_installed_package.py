@@ -3,8 +3,6 @@
 import json
 import os
 import shutil
-import subprocess
-import sys
 import zipfile
 from pathlib import Path
 
@@ -18,22 +16,20 @@ EXAMPLE = Path(__file__).parents[2] / "docs" / "example-strategy"
 CLI = "from axolotl_alphalora.cli import alphalora; alphalora()"
 
 
-def python(*arguments, path=None, cwd=None):
-    paths = [str(path), os.environ.get("PYTHONPATH", "")] if path else []
-    environment = {**os.environ, **({"PYTHONPATH": os.pathsep.join(paths)} if paths else {})}
-    done = subprocess.run(
-        [sys.executable, *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        cwd=cwd,
-        env=environment,
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+@pytest.fixture(scope="module")
+def python(fresh_process):
+    """Runs Python, with packages of a folder if one is named; returns what it prints."""
+
+    def run(*arguments, path=None, cwd=None):
+        paths = [str(path), os.environ.get("PYTHONPATH", "")] if path else []
+        environment = {**os.environ, **({"PYTHONPATH": os.pathsep.join(paths)} if paths else {})}
+        return fresh_process(*arguments, cwd=cwd, env=environment).stdout
+
+    return run
 
 
 @pytest.fixture(scope="module")
-def installed(tmp_path_factory):
+def installed(tmp_path_factory, python):
     """The directory that the example's wheel was unpacked into."""
     folder = tmp_path_factory.mktemp("example")
     source, site = folder / "source", folder / "site"
@@ -49,7 +45,7 @@ def test_the_example_is_short():
     assert len(lines) < 40
 
 
-def test_the_strategy_is_listed_with_its_options(installed):
+def test_the_strategy_is_listed_with_its_options(python, installed):
     listed = json.loads(python("-c", CLI, "strategies", "width", "--json", path=installed))
     assert listed["problems"] == []
     (row,) = listed["strategies"]
@@ -62,7 +58,7 @@ def test_the_strategy_is_listed_with_its_options(installed):
     }
 
 
-def test_the_strategy_is_usable_by_name_from_a_yaml(installed, tiny_llama, tmp_path):
+def test_the_strategy_is_usable_by_name_from_a_yaml(python, installed, tiny_llama, tmp_path):
     tiny_llama.save_pretrained(tmp_path / "model")
     config = tmp_path / "config.yml"
     config.write_text(
@@ -92,7 +88,7 @@ def test_the_strategy_is_usable_by_name_from_a_yaml(installed, tiny_llama, tmp_p
     }
 
 
-def test_the_options_of_the_strategy_are_checked_in_the_yaml(installed):
+def test_the_options_of_the_strategy_are_checked_in_the_yaml(python, installed):
     code = (
         "from axolotl_alphalora.planning import AlphaLoraConfigBlock as Block\n"
         "good = Block.model_validate({'allocation': 'width'})\n"

@@ -7,8 +7,6 @@ from pathlib import Path
 
 import pytest
 
-from allocating import LLAMA_2_7B, model, with_sensitivities
-from allocating import plan as planned
 from axolotl_alphalora.allocation import (
     ModulePlan,
     Plan,
@@ -17,6 +15,8 @@ from axolotl_alphalora.allocation import (
     expert_parameters,
 )
 from axolotl_alphalora.settings import MatrixQuality
+from helpers.allocating import LLAMA_2_7B, model, with_sensitivities
+from helpers.allocating import plan as planned
 
 
 def module(name, experts, measured, sensitivity=None):

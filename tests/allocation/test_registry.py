@@ -2,9 +2,9 @@
 
 import pytest
 
-from allocating import experts, plan
 from axolotl_alphalora.allocation import StrategyError, registry
 from axolotl_alphalora.allocation.strategy import GROUP
+from helpers.allocating import experts, plan
 
 BUILT_IN = ["alphalora", "counts", "depth", "mola", "sensitivity", "uniform"]
 SCORE = """

@@ -34,7 +34,7 @@ ROWS = {
 
 
 @pytest.fixture
-def command(monkeypatch, capsys):
+def benchmark(monkeypatch, capsys):
     """Run a benchmark's command here; returns the lines that it prints."""
 
     def run(name, *arguments):
@@ -46,9 +46,9 @@ def command(monkeypatch, capsys):
 
 
 @pytest.mark.parametrize("name", ROWS)
-def test_it_prints_a_row_for_each_measurement(name, command):
+def test_it_prints_a_row_for_each_measurement(name, benchmark):
     arguments, rows = ROWS[name]
-    lines = [line for line in command(name, *arguments) if line]
+    lines = [line for line in benchmark(name, *arguments) if line]
     assert [line.split()[0] for line in lines[-len(rows) :]] == rows
     assert not multiprocessing.active_children()
 
@@ -58,10 +58,10 @@ def columns(line):
     return line.replace("(", "").replace(")", "").replace("to ", "").replace(",", "").split()[1:]
 
 
-def test_a_training_step_says_what_it_measured_and_who_is_not_there(command):
+def test_a_training_step_says_what_it_measured_and_who_is_not_there(benchmark):
     names = ["none", "lora-equal", "experts", "plan"]
     two = ["--repeats", "2", "--dtype", "bf16", "--checkpointing"]
-    lines = command("training_step", *TINY, *SHORT, *two, "--contestants", *names)
+    lines = benchmark("training_step", *TINY, *SHORT, *two, "--contestants", *names)
     assert any("no plan:" in line and "`uneven` stands in" in line for line in lines)
     none, lora, experts = lines[-3:]
     assert columns(none)[0] == "0" and columns(none)[8] == "-"
@@ -70,7 +70,7 @@ def test_a_training_step_says_what_it_measured_and_who_is_not_there(command):
     assert int(columns(experts)[12]) > 100 and columns(experts)[13] == "-"
 
 
-def test_the_slope_along_an_axis_is_that_of_what_the_adapter_adds(command, monkeypatch):
+def test_the_slope_along_an_axis_is_that_of_what_the_adapter_adds(benchmark, monkeypatch):
     def steps(names, options, base):
         facts = {"parameters": 1, "kept_bytes": 1.0, "ops": 1, "peak_bytes": None}
         more = {"none": 0.0, "experts": 0.5 + 0.2 * options.experts}
@@ -78,15 +78,16 @@ def test_the_slope_along_an_axis_is_that_of_what_the_adapter_adds(command, monke
 
     monkeypatch.setattr("benchmarks.training_step.take_steps", steps)
     asked = ["--contestants", "none", "experts", "--along", "experts", "1", "2", "4"]
-    lines = command("training_step", *TINY, *asked)
+    lines = benchmark("training_step", *TINY, *asked)
     assert lines[-1].startswith("experts: 10.000 (10.000 to 10.000) % of the first step")
     assert [line.split()[6] for line in lines if " experts of rank" in line] == ["1", "2", "4"]
     for wrong in (["experts", "1"], ["width", "1", "2"], ["rank", "1", "two"]):
         with pytest.raises(SystemExit):
-            command("training_step", *TINY, "--along", *wrong)
+            benchmark("training_step", *TINY, "--along", *wrong)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+@pytest.mark.usefixtures("fresh_process")
 def test_what_a_gpu_would_show_needs_one_and_runs_the_same_way_on_a_tiny_model(capfd, monkeypatch):
     from benchmarks import gpu
 

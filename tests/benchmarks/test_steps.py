@@ -17,7 +17,6 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 
-import stepping
 from benchmarks.common import load_shape, ratios, spread
 from benchmarks.contestants import Absent, Contestant
 from benchmarks.steps import (
@@ -29,6 +28,9 @@ from benchmarks.steps import (
     slope,
     take_steps,
 )
+from helpers import stepping
+
+starts_processes = pytest.mark.usefixtures("fresh_process")
 
 
 def names_of(work):
@@ -165,6 +167,7 @@ def test_only_bf16_runs_under_autocast_and_the_adapter_stays_as_it_is(bf16):
     assert run.model.weight.dtype == torch.float32
 
 
+@starts_processes
 def test_each_works_in_a_process_of_its_own_until_it_is_closed():
     one, other = Worker(stepping.counting, 0), Worker(stepping.counting, 5)
     processes = [one.facts, other.facts]
@@ -176,11 +179,13 @@ def test_each_works_in_a_process_of_its_own_until_it_is_closed():
     assert not psutil.pid_exists(other.facts)
 
 
+@starts_processes
 def test_what_cannot_be_made_says_so_here():
     with pytest.raises(Absent, match="no such model"):
         Worker(stepping.absent, "no such model")
 
 
+@starts_processes
 @pytest.mark.parametrize("happens", ["ends", "is killed"])
 def test_a_process_that_ends_is_not_waited_for(happens):
     with closing(Worker(stepping.counting, 0)) as worker:
@@ -193,11 +198,13 @@ def test_a_process_that_ends_is_not_waited_for(happens):
                 worker.step()
 
 
+@starts_processes
 def test_other_errors_are_its_own():
     with pytest.raises(TypeError):
         Worker(stepping.counting, "no number")
 
 
+@starts_processes
 def test_a_contestant_counts_the_same_alone_and_beside_others():
     options = Namespace(
         model="tiny", dtype="fp32", device="cpu", nf4=False, batch=1, length=8, dropout=0.05,

@@ -1,12 +1,11 @@
 """A tiny model on disk, a cache of its own, and the command line in this process."""
 
 import pytest
-import torch
 from click.testing import CliRunner
 from transformers import LlamaForCausalLM
 
 from axolotl_alphalora.cli import alphalora
-from conftest import tiny_llama_config
+from helpers.models import tiny_llama
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -19,8 +18,7 @@ def own_cache(tmp_path_factory):
 @pytest.fixture(scope="session")
 def model(tmp_path_factory):
     folder = tmp_path_factory.mktemp("model") / "tiny"
-    torch.manual_seed(0)
-    LlamaForCausalLM(tiny_llama_config(num_hidden_layers=4)).save_pretrained(folder)
+    tiny_llama(num_hidden_layers=4).save_pretrained(folder)
     return folder
 
 

@@ -12,10 +12,10 @@ from axolotl.utils.dict import DictDefault
 from peft import get_peft_model
 from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
 
-from allocating import plan as planned
 from axolotl_alphalora.allocation import Plan
 from axolotl_alphalora.planning.as_lora import lora_keys
-from settings import NAME, base_yaml
+from helpers.allocating import plan as planned
+from helpers.settings import NAME, base_yaml
 
 ALLOCATIONS = {
     "blocks": {"allocation": {"strategy": "mola", "shape": [1, 2, 0, 3]}, "min_experts": 0},

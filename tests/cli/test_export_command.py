@@ -6,7 +6,7 @@ import pytest
 
 from axolotl_alphalora.cli.export import _METHODS
 from axolotl_alphalora.export import DEFAULT_METHOD, METHODS
-from inspecting import write_adapter
+from helpers.inspecting import write_adapter
 
 
 @pytest.fixture

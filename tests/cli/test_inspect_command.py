@@ -7,7 +7,7 @@ import pytest
 
 from axolotl_alphalora.cli.inspect import show
 from axolotl_alphalora.inspection import InspectedData, Inspection, inspect_weights
-from inspecting import KINDS, usages, write_adapter
+from helpers.inspecting import KINDS, usages, write_adapter
 
 
 @pytest.fixture(scope="module")

@@ -2,8 +2,6 @@
 
 import json
 import os
-import subprocess
-import sys
 
 import click
 import pytest
@@ -14,17 +12,20 @@ from axolotl_alphalora.cli.options import only_output
 BANNER = "the host's banner"
 
 
-def program(body, *options):
-    """Run a program whose stdout is a pipe, as a script's would be."""
-    code = (
-        "import os, sys, subprocess\n"
-        "from axolotl_alphalora.cli.options import only_output\n"
-        f"print({BANNER!r})\n{body}"
-    )
+@pytest.fixture
+def program(fresh_process):
+    """Runs a program whose stdout is a pipe, as a script's would be."""
     environment = {key: value for key, value in os.environ.items() if key != "PYTHONUNBUFFERED"}
-    return subprocess.run(
-        [sys.executable, *options, "-c", code], capture_output=True, text=True, env=environment
-    )
+
+    def run(body, *options):
+        code = (
+            "import os, sys, subprocess\n"
+            "from axolotl_alphalora.cli.options import only_output\n"
+            f"print({BANNER!r})\n{body}"
+        )
+        return fresh_process(*options, "-c", code, check=False, env=environment)
+
+    return run
 
 
 NOISE = {
@@ -35,7 +36,7 @@ NOISE = {
 
 
 @pytest.mark.parametrize("noise", NOISE)
-def test_what_else_is_printed_goes_to_stderr(noise):
+def test_what_else_is_printed_goes_to_stderr(program, noise):
     done = program(
         f"with only_output() as emit:\n    emit('{{}}')\n    {NOISE[noise]}\nprint('end')"
     )
@@ -43,17 +44,17 @@ def test_what_else_is_printed_goes_to_stderr(noise):
     assert BANNER in done.stderr and "noise" in done.stderr
 
 
-def test_text_for_people_is_printed_as_it_comes():
+def test_text_for_people_is_printed_as_it_comes(program):
     done = program("with only_output(False) as emit:\n    print('a'); emit('b')")
     assert done.stdout == f"{BANNER}\na\nb\n"
 
 
-def test_nothing_is_output_for_a_failure():
+def test_nothing_is_output_for_a_failure(program):
     done = program("with only_output() as emit:\n    emit('{}')\n    raise SystemExit(3)")
     assert (done.stdout, done.returncode) == ("", 3)
 
 
-def test_a_banner_that_is_out_already_is_told_of():
+def test_a_banner_that_is_out_already_is_told_of(program):
     art = "sys.modules['axolotl.cli.art'] = type('art', (), {'HAS_PRINTED_LOGO': True})\n"
     done = program(f"{art}with only_output() as emit:\n    emit('{{}}')", "-u")
     assert done.stdout == f"{BANNER}\n{{}}\n"
@@ -71,9 +72,7 @@ def test_in_a_process_with_a_replaced_stdout():
     assert (done.stdout, done.stderr) == ("{}\n", "noise\n")
 
 
-def test_a_plan_in_json_can_be_piped(model):
+def test_a_plan_in_json_can_be_piped(fresh_process, model):
     code = "from axolotl_alphalora.cli import alphalora; alphalora()"
-    done = subprocess.run(
-        [sys.executable, "-c", code, "plan", str(model), "--json"], capture_output=True, text=True
-    )
+    done = fresh_process("-c", code, "plan", model, "--json")
     assert json.loads(done.stdout)["total_experts"] == 20, done.stdout + done.stderr

@@ -5,7 +5,7 @@ import shutil
 
 import pytest
 
-from inspecting import write_adapter
+from helpers.inspecting import write_adapter
 
 
 @pytest.fixture

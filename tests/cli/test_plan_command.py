@@ -85,6 +85,7 @@ def test_a_saved_plan_is_the_printed_one_and_can_be_named_in_the_yaml(tmp_path, 
 
 
 @pytest.mark.parametrize("command", [["alphalora"], ["axolotl", "alphalora"]])
+@pytest.mark.usefixtures("fresh_process")
 def test_both_ways_to_reach_it(tmp_path, model, command):
     if command[0] == "axolotl":
         pytest.importorskip("axolotl")
@@ -98,7 +99,7 @@ def test_both_ways_to_reach_it(tmp_path, model, command):
 
 
 @pytest.mark.parametrize("command", ["plan", "analyze"])
-def test_the_second_time_no_training_stack_is_imported(model, command):
+def test_the_second_time_no_training_stack_is_imported(fresh_process, model, command):
     code = (
         "import sys; sys.argv = ['alphalora', *sys.argv[1:]]\n"
         "from axolotl_alphalora.cli import alphalora\n"
@@ -107,23 +108,20 @@ def test_the_second_time_no_training_stack_is_imported(model, command):
     )
     plan(model)
     CliRunner().invoke(alphalora, ["analyze", str(model)])
-    call = [sys.executable, "-c", code, command, str(model)]
-    done = subprocess.run(call, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    done = fresh_process("-c", code, command, model)
     loaded = ast.literal_eval(done.stderr.splitlines()[-1])
     heavy = {"axolotl", "trl", "peft", "transformers", "datasets", "pandas", "matplotlib"}
     assert "torch" in loaded and not loaded & heavy
 
 
-def test_help_needs_no_torch_and_says_what_the_commands_say():
+def test_help_needs_no_torch_and_says_what_the_commands_say(fresh_process):
     code = (
         "import sys; from axolotl_alphalora.cli import alphalora\n"
         "for name in [], ['plan'], ['analyze'], ['strategies']:\n"
         "    alphalora([*name, '--help'], standalone_mode=False)\n"
         "assert 'torch' not in sys.modules"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    done = fresh_process("-c", code)
     shown = " ".join(done.stdout.split())
     for name in ("analyze", "plan", "quickstart", "strategies"):
         text = alphalora.get_command(None, name).get_short_help_str(200)

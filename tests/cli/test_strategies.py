@@ -1,7 +1,6 @@
 """`alphalora strategies`."""
 
 import json
-import subprocess
 import sys
 from importlib.metadata import EntryPoint
 from types import ModuleType
@@ -64,11 +63,10 @@ def test_broken_packages_and_shared_names_are_said(run, monkeypatch):
 
 
 @pytest.mark.parametrize("options", [[], ["--json"], ["mola"]])
-def test_it_needs_no_torch(options):
+def test_it_needs_no_torch(fresh_process, options):
     code = (
         "import sys; from axolotl_alphalora.cli import alphalora\n"
         f"alphalora({['strategies', *options]}, standalone_mode=False)\n"
         "assert 'torch' not in sys.modules"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    fresh_process("-c", code)

@@ -13,8 +13,8 @@ from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 import generate
 from axolotl_alphalora.cli import alphalora
-from balancing import adapted
-from plugin.conftest import save_tiny_model
+from helpers.balancing import adapted
+from helpers.models import save_tiny_model
 
 HERE = (
     "alphalora analyze path/to/model",
@@ -87,7 +87,7 @@ NOT_RUN = {
     "uv run ruff check .": BY_CI,
     "uv run ruff format .": BY_HAND,
     "uv run mypy": BY_CI,
-    "pip install /path/to/axolotl-alphalora": BY_HAND,
+    'pip install "/path/to/axolotl-alphalora[plot]"': BY_HAND,
     "pip wheel --no-deps /path/to/axolotl-alphalora": "it fetches the build's requirements",
     "pip install axolotl_alphalora-*.whl": BY_HAND,
 }

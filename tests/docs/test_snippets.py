@@ -11,7 +11,7 @@ import pytest
 import generate
 from axolotl_alphalora.adapter import AlphaLoraLayer
 from axolotl_alphalora.planning import Planner, read_source
-from plugin.conftest import save_tiny_model
+from helpers.models import save_tiny_model
 
 BLOCK = re.compile(r"^```python\n(.*?)^```", re.S | re.M)
 SNIPPETS = {

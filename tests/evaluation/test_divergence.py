@@ -5,7 +5,7 @@ import torch
 
 from axolotl_alphalora.evaluation import losses_by_task
 from axolotl_alphalora.sensitivity import Sample
-from balancing import adapted
+from helpers.balancing import adapted
 
 
 def samples():

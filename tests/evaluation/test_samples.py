@@ -6,21 +6,15 @@ import pytest
 from transformers import PreTrainedTokenizerFast
 
 from axolotl_alphalora.evaluation import read_rows
+from helpers.models import byte_tokenizer
 
 
 @pytest.fixture(scope="module")
 def tokenizer():
     """One token for each byte; the template marks turns."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-
-    tokens = Tokenizer(models.BPE())
-    tokens.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokens.decoder = decoders.ByteLevel()
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    tokens.train_from_iterator(
-        [], trainers.BpeTrainer(special_tokens=["</s>", "<|"], initial_alphabet=alphabet)
-    )
-    fast = PreTrainedTokenizerFast(tokenizer_object=tokens, eos_token="</s>", pad_token="</s>")
+    fast = byte_tokenizer()
+    fast.pad_token = "</s>"
+    fast.add_tokens(["<|"], special_tokens=True)
     fast.chat_template = (
         "{% for m in messages %}<|{{ m.role }}:{{ m.content }}</s>{% endfor %}"
         "{% if add_generation_prompt %}<|assistant:{% endif %}"

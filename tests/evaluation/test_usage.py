@@ -5,7 +5,7 @@ import torch
 
 from axolotl_alphalora.evaluation import calibrate, router_usage
 from axolotl_alphalora.sensitivity import Sample
-from balancing import adapted, router_inputs
+from helpers.balancing import adapted, router_inputs
 
 
 def samples():

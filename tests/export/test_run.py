@@ -18,17 +18,16 @@ from axolotl_alphalora.export import export_adapter
 from axolotl_alphalora.export.factors import mixed
 from axolotl_alphalora.report.adapter_sentences import exported as sentences
 from axolotl_alphalora.report.markdown import export_card
-from balancing import adapted
-from conftest import tiny_llama_config
-from exporting import check_price, divergence, log_probabilities, rows
+from helpers.balancing import adapted
+from helpers.exporting import check_price, divergence, log_probabilities, rows
+from helpers.models import tiny_llama, tiny_llama_config
 
 
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory):
     """A base and an adapter whose experts and router matter."""
     folder = tmp_path_factory.mktemp("saved")
-    torch.manual_seed(0)
-    base = LlamaForCausalLM(tiny_llama_config())
+    base = tiny_llama()
     base.save_pretrained(folder / "base")
     model = adapted(LlamaForCausalLM.from_pretrained(folder / "base"))
     with torch.no_grad():

@@ -6,30 +6,23 @@ from statistics import fmean
 import pytest
 
 from axolotl_alphalora.inspection import (
-    InspectedData,
     Inspection,
     RoutingSummary,
     distance,
-    inspect_weights,
     specialisation,
 )
-from inspecting import KINDS, usage, usages, write_adapter
-
-PLAN = {"strategy": {"name": "alphalora", "options": {"beta": 2.5}}}
+from helpers import inspecting
+from helpers.inspecting import KINDS, PLAN, usage, usages
 
 
 @pytest.fixture(scope="module")
 def bare(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("adapter")
-    ranks = {"model.layers.1.mlp.up_proj": 2}
-    write_adapter(folder, [1, 3, 4], ranks=ranks, plan=PLAN)
-    return inspect_weights(folder)
+    return inspecting.bare(tmp_path_factory.mktemp("adapter"))
 
 
 @pytest.fixture(scope="module")
 def watched(bare):
-    data = InspectedData("data.jsonl", 200, {"code": 3, "maths": 5})
-    return Inspection(bare.config, bare.modules, usages(bare.modules), data)
+    return inspecting.watched(bare)
 
 
 def test_a_block_is_the_mean_of_its_experts_and_of_its_modules(bare):

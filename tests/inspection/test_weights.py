@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from axolotl_alphalora.inspection import read_experts
-from inspecting import write_adapter
+from helpers.inspecting import write_adapter
 
 RELEASED = Path(__file__).parents[1] / "adapter" / "releases" / "0.1.0" / "adapter"
 Q, V = "model.layers.0.self_attn.q_proj", "model.layers.0.self_attn.v_proj"

@@ -8,36 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-import torch
 import yaml
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
-from conftest import tiny_llama_config
-
-
-def save_tiny_model(folder: Path) -> None:
-    """A two-block Llama with a byte-level tokenizer."""
-    tokenizer = Tokenizer(models.BPE(unk_token="<unk>"))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    special = ["<unk>", "<s>", "</s>", "<pad>"]
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    tokenizer.train_from_iterator(
-        ["hello world"],
-        trainers.BpeTrainer(vocab_size=300, special_tokens=special, initial_alphabet=alphabet),
-    )
-    fast = PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        unk_token="<unk>",
-        bos_token="<s>",
-        eos_token="</s>",
-        pad_token="<pad>",
-    )
-    torch.manual_seed(0)
-    config = tiny_llama_config(vocab_size=len(fast), max_position_embeddings=512)
-    LlamaForCausalLM(config).save_pretrained(folder)
-    fast.save_pretrained(folder)
+from helpers import settings
+from helpers.models import save_tiny_model
 
 
 @dataclass
@@ -139,10 +113,10 @@ class Host:
         launcher = ["--launcher", "python"] if launched else []
         return self.command(folder, verb, str(config), *launcher, *options, typed=typed)
 
-    def command(self, folder: Path, *argv: str, typed: str = "") -> Run:
+    def command(self, folder: Path, *argv: str, typed: str = "", module: str = "") -> Run:
         log = folder / "log.txt"
         log.unlink(missing_ok=True)
-        code = self.ask(folder, argv, input=typed)
+        code = self.ask(folder, argv, input=typed, module=module)
         return Run(code, log.read_text(errors="replace"), folder)
 
     def start(self, folder: Path, verb: str, *options: str, **changes) -> int:
@@ -161,6 +135,13 @@ class Host:
         run = self.run(folder, "train", **changes)
         assert run.code == 0, run.log[-6000:]
         return run
+
+
+@pytest.fixture
+def plugin(monkeypatch, tmp_path):
+    """Our plugin, loaded by the host in this process, in an empty working directory."""
+    monkeypatch.chdir(tmp_path)
+    return settings.register(monkeypatch)
 
 
 @pytest.fixture(scope="session")

@@ -1,14 +1,16 @@
 """Runs Axolotl command lines, importing the host once: each in a forked child.
 
-Reads one JSON object a line ({"argv", "cwd", "log", "input", "background"}) from standard input and
-answers each with a line holding the child's exit code, or in the background its process id. The
-plugin itself is imported by the child, as in a real run.
+Reads one JSON object a line ({"argv", "cwd", "log", "input", "background", "module"}) from standard
+input and answers each with a line holding the child's exit code, or in the background its process
+id. Instead of the command line it runs the module that is named, as `python -m` does. The plugin
+itself is imported by the child, as in a real run.
 """
 
 import gc
 import io
 import json
 import os
+import runpy
 import sys
 import traceback
 from importlib import import_module
@@ -27,6 +29,7 @@ def serve() -> None:
     for name in [*HOST, *HEAVY]:
         import_module(name)
     import_module("torch").set_num_threads(1)
+    save_in_this_process(import_module("datasets").Dataset)
     # The children's collections would search, and so copy, all that stands here.
     gc.freeze()
     for line in sys.stdin:
@@ -44,6 +47,12 @@ def serve() -> None:
         print(os.waitstatus_to_exitcode(status), file=answers, flush=True)
 
 
+def save_in_this_process(dataset: type) -> None:
+    """The host saves every dataset in a process of its own, which imports for seconds."""
+    save = dataset.save_to_disk
+    dataset.save_to_disk = lambda self, path, num_proc=None, **keys: save(self, path, **keys)
+
+
 def run(request: dict) -> int:
     """The child: one command line, its output in a file."""
     log = os.open(request["log"], os.O_WRONLY | os.O_CREAT | os.O_APPEND)
@@ -53,7 +62,10 @@ def run(request: dict) -> int:
     sys.stdin = io.StringIO(request.get("input", ""))
     sys.argv = ["axolotl", *request["argv"]]
     try:
-        import_module("axolotl.cli.main").main()
+        if module := request.get("module"):
+            runpy.run_module(module, run_name="__main__", alter_sys=True)
+        else:
+            import_module("axolotl.cli.main").main()
     except SystemExit as stop:
         if isinstance(stop.code, str):
             print(stop.code, file=sys.stderr)

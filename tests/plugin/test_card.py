@@ -5,23 +5,19 @@ from pathlib import Path
 import pytest
 from transformers import Trainer, TrainingArguments
 
-from allocating import model as shapes
-from allocating import plan, with_alphas
 from axolotl_alphalora.adapter import AlphaLoraConfig
 from axolotl_alphalora.plugin.training import add_section, describe_in_cards
-from balancing import adapted
+from helpers.allocating import planned
+from helpers.balancing import adapted
 
 
 def config(made) -> AlphaLoraConfig:
     return AlphaLoraConfig(r=8, num_experts=made.counts, plan=made.to_dict())
 
 
-@pytest.fixture
-def planned():
-    found = shapes(4)
-    evidence = with_alphas(found, [2.0, 3.0, 5.0, 4.0])
-    budget = {"total_experts": 12}
-    return plan("alphalora", found, budget=budget, evidence=evidence)
+@pytest.fixture(name="planned")
+def a_plan():
+    return planned()
 
 
 def test_it_is_added_once_and_everything_else_stays(planned, tmp_path):

@@ -3,11 +3,9 @@
 from dataclasses import fields
 
 import pytest
-import torch
 from peft import PeftConfig, get_peft_model
 from transformers import LlamaForCausalLM, LlamaForSequenceClassification
 
-import settings
 from axolotl_alphalora.adapter import AlphaLoraConfig, AlphaLoraLayer
 from axolotl_alphalora.allocation import AllocationRequest, build_plan
 from axolotl_alphalora.planning import AlphaLoraConfigBlock, Targets, plan_request, read_block
@@ -18,8 +16,10 @@ from axolotl_alphalora.plugin.saved import (
     check_against_yaml,
     read_saved,
 )
-from conftest import tiny_llama_config
-from settings import validate
+from helpers.models import tiny_llama
+from helpers.settings import validate
+
+pytestmark = pytest.mark.usefixtures("plugin")
 
 # Where the experts are and how many: told apart by their names, not one by one.
 LAYERS = {
@@ -62,17 +62,10 @@ BARE = dict.fromkeys(("lora_r", "lora_alpha", "lora_target_linear"))
 DOORS = ("lora_model_dir", "resume_from_checkpoint")
 
 
-@pytest.fixture(autouse=True)
-def plugin(monkeypatch, tmp_path):
-    monkeypatch.chdir(tmp_path)
-    settings.register(monkeypatch)
-
-
 @pytest.fixture(scope="module")
 def base(tmp_path_factory):
     folder = tmp_path_factory.mktemp("base") / "tiny"
-    torch.manual_seed(0)
-    LlamaForCausalLM(tiny_llama_config()).save_pretrained(folder)
+    tiny_llama().save_pretrained(folder)
     return folder
 
 

@@ -5,7 +5,7 @@ import shutil
 
 import pytest
 
-from first_step import (
+from helpers.first_step import (
     assert_routers_got_the_balance,
     real_tokens,
     seen,
@@ -98,8 +98,11 @@ def test_padding_on_the_left_does_not_count(host, tmp_path):
 
 
 @pytest.mark.works("Data", "padding on the right")
+@pytest.mark.works("Trainers", "supervised fine-tuning")
 def test_padding_on_the_right_does_not_count(host, tmp_path):
     passes = one_step(host, tmp_path)
+    first, second = token_shares(passes)
+    assert first != second, "the balance of each micro-batch is weighed by its targets"
     masks = [row for p in passes for row in p["attention_mask"]]
     assert any(mask[0] == 1 and mask[-1] == 0 for mask in masks)
 

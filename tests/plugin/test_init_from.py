@@ -10,19 +10,12 @@ from pydantic import ValidationError
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
-import settings
 from axolotl_alphalora.adapter import AlphaLoraConfig
 from axolotl_alphalora.plugin import args
 from axolotl_alphalora.plugin.loading import Allocation, adapter_config
-from settings import validate
+from helpers.settings import validate
 
 WEIGHTS = "adapter_model.safetensors"
-
-
-@pytest.fixture
-def plugin(monkeypatch, tmp_path):
-    settings.register(monkeypatch)
-    monkeypatch.chdir(tmp_path)
 
 
 def save_lora(base, folder, **changes):

@@ -5,7 +5,7 @@ import torch
 from transformers.optimization import Adafactor
 
 from axolotl_alphalora.plugin.training import lr_ratios, split_groups
-from balancing import adapted
+from helpers.balancing import adapted
 
 
 def trainable(model):

@@ -2,17 +2,12 @@
 
 import pytest
 
-import settings
-from allocating import plan
 from axolotl_alphalora.planning import plan_request, read_block
 from axolotl_alphalora.plugin.loading import _key
-from settings import validate
+from helpers.allocating import plan
+from helpers.settings import validate
 
-
-@pytest.fixture(autouse=True)
-def plugin(monkeypatch, tmp_path):
-    settings.register(monkeypatch)
-    monkeypatch.chdir(tmp_path)
+pytestmark = pytest.mark.usefixtures("plugin")
 
 
 def key(**changes):

@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 import axolotl_alphalora.adapter  # noqa: F401
-from first_step import seen
+from helpers.first_step import seen
 
 cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 PLUGINS = ["axolotl_alphalora.AlphaLoraPlugin", "spy.SpyPlugin"]

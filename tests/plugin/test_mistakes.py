@@ -8,7 +8,6 @@ import json
 import logging
 
 import pytest
-import torch
 import yaml
 from axolotl.integrations.base import AdapterCapabilities, load_plugin
 from axolotl.utils.config import validate_config
@@ -19,7 +18,6 @@ from peft import LoraConfig, get_peft_model
 from pydantic import ValidationError
 from transformers import LlamaForCausalLM
 
-import settings
 from axolotl_alphalora.adapter import AlphaLoraConfig, resolve_targets
 from axolotl_alphalora.allocation import registry
 from axolotl_alphalora.cli import alphalora
@@ -27,8 +25,9 @@ from axolotl_alphalora.planning import AlphaLoraConfigBlock
 from axolotl_alphalora.planning.keys import KEYS, PLUGIN, REFUSED_KEYS, check_spelling
 from axolotl_alphalora.plugin import loading
 from axolotl_alphalora.plugin.options import HONOURED
-from conftest import tiny_llama_config
-from settings import base_yaml, validate
+from helpers import settings
+from helpers.models import tiny_llama
+from helpers.settings import base_yaml, validate
 
 WRONG = {
     "base_model": [7, ["a"]],
@@ -100,8 +99,7 @@ def plugin(monkeypatch, tmp_path):
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
     folder = tmp_path_factory.mktemp("model") / "tiny"
-    torch.manual_seed(0)
-    LlamaForCausalLM(tiny_llama_config()).save_pretrained(folder)
+    tiny_llama().save_pretrained(folder)
     return folder
 
 

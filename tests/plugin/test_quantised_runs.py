@@ -1,6 +1,7 @@
 """Quantised bases in every path of the host: the base is what the YAML asked for, everywhere."""
 
 import json
+import math
 import re
 import shutil
 
@@ -37,17 +38,20 @@ def flat(log: str) -> str:
 def trained(request, host, tmp_path_factory):
     """A run on a 4-bit and one on an 8-bit base."""
     folder = tmp_path_factory.mktemp(f"bits{request.param}")
-    run = host.train(folder, **{f"load_in_{request.param}bit": True}, max_steps=2)
+    steps = {"max_steps": 3, "save_steps": 3, "eval_steps": 3}
+    run = host.train(folder, **{f"load_in_{request.param}bit": True}, **steps)
     return request.param, run
 
 
 @pytest.mark.works("Quantised bases", "nf4 and int8: train, `evaluate`, `inference`, plain PEFT")
 def test_each_path_runs_on_the_quantised_base(host, trained, tmp_path):
     bits, run = trained
-    asked = {f"load_in_{bits}bit": True, "max_steps": 2}
+    asked = {f"load_in_{bits}bit": True, "max_steps": 3}
     assert run.spied["bases"] == {KINDS[bits]: 14}
     assert run.spied["trainable"] == ["torch.float32"]
-    last = [row["eval_loss"] for row in run.history(2) if "eval_loss" in row][-1]
+    falling = losses(run, 3)
+    assert all(math.isfinite(loss) for loss in falling) and falling[-1] < falling[0]
+    last = [row["eval_loss"] for row in run.history(3) if "eval_loss" in row][-1]
 
     there = ("--lora-model-dir", str(run.out))
     evaluation = host.run(tmp_path, "evaluate", *there, **asked)

@@ -15,9 +15,10 @@ from pydantic import ValidationError
 from torch import nn
 from transformers import BitsAndBytesConfig
 
-import settings
 from axolotl_alphalora import AlphaLoraPlugin
 from axolotl_alphalora.plugin import quantised_base, quantization
+from helpers import settings
+from helpers.models import word_tokenizer
 
 PATCHES = ["apply_init_sharded_param_patch", "apply_init_unsharded_param_patch"]
 BITS = {"load_in_4bit": Linear4bit, "load_in_8bit": Linear8bitLt}
@@ -54,8 +55,8 @@ def checkpoint(tiny_llama, tmp_path):
 
 
 @pytest.fixture
-def tokenizer():
-    return settings.tokenizer()
+def host_tokenizer():
+    return word_tokenizer(eos_token="w1")
 
 
 def config(checkpoint, **changes) -> DictDefault:
@@ -69,13 +70,13 @@ def config(checkpoint, **changes) -> DictDefault:
     return cfg
 
 
-def load(cfg, tokenizer):
-    return ModelLoader(cfg, tokenizer).load()[0]
+def load(cfg, host_tokenizer):
+    return ModelLoader(cfg, host_tokenizer).load()[0]
 
 
-def host_config(cfg, tokenizer) -> dict:
+def host_config(cfg, host_tokenizer) -> dict:
     """What the host's own loader makes of the same YAML for one of its adapters."""
-    loader = ModelLoader(cfg, tokenizer)
+    loader = ModelLoader(cfg, host_tokenizer)
     loader._set_quantization_config()
     return loader.model_kwargs["quantization_config"].to_dict()
 
@@ -107,7 +108,9 @@ def checkpointing_kwargs(model):
     ],
     ids=["4bit", "4bit-bf16", "4bit-kwargs", "8bit"],
 )
-def test_the_settings_are_those_of_the_host_s_own_adapters(changes, engine, checkpoint, tokenizer):
+def test_the_settings_are_those_of_the_host_s_own_adapters(
+    changes, engine, checkpoint, host_tokenizer
+):
     ours = config(checkpoint, **changes)
     theirs = config(checkpoint, **changes, adapter=HOST_ADAPTER[next(iter(changes))])
     for model_type in ("llama", "jamba", "qwen2_moe", "nemotron_h", "falcon_h1"):
@@ -115,7 +118,7 @@ def test_the_settings_are_those_of_the_host_s_own_adapters(changes, engine, chec
             cfg.model_config_type = model_type
             cfg.update(engine)
         built = BitsAndBytesConfig(**quantization.bnb_config(ours)).to_dict()
-        wanted = host_config(theirs, tokenizer)
+        wanted = host_config(theirs, host_tokenizer)
         if "load_in_4bit" in changes and not (
             "deepspeed" in engine or wanted[STORAGE] == "float32"
         ):
@@ -153,12 +156,12 @@ def patched(monkeypatch):
     ("device", "rank", "wanted"), [("cuda", "3", 3), ("cuda", None, 0), ("cpu", "3", "cpu")]
 )
 def test_under_fsdp_each_rank_loads_on_its_own_device(
-    flag, device, rank, wanted, checkpoint, tokenizer, patched, monkeypatch
+    flag, device, rank, wanted, checkpoint, host_tokenizer, patched, monkeypatch
 ):
     cfg = config(checkpoint, fsdp_config=LAYERS, bf16=True, **{flag: True})
     kwargs = cfg.to_dict()["overrides_of_model_kwargs"]
     assert json.loads(json.dumps(kwargs)) == kwargs
-    loader = ModelLoader(cfg, tokenizer)
+    loader = ModelLoader(cfg, host_tokenizer)
     monkeypatch.setattr("axolotl.utils.distributed.get_device_type", lambda: torch.device(device))
     monkeypatch.setenv("LOCAL_RANK", rank) if rank else monkeypatch.delenv("LOCAL_RANK", False)
     quantization.apply(cfg)
@@ -242,30 +245,30 @@ def test_settings_that_bitsandbytes_ignores_are_refused(checkpoint):
 
 
 @pytest.mark.parametrize("flag", BITS)
-def test_the_host_loads_the_base_quantised(flag, checkpoint, tokenizer):
-    model = load(config(checkpoint, **{flag: True}), tokenizer)
+def test_the_host_loads_the_base_quantised(flag, checkpoint, host_tokenizer):
+    model = load(config(checkpoint, **{flag: True}), host_tokenizer)
     kinds = {name: type(module) for name, module in model.named_modules()}
     assert all(kind is BITS[flag] for name, kind in kinds.items() if name.endswith("_proj"))
     assert kinds["lm_head"] is nn.Linear
     assert not any(parameter.requires_grad for parameter in model.parameters())
 
 
-def test_the_host_loads_a_full_precision_base_unchanged(checkpoint, tokenizer, plugin):
-    model = load(config(checkpoint), tokenizer)
+def test_the_host_loads_a_full_precision_base_unchanged(checkpoint, host_tokenizer, plugin):
+    model = load(config(checkpoint), host_tokenizer)
     assert not any(isinstance(module, tuple(BITS.values())) for module in model.modules())
     assert plugin.checkpointing is None
 
 
-def test_a_second_loader_of_the_same_configuration_agrees(checkpoint, tokenizer):
+def test_a_second_loader_of_the_same_configuration_agrees(checkpoint, host_tokenizer):
     cfg = config(checkpoint, load_in_4bit=True)
-    first, second = load(cfg, tokenizer), load(cfg, tokenizer)
+    first, second = load(cfg, host_tokenizer), load(cfg, host_tokenizer)
     one = first.hf_quantizer.quantization_config.to_dict()
     assert one == second.hf_quantizer.quantization_config.to_dict()
 
 
-def test_bnb_config_kwargs_reach_the_layers(checkpoint, tokenizer):
+def test_bnb_config_kwargs_reach_the_layers(checkpoint, host_tokenizer):
     kwargs = {"bnb_4bit_quant_type": "fp4", "llm_int8_skip_modules": ["down_proj", "lm_head"]}
-    model = load(config(checkpoint, load_in_4bit=True, bnb_config_kwargs=kwargs), tokenizer)
+    model = load(config(checkpoint, load_in_4bit=True, bnb_config_kwargs=kwargs), host_tokenizer)
     block = model.model.layers[0]
     assert block.self_attn.q_proj.weight.quant_type == "fp4"
     assert type(block.mlp.down_proj) is nn.Linear
@@ -277,39 +280,39 @@ def test_a_full_precision_model_is_caught_when_4bit_was_asked_for(checkpoint, ti
         quantised_base.assert_quantized(tiny_llama, cfg)
 
 
-def test_a_single_unconverted_layer_is_caught(checkpoint, tokenizer):
+def test_a_single_unconverted_layer_is_caught(checkpoint, host_tokenizer):
     cfg = config(checkpoint, load_in_4bit=True)
-    model = load(cfg, tokenizer)
+    model = load(cfg, host_tokenizer)
     model.model.layers[1].mlp.up_proj = nn.Linear(64, 96, bias=False)
     with pytest.raises(RuntimeError, match="1 full-precision .*`model.layers.1.mlp.up_proj` first"):
         quantised_base.assert_quantized(model, cfg)
 
 
 @pytest.mark.parametrize(("flag", "other"), [tuple(BITS), tuple(BITS)[::-1]])
-def test_the_other_precision_is_caught(flag, other, checkpoint, tokenizer):
-    model = load(config(checkpoint, **{flag: True}), tokenizer)
+def test_the_other_precision_is_caught(flag, other, checkpoint, host_tokenizer):
+    model = load(config(checkpoint, **{flag: True}), host_tokenizer)
     with pytest.raises(RuntimeError, match=f"{other}: true.*{BITS[flag].__name__}"):
         quantised_base.assert_quantized(model, config(checkpoint, **{other: True}))
 
 
-def test_a_quantised_model_is_caught_when_none_was_asked_for(checkpoint, tokenizer):
-    model = load(config(checkpoint, load_in_4bit=True), tokenizer)
+def test_a_quantised_model_is_caught_when_none_was_asked_for(checkpoint, host_tokenizer):
+    model = load(config(checkpoint, load_in_4bit=True), host_tokenizer)
     with pytest.raises(RuntimeError, match="neither load_in_4bit nor load_in_8bit.*q_proj"):
         quantised_base.assert_quantized(model, config(checkpoint))
 
 
-def test_other_settings_than_asked_for_are_caught(checkpoint, tokenizer):
+def test_other_settings_than_asked_for_are_caught(checkpoint, host_tokenizer):
     cfg = config(checkpoint, load_in_4bit=True)
-    model = load(cfg, tokenizer)
+    model = load(cfg, host_tokenizer)
     cfg.bnb_config_kwargs = {"bnb_4bit_use_double_quant": False}
     with pytest.raises(RuntimeError, match="bnb_4bit_use_double_quant=True for False"):
         quantised_base.assert_quantized(model, cfg)
 
 
-def test_a_quantised_checkpoint_needs_no_option(checkpoint, tokenizer, tmp_path):
-    model = load(config(checkpoint, load_in_4bit=True), tokenizer)
+def test_a_quantised_checkpoint_needs_no_option(checkpoint, host_tokenizer, tmp_path):
+    model = load(config(checkpoint, load_in_4bit=True), host_tokenizer)
     model.save_pretrained(tmp_path / "nf4")
-    reloaded = load(config(str(tmp_path / "nf4")), tokenizer)
+    reloaded = load(config(str(tmp_path / "nf4")), host_tokenizer)
     assert isinstance(reloaded.model.layers[0].mlp.up_proj, Linear4bit)
 
 
@@ -322,7 +325,7 @@ def test_a_flag_that_comes_after_validation_is_too_late(checkpoint):
 
 @pytest.mark.parametrize("flag", [None, *BITS])
 @pytest.mark.parametrize("reentrant", [True, False])
-def test_the_user_s_kind_of_checkpointing_wins(flag, reentrant, checkpoint, tokenizer, plugin):
+def test_the_user_s_kind_of_checkpointing_wins(flag, reentrant, checkpoint, host_tokenizer, plugin):
     changes = {flag: True} if flag else {}
     cfg = config(
         checkpoint,
@@ -330,32 +333,32 @@ def test_the_user_s_kind_of_checkpointing_wins(flag, reentrant, checkpoint, toke
         gradient_checkpointing_kwargs={"use_reentrant": reentrant},
         **changes,
     )
-    load(cfg, tokenizer)
+    load(cfg, host_tokenizer)
     assert plugin.checkpointing == {"use_reentrant": reentrant}
 
 
 @pytest.mark.parametrize("flag", BITS)
-def test_without_kwargs_checkpointing_is_not_reentrant(flag, checkpoint, tokenizer, plugin):
+def test_without_kwargs_checkpointing_is_not_reentrant(flag, checkpoint, host_tokenizer, plugin):
     # The host leaves the kwargs unset under RL.
     cfg = config(checkpoint, gradient_checkpointing=True, **{flag: True})
     cfg.gradient_checkpointing_kwargs = None
-    load(cfg, tokenizer)
+    load(cfg, host_tokenizer)
     assert plugin.checkpointing == {"use_reentrant": False}
 
 
 @pytest.mark.parametrize("skip", [None, True])
-def test_embeddings_stay_out_of_fp32_as_in_the_host(skip, checkpoint, tokenizer, plugin):
+def test_embeddings_stay_out_of_fp32_as_in_the_host(skip, checkpoint, host_tokenizer, plugin):
     cfg = config(checkpoint, load_in_4bit=True, bf16=True, embeddings_skip_upcast=skip)
-    model = load(cfg, tokenizer)
+    model = load(cfg, host_tokenizer)
     assert plugin.dtypes["model.norm.weight"] == torch.float32
     assert plugin.dtypes["model.embed_tokens.weight"] == torch.bfloat16
     assert model.model.norm.weight.dtype == torch.bfloat16
 
 
-def test_dtypes_after_loading_are_those_of_qlora(checkpoint, tokenizer):
+def test_dtypes_after_loading_are_those_of_qlora(checkpoint, host_tokenizer):
     changes = {"load_in_4bit": True, "bf16": True, "gradient_checkpointing": True}
-    ours = load(config(checkpoint, **changes), tokenizer)
-    theirs = load(config(checkpoint, **changes, adapter="qlora"), tokenizer)
+    ours = load(config(checkpoint, **changes), host_tokenizer)
+    theirs = load(config(checkpoint, **changes, adapter="qlora"), host_tokenizer)
     base = theirs.get_base_model().state_dict()
     for name, value in ours.state_dict().items():
         twin = name if name in base else name.replace("q_proj.", "q_proj.base_layer.")

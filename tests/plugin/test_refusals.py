@@ -11,12 +11,14 @@ from axolotl.utils.config import prepare_plugins, validate_config
 from axolotl.utils.dict import DictDefault
 from pydantic import ValidationError
 
-import settings
 from axolotl_alphalora.planning.keys import KEYS, REFUSED_KEYS, check_spelling
 from axolotl_alphalora.plugin import refusals
 from axolotl_alphalora.plugin.options import HONOURED
 from axolotl_alphalora.plugin.refusals import REFUSED
-from settings import GPU
+from helpers import settings
+from helpers.settings import GPU
+
+pytestmark = pytest.mark.usefixtures("plugin")
 
 KERNELS = ("lora_mlp_kernel", "lora_qkv_kernel", "lora_o_kernel", "lora_embedding_kernel")
 
@@ -32,11 +34,6 @@ OTHER_PLUGINS = {
     "lm_eval_post_train": LMEvalArgs,
     "expert_parallel_size": ExpertParallelArgs,
 }
-
-
-@pytest.fixture(autouse=True)
-def plugin(monkeypatch):
-    return settings.register(monkeypatch)
 
 
 def yaml_with(changes) -> DictDefault:

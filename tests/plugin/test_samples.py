@@ -15,25 +15,20 @@ from axolotl.utils.config import normalize_cfg_datasets, normalize_config, valid
 from axolotl.utils.data import prepare_datasets
 from axolotl.utils.dict import DictDefault
 from datasets import ClassLabel, Dataset, DatasetDict
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import PreTrainedTokenizerFast
 
 from axolotl_alphalora.plugin.samples import draw_samples
-from conftest import tiny_llama_config
+from helpers.models import byte_tokenizer, tiny_llama_config
 
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory):
     """A model's configuration and a tokenizer of one token per byte."""
     folder = tmp_path_factory.mktemp("base")
-    vocabulary = ["<unk>", "<s>", "</s>", "<pad>", *sorted(pre_tokenizers.ByteLevel.alphabet())]
-    ids = {token: index for index, token in enumerate(vocabulary)}
-    tokenizer = Tokenizer(models.BPE(vocab=ids, merges=[], unk_token="<unk>"))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    names = {"unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>"}
-    PreTrainedTokenizerFast(tokenizer_object=tokenizer, **names).save_pretrained(folder)
-    tiny_llama_config(vocab_size=len(ids), max_position_embeddings=512).save_pretrained(folder)
+    tokenizer = byte_tokenizer()
+    tokenizer.save_pretrained(folder)
+    tiny_llama_config(vocab_size=len(tokenizer), max_position_embeddings=512).save_pretrained(
+        folder
+    )
     return folder
 
 

@@ -4,7 +4,7 @@ import pytest
 from peft import PeftModel
 
 from axolotl_alphalora.plugin.training import save_whole
-from balancing import adapted
+from helpers.balancing import adapted
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 

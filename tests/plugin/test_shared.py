@@ -2,51 +2,74 @@
 
 import json
 import os
-import socket
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
-import torch
+import torch.distributed as dist
+from axolotl.utils.dict import DictDefault
 from safetensors.torch import load_file, save_file
-from transformers import LlamaForCausalLM
 
+from axolotl_alphalora.plugin.loading import Allocation
 from axolotl_alphalora.plugin.shared import is_first_process, on_one_process
-from conftest import tiny_llama_config
+from axolotl_alphalora.spectral import CheckpointWeights
+from helpers.models import tiny_llama
+from helpers.worlds import in_a_world
 
-RANKS = Path(__file__).with_name("ranks.py")
+
+def plan(config: str) -> dict:
+    """The plugin's own step before the model is loaded, counting the matrices that are read."""
+    read = []
+    tensor = CheckpointWeights.tensor
+    CheckpointWeights.tensor = lambda self, name: (read.append(name), tensor(self, name))[1]
+    allocation = Allocation(DictDefault(json.loads(Path(config).read_text())))
+    return {"counts": allocation.counts, "plan": allocation.plan, "read": len(read)}
+
+
+def die(config: str) -> dict:
+    """The working rank is killed at its work."""
+    return {"result": on_one_process(lambda: os._exit(9))}
+
+
+def fail_oddly(config: str) -> dict:
+    """An error that cannot be pickled."""
+
+    class Odd(Exception):
+        def __init__(self, one, two):
+            super().__init__(f"{one} and {two}")
+
+    def work():
+        raise Odd("this", "that")
+
+    return {"result": on_one_process(work)}
+
+
+ACTIONS = {"plan": plan, "die": die, "fail_oddly": fail_oddly}
+
+
+def act(what: str, folder: Path, config: Path | str) -> None:
+    """Be one of the ranks, and write down what came of it."""
+    os.environ["ALPHALORA_CACHE"] = str(folder / "cache")
+    try:
+        found = ACTIONS[what](config)
+    except Exception as error:
+        found = {"type": type(error).__name__, "error": str(error)}
+    (folder / f"rank-{dist.get_rank()}.json").write_text(json.dumps(found))
 
 
 def on_two_ranks(what: str, folder: Path, config: Path | str = "") -> tuple[list[int], list]:
-    """The exit codes of two ranks and what each wrote down, None if nothing."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2"}
-    ranks = [
-        subprocess.Popen(
-            [sys.executable, str(RANKS), what, str(config), str(folder)],
-            env={
-                **os.environ,
-                **shared,
-                "RANK": str(rank),
-                "LOCAL_RANK": str(rank),
-                "OMP_NUM_THREADS": "1",
-                "ALPHALORA_CACHE": str(folder / "cache"),
-            },
-        )
-        for rank in range(2)
-    ]
-    codes = [rank.wait(timeout=300) for rank in ranks]
+    """The exit codes of two ranks and what each wrote down, None if nothing.
+
+    Axolotl's own command line asks the GPUs of several ranks whether they reach each other, so this
+    starts where the plugin's work does.
+    """
+    codes = in_a_world(2, folder / "store", lambda: act(what, folder, config), folder / "error.txt")
     files = [folder / f"rank-{rank}.json" for rank in range(2)]
     return codes, [json.loads(f.read_text()) if f.exists() else None for f in files]
 
 
 @pytest.fixture
 def config(tmp_path):
-    torch.manual_seed(0)
-    LlamaForCausalLM(tiny_llama_config()).save_pretrained(tmp_path / "model")
+    tiny_llama().save_pretrained(tmp_path / "model")
     path = tmp_path / "config.json"
     settings = {
         "base_model": str(tmp_path / "model"),

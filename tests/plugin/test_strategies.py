@@ -1,8 +1,6 @@
 """Every allocation strategy from the YAML to a trained adapter, and a plan made once and reused."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -31,18 +29,6 @@ def by_task(host, folder: Path) -> Path:
     text = (json.dumps(row | {"task": ["odd", "even"][i % 2]}) for i, row in enumerate(rows))
     path.write_text("\n".join(text) + "\n")
     return path
-
-
-def command(host, folder: Path, *arguments: str) -> str:
-    done = subprocess.run(
-        [Path(sys.executable).with_name("alphalora"), *arguments],
-        cwd=folder,
-        env=host.env,
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-    return done.stdout
 
 
 @pytest.mark.parametrize(
@@ -124,7 +110,8 @@ def test_a_plan_made_once_gives_the_same_counts(host, tmp_path):
     whole = plan_of(first)
     assert "AlphaLoRA: gradients" in first.log
     host.write(tmp_path, **settings)
-    command(host, tmp_path, "plan", "config.yml", "--output", "plan.json")
+    made = host.command(tmp_path, "alphalora", "plan", "config.yml", "--output", "plan.json")
+    assert made.code == 0, made.log[-4000:]
     saved = Plan.load(tmp_path / "plan.json")
     assert saved == whole
     assert not (tmp_path / "last_run_prepared").exists()

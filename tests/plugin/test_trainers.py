@@ -7,7 +7,7 @@ from peft import AutoPeftModelForCausalLM, PeftModel
 from safetensors.torch import load_file
 from transformers import AutoModelForSequenceClassification, AutoModelForTokenClassification
 
-from first_step import assert_routers_got_the_balance, seen, token_shares
+from helpers.first_step import assert_routers_got_the_balance, seen, token_shares
 
 COEFFICIENT = 0.5
 # With as many experts as each token gets, the loss is constant.
@@ -161,16 +161,6 @@ def opened(host, run, name):
     labels = 1 if name == "reward" else 2
     base = heads[name].from_pretrained(host.workspace / "tiny", num_labels=labels)
     return PeftModel.from_pretrained(base, run.out)
-
-
-@pytest.mark.works("Trainers", "supervised fine-tuning")
-def test_supervised_fine_tuning_weighs_the_balance_of_each_micro_batch_by_its_targets(
-    host, tmp_path
-):
-    run = host.train(tmp_path, max_steps=1, save_steps=1, max_grad_norm=1e9, alphalora=BLOCK)
-    weights = token_shares(seen(run)["passes"])
-    assert weights[0] != weights[1]
-    assert_routers_got_the_balance(run, host.workspace / "tiny", COEFFICIENT, weights)
 
 
 @pytest.mark.refused("Trainers", "`rl: ebft`")

@@ -14,8 +14,8 @@ from transformers import (
     Qwen3MoeConfig,
 )
 
-import settings
 from axolotl_alphalora.plugin.quantised_base import describe_unquantised
+from helpers import settings
 
 SHAPE = {
     "vocab_size": 64,

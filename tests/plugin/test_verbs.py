@@ -6,8 +6,6 @@ import re
 import shutil
 import signal
 import socket
-import subprocess
-import sys
 import time
 
 import pytest
@@ -91,12 +89,10 @@ def test_a_process_that_a_launcher_starts_knows_its_verb(host, tmp_path):
     checkpoint.mkdir(parents=True)
     for name in ("adapter_config.json", "adapter_model.safetensors"):
         (checkpoint / name).touch()
-    command = [sys.executable, "-m", "axolotl.cli.evaluate", str(host.write(tmp_path))]
-    done = subprocess.run(
-        command, cwd=tmp_path, env=host.env, capture_output=True, text=True, check=False
-    )
-    assert done.returncode != 0
-    assert "holds checkpoints but no finished adapter" in flat(done.stdout + done.stderr)
+    config = str(host.write(tmp_path))
+    run = host.command(tmp_path, config, module="axolotl.cli.evaluate")
+    assert run.code != 0
+    assert "holds checkpoints but no finished adapter" in flat(run.log)
 
 
 def test_evaluate_without_an_adapter_warns_loudly(host, tmp_path):

@@ -4,14 +4,12 @@ import io
 from pathlib import Path
 
 import pytest
-import torch
 from rich.console import Console
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
-from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerFast
 
 from axolotl_alphalora.evaluation import prompt_text
 from axolotl_alphalora.quickstart.rows import make_rows
-from conftest import tiny_llama_config
+from helpers.models import byte_tokenizer, save_tiny_model
 
 
 @pytest.fixture
@@ -24,36 +22,14 @@ def printed(console: Console) -> str:
 
 
 def tiny_tokenizer(*, bos: bool = False) -> PreTrainedTokenizerFast:
-    tokenizer = Tokenizer(models.BPE(unk_token="<unk>"))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=700,
-        special_tokens=["<unk>", "<s>", "</s>", "<pad>"],
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
     rows = make_rows()[0]
-    tokenizer.train_from_iterator((prompt_text(row) + row["output"] for row in rows), trainer)
-    if bos:
-        tokenizer.post_processor = processors.TemplateProcessing(
-            single="<s> $A", special_tokens=[("<s>", 1)]
-        )
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        unk_token="<unk>",
-        bos_token="<s>",
-        eos_token="</s>",
-        pad_token="<pad>",
+    return byte_tokenizer(
+        (prompt_text(row) + row["output"] for row in rows), vocab_size=700, bos=bos
     )
 
 
 @pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("tiny")
-    tokenizer = tiny_tokenizer()
-    torch.manual_seed(0)
-    config = tiny_llama_config(vocab_size=len(tokenizer), max_position_embeddings=512)
-    LlamaForCausalLM(config).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
+    save_tiny_model(folder, tiny_tokenizer())
     return folder

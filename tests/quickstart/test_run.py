@@ -3,16 +3,17 @@
 import json
 import os
 import re
-import signal
-import subprocess
 import sys
 import time
+from multiprocessing import get_context
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
+from axolotl_alphalora.cli import alphalora
 from axolotl_alphalora.quickstart import run as quickstart_run
 from axolotl_alphalora.quickstart.config import CONFIG_FILE, write_config
 from axolotl_alphalora.quickstart.evaluate import load
@@ -22,36 +23,48 @@ from axolotl_alphalora.quickstart.run import run_quickstart
 from .conftest import printed
 
 STEPS = 200
-COMMAND = "from axolotl_alphalora.cli import alphalora; alphalora()"
 
 
-def start(model: Path, directory: Path, logits: Path) -> subprocess.Popen:
-    arguments = ["--model", str(model), "--steps", str(STEPS), "--dir", str(directory)]
-    arguments += ["--json", str(directory.parent / "summary.json")]
-    return subprocess.Popen(
-        [sys.executable, "-c", COMMAND, "quickstart", *arguments],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        env=os.environ
-        | {"PYTHONPATH": str(Path(__file__).parent), "LOGITS": str(logits), "COLUMNS": "200"},
-    )
+@pytest.fixture
+def quickstart(tiny_model, tmp_path):
+    """Starts the command in a child of this process, which has done its imports."""
+    log = tmp_path / "output.txt"
+
+    def command(*arguments):
+        with log.open("w") as file:
+            os.dup2(file.fileno(), 1)
+            os.dup2(file.fileno(), 2)
+        sys.stdout = sys.stderr = open(1, "w", closefd=False)
+        torch.set_num_threads(1)
+        os.environ |= {"PYTHONPATH": str(Path(__file__).parent), "COLUMNS": "200"}
+        os.environ["LOGITS"] = str(tmp_path / "logits.safetensors")
+        alphalora(["quickstart", *arguments])
+
+    def start(directory):
+        arguments = ["--model", str(tiny_model), "--steps", str(STEPS), "--dir", str(directory)]
+        arguments += ["--json", str(tmp_path / "summary.json")]
+        child = get_context("fork").Process(target=command, args=arguments)
+        child.start()
+        return child
+
+    def finish(child):
+        child.join(300)
+        assert child.exitcode == 0, log.read_text()
+        return log.read_text()
+
+    return SimpleNamespace(start=start, finish=finish, log=log)
 
 
-def finish(process: subprocess.Popen) -> str:
-    output, _ = process.communicate(timeout=300)
-    assert process.returncode == 0, output
-    return output
-
-
-def wait_for(path: Path, process: subprocess.Popen) -> None:
+def wait_for(path, child, log):
     while not path.exists():
-        assert process.poll() is None, process.stdout.read()
+        assert child.is_alive(), log.read_text()
         time.sleep(0.02)
 
 
-# About 75 s on two quiet cores: the host starts twice, and each start imports for 20 s.
-def test_killed_continued_finished(tiny_model, tmp_path):
+# The host starts twice, and each start imports for 20 s.
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a process with a GPU cannot be forked")
+@pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
+def test_killed_continued_finished(quickstart, tiny_model, tmp_path):
     directory, logits = tmp_path / "quickstart", tmp_path / "logits.safetensors"
     directory.mkdir()
     write_config(directory, tiny_model, STEPS)
@@ -60,14 +73,15 @@ def test_killed_continued_finished(tiny_model, tmp_path):
     edited = config.read_text().replace(ours, f"  - record_logits.RecordLogits\n{ours}")
     config.write_text(edited)
 
-    killed = start(tiny_model, directory, logits)
-    wait_for(directory / "adapter" / "checkpoint-10" / "trainer_state.json", killed)
-    killed.send_signal(signal.SIGKILL)
-    killed.communicate()
+    killed = quickstart.start(directory)
+    state = directory / "adapter" / "checkpoint-10" / "trainer_state.json"
+    wait_for(state, killed, quickstart.log)
+    killed.kill()
+    killed.join()
     assert not logits.exists()
     (directory / "adapter" / f"checkpoint-{STEPS}").mkdir()
 
-    output = finish(start(tiny_model, directory, logits))
+    output = quickstart.finish(quickstart.start(directory))
     # What was killed with it ended within a step or two, and left the directory to the next one.
     assert int(re.search(r"continuing from step (\d+)", output)[1]) <= 40
     assert "was edited and is kept" in output
@@ -92,8 +106,7 @@ def test_killed_continued_finished(tiny_model, tmp_path):
     assert torch.allclose(found, trained["logits"], atol=1e-4)
     assert not torch.allclose(base, trained["logits"], atol=1e-1)
 
-    again = start(tiny_model, directory, logits)
-    assert "trained before" in finish(again)
+    assert "trained before" in quickstart.finish(quickstart.start(directory))
     assert json.loads((tmp_path / "summary.json").read_text())["skipped"] == ["train", "evaluate"]
 
 

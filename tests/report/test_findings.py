@@ -2,12 +2,12 @@
 
 import pytest
 
-import allocating
 from axolotl_alphalora.allocation import Evidence
 from axolotl_alphalora.report.findings import BlockScores, Findings, module_shares
 from axolotl_alphalora.report.plan_sentences import budget_line, summary
 from axolotl_alphalora.settings import MatrixQuality
 from axolotl_alphalora.spectral import unit_scores
+from helpers import allocating
 
 KINDS = ("self_attn.q_proj", "self_attn.k_proj", "mlp.up_proj")
 NAMES = [f"model.layers.{block}.{kind}" for block in range(2) for kind in KINDS]

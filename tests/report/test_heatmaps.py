@@ -2,9 +2,9 @@
 
 import pytest
 
-from axolotl_alphalora.inspection import InspectedData, Inspection, inspect_weights
+from axolotl_alphalora.inspection import inspect_weights
 from axolotl_alphalora.report.heatmaps import draw_inspection, heat_panels
-from inspecting import KINDS, usages, write_adapter
+from helpers.inspecting import KINDS, watched, write_adapter
 
 
 @pytest.fixture(scope="module")
@@ -14,8 +14,7 @@ def inspections(tmp_path_factory):
     counts["model.layers.3.mlp.up_proj"] = 0
     write_adapter(folder, counts)
     bare = inspect_weights(folder)
-    data = InspectedData("data.jsonl", 200, {"code": 3, "maths": 5})
-    return bare, Inspection(bare.config, bare.modules, usages(bare.modules), data)
+    return bare, watched(bare)
 
 
 def test_a_cell_is_an_experts_norm_or_its_share_of_the_tokens(inspections):

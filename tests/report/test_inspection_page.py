@@ -12,7 +12,7 @@ from axolotl_alphalora.inspection import InspectedData, Inspection, inspect_weig
 from axolotl_alphalora.report.adapter_sentences import facts, stands_out
 from axolotl_alphalora.report.documents import inspection_document
 from axolotl_alphalora.report.plots import save_inspection
-from inspecting import KINDS, usages, write_adapter
+from helpers.inspecting import KINDS, usages, write_adapter
 
 BROWSER = next(
     filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None

@@ -2,22 +2,18 @@
 
 import pytest
 
-from allocating import model as shapes
-from allocating import plan, with_alphas
 from axolotl_alphalora.adapter import AlphaLoraConfig
 from axolotl_alphalora.report.markdown import experts_section
+from helpers.allocating import planned
 
 
 def config(made) -> AlphaLoraConfig:
     return AlphaLoraConfig(r=8, num_experts=made.counts, plan=made.to_dict())
 
 
-@pytest.fixture
-def planned():
-    found = shapes(4)
-    evidence = with_alphas(found, [2.0, 3.0, 5.0, 4.0])
-    budget = {"total_experts": 12}
-    return plan("alphalora", found, budget=budget, evidence=evidence)
+@pytest.fixture(name="planned")
+def a_plan():
+    return planned()
 
 
 def test_it_says_what_was_planned_and_why(planned):

@@ -9,7 +9,6 @@ from html.parser import HTMLParser
 import pytest
 import torch
 
-import allocating
 from axolotl_alphalora.allocation import Evidence
 from axolotl_alphalora.planning import Compared
 from axolotl_alphalora.report.findings import Findings
@@ -23,6 +22,7 @@ from axolotl_alphalora.report.plots import (
 )
 from axolotl_alphalora.settings import QualitySettings
 from axolotl_alphalora.spectral import Spectra, assess, unit_scores
+from helpers import allocating
 
 HEADS = {".png": b"\x89PNG", ".svg": b"<?xml", ".pdf": b"%PDF", ".html": b"<!doctype html>"}
 KINDS = ("q_proj", "up_proj")
@@ -81,8 +81,8 @@ SAVING = {
 
 @pytest.mark.parametrize("what", SAVING)
 @pytest.mark.parametrize("suffix", SUFFIXES)
-def test_every_kind_of_file_is_drawn_and_drawn_the_same_again(tmp_path, suffix, what):
-    path = tmp_path / "new" / f"plan{suffix}"
+def test_every_kind_of_file_is_drawn_and_drawn_the_same_again(pictures, suffix, what):
+    path = pictures / "new" / f"plan{suffix}"
     SAVING[what](path)
     content = path.read_bytes()
     assert content.startswith(HEADS[suffix])

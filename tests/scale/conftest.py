@@ -1,9 +1,7 @@
 """The runs of `ranks.py`, made once."""
 
 import json
-import os
 import subprocess
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -46,15 +44,16 @@ class Runs:
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory) -> Runs:
+def runs(tmp_path_factory, fresh_process) -> Runs:
     folder = tmp_path_factory.mktemp("scale")
     script = Path(__file__).parent / "ranks.py"
     with (folder / "log.txt").open("w") as log:
-        done = subprocess.run(
-            [sys.executable, "-W", "ignore", str(script), str(folder)],
+        done = fresh_process(
+            *("-W", "ignore", script, folder),
+            check=False,
+            capture_output=False,
             stdout=log,
             stderr=subprocess.STDOUT,
-            env=os.environ | {"OMP_NUM_THREADS": "1"},
         )
     assert done.returncode == 0, (folder / "log.txt").read_text()[-5000:]
     return Runs(folder)

@@ -32,12 +32,12 @@ from transformers import (  # noqa: E402
     TrainerCallback,
     TrainingArguments,
 )
-from worlds import in_a_world  # noqa: E402
 
-import settings  # noqa: E402
 from axolotl_alphalora.trainer import AlphaLoraCallback  # noqa: E402
-from balancing import Rows, adapted, stack, uneven_rows  # noqa: E402
-from conftest import tiny_llama_config  # noqa: E402
+from helpers import settings  # noqa: E402
+from helpers.balancing import Rows, adapted, stack, uneven_rows  # noqa: E402
+from helpers.models import tiny_llama, word_tokenizer  # noqa: E402
+from helpers.worlds import in_a_world  # noqa: E402
 
 SHARDED = "SHARDED_STATE_DICT"
 REENTRANT = {
@@ -181,7 +181,7 @@ def by_the_host(base: str = "base", **changes: Any) -> Callable[[Path], PeftMode
         normalize_config(cfg)
         if not cfg.bf16:
             cfg.torch_dtype = torch.float32  # in fp16, which 8 bits are put in, rounding would show
-        return ModelLoader(cfg, settings.tokenizer()).load()[0]
+        return ModelLoader(cfg, word_tokenizer(eos_token="w1")).load()[0]
 
     return load
 
@@ -369,8 +369,7 @@ def _logits(trainer: Trainer) -> torch.Tensor:
 
 def make(folder: Path) -> None:
     """The base model, also quantised, and the adapter that every run starts with."""
-    torch.manual_seed(0)
-    LlamaForCausalLM(tiny_llama_config()).save_pretrained(folder / "base")
+    tiny_llama().save_pretrained(folder / "base")
     config = BitsAndBytesConfig(**NF4 | BYTES | {"bnb_4bit_compute_dtype": torch.bfloat16})
     LlamaForCausalLM.from_pretrained(
         folder / "base", quantization_config=config, dtype=torch.bfloat16

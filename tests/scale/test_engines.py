@@ -8,7 +8,7 @@ from peft.utils import get_peft_model_state_dict
 from safetensors.torch import load_file
 from transformers import BitsAndBytesConfig, LlamaForCausalLM
 
-from balancing import (
+from helpers.balancing import (
     COEFFICIENT,
     adapted,
     assert_same,

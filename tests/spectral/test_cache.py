@@ -188,6 +188,7 @@ for repetition in range(8):
 """
 
 
+@pytest.mark.usefixtures("fresh_process")
 def test_two_processes_that_write_the_same_entries_leave_sound_ones(tmp_path):
     command = [sys.executable, "-c", WRITER, str(tmp_path)]
     writers = [

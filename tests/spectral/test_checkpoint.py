@@ -9,7 +9,7 @@ from safetensors.torch import load_file, save_file
 from axolotl_alphalora.spectral import BaseModel, MissingTensor, UnreadableCheckpoint
 from axolotl_alphalora.spectral.checkpoint import quantization_method
 from axolotl_alphalora.spectral.model_files import locate
-from checkpoints import opened, tiny_model
+from helpers.checkpoints import opened, tiny_model
 
 MODULE = "model.layers.1.mlp.up_proj"
 KEY = f"{MODULE}.weight"

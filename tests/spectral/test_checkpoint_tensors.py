@@ -14,7 +14,7 @@ from axolotl_alphalora.spectral import Cache, UnreadableCheckpoint
 from axolotl_alphalora.spectral.cache import tensor_digest
 from axolotl_alphalora.spectral.checkpoint import StoredTensors
 from axolotl_alphalora.spectral.model_files import locate
-from checkpoints import pickled, settled, tiny_model
+from helpers.checkpoints import pickled, settled, tiny_model
 
 KEY = "model.layers.1.mlp.up_proj.weight"
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from axolotl_alphalora.spectral.estimators import fit_power_law
 from axolotl_alphalora.spectral.scores import bootstrap_alphas, interval, reliability
 from axolotl_alphalora.spectral.spectrum import pool, spectra, spectrum
-from estimating import OWN_ESTIMATORS
+from helpers.estimating import OWN_ESTIMATORS
 
 
 def pareto(size, alpha, seed=0):

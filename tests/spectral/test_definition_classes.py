@@ -17,7 +17,7 @@ from axolotl_alphalora.report.plan_sentences import explain
 from axolotl_alphalora.report.tables import WARNING
 from axolotl_alphalora.spectral import BaseModel, Cache
 from axolotl_alphalora.spectral.definition import linear_layers, trained_class, whole_class
-from checkpoints import CONFIGS, pickled, tiny_model
+from helpers.checkpoints import CONFIGS, pickled, tiny_model
 
 _TOKENS = {"pad_token_id": 1, "bos_token_id": 0, "eos_token_id": 2, "decoder_start_token_id": 2}
 _BART = {

@@ -1,6 +1,5 @@
 """weightwatcher's answers are passed on as they are, its failures and its noise are not."""
 
-import subprocess
 import sys
 
 import pytest
@@ -102,11 +101,9 @@ assert not logging.getLogger("weightwatcher").disabled
 """
 
 
-def test_it_is_imported_on_first_use_and_leaves_no_trace(tmp_path):
-    done = subprocess.run(
-        [sys.executable, "-c", QUIET], capture_output=True, text=True, cwd=tmp_path, check=False
-    )
-    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+def test_it_is_imported_on_first_use_and_leaves_no_trace(fresh_process, tmp_path):
+    done = fresh_process("-c", QUIET, cwd=tmp_path)
+    assert (done.stdout, done.stderr) == ("", "")
     assert list(tmp_path.iterdir()) == []
 
 

@@ -16,8 +16,8 @@ from axolotl_alphalora.spectral import (
     measure,
 )
 from axolotl_alphalora.spectral.definition import linear_layers
-from checkpoints import opened, settled, tiny_model
-from conftest import tiny_llama_config
+from helpers.checkpoints import opened, settled, tiny_model
+from helpers.models import tiny_llama_config
 
 MODULE = "model.layers.1.mlp.up_proj"
 

@@ -19,8 +19,8 @@ from axolotl_alphalora.spectral import (
 )
 from axolotl_alphalora.spectral.estimators import TABLE
 from axolotl_alphalora.spectral.power_law import PowerLawFit
-from checkpoints import shapes_of, written
-from estimating import OWN_ESTIMATORS
+from helpers.checkpoints import shapes_of, written
+from helpers.estimating import OWN_ESTIMATORS
 
 
 def random(seed, rows=64, columns=96):

@@ -18,7 +18,7 @@ from axolotl_alphalora.spectral import (
 from axolotl_alphalora.spectral.cache import tensor_digest
 from axolotl_alphalora.spectral.checkpoint import StoredTensors
 from axolotl_alphalora.spectral.definition import linear_layers
-from checkpoints import CONFIGS, opened, pickled, settled, tiny_model
+from helpers.checkpoints import CONFIGS, opened, pickled, settled, tiny_model
 
 STORED = ["whole", "sharded", "bin", "sharded bin", "base model"]
 

@@ -13,7 +13,7 @@ from axolotl_alphalora.planning import PlanRequest, Targets, plan_from_files
 from axolotl_alphalora.spectral import BaseModel, UnreadableCheckpoint, check_model_files
 from axolotl_alphalora.spectral.checkpoint import StoredTensors
 from axolotl_alphalora.spectral.model_files import locate
-from checkpoints import opened, pickled, tiny_model
+from helpers.checkpoints import opened, pickled, tiny_model
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 MODULE = "model.layers.1.mlp.up_proj"

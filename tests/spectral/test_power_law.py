@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from axolotl_alphalora.settings import ESTIMATORS, MatrixQuality
 from axolotl_alphalora.spectral import power_law as module
 from axolotl_alphalora.spectral.estimators import fit_ascending, fit_power_law
-from estimating import OWN_ESTIMATORS
+from helpers.estimating import OWN_ESTIMATORS, plain_fit
 
 SCALE_FREE = ["xmin_peak", "hill", "ks"]
 
@@ -45,7 +45,7 @@ SPECTRA = {
 @pytest.mark.parametrize("method", OWN_ESTIMATORS)
 @pytest.mark.parametrize("kind", SPECTRA)
 @pytest.mark.parametrize("seed", range(4))
-def test_the_fit_equals_the_plain_loops(plain_fit, method, kind, seed):
+def test_the_fit_equals_the_plain_loops(method, kind, seed):
     eigenvalues = SPECTRA[kind](seed)
     fit, expected = fit_power_law(eigenvalues, method), plain_fit(eigenvalues, method)
     assert fit.alpha == pytest.approx(expected.alpha, rel=1e-9)

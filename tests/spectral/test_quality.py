@@ -8,8 +8,8 @@ import torch
 from axolotl_alphalora.settings import QualitySettings
 from axolotl_alphalora.spectral import Spectra, assess, fit_power_law, measure, spectra, spectrum
 from axolotl_alphalora.spectral.power_law import PowerLawFit
-from checkpoints import shapes_of, written
-from estimating import OWN_ESTIMATORS
+from helpers.checkpoints import shapes_of, written
+from helpers.estimating import OWN_ESTIMATORS
 
 
 def matrix(rows, columns, seed=0):

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from axolotl_alphalora.spectral import Cache, LiveWeights, read_spectra, reading, spectra
-from checkpoints import shapes_of, written
+from helpers.checkpoints import shapes_of, written
 
 
 def matrix(rows, columns, seed):

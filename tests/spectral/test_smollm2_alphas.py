@@ -9,7 +9,7 @@ from axolotl_alphalora.spectral.estimators import (
     fit_weightwatcher,
 )
 from axolotl_alphalora.spectral.spectrum import pool, spectrum
-from estimating import OWN_ESTIMATORS
+from helpers.estimating import OWN_ESTIMATORS, plain_fit
 
 LOOPS_TAKE_LONG = "ks"
 KINDS = ["attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up", "ffn_down"]
@@ -29,14 +29,14 @@ def spectra(smollm2, one_thread):
 
 
 @pytest.mark.parametrize("method", [name for name in OWN_ESTIMATORS if name != LOOPS_TAKE_LONG])
-def test_every_matrix_has_the_alpha_of_the_plain_loops(spectra, plain_fit, method):
+def test_every_matrix_has_the_alpha_of_the_plain_loops(spectra, method):
     for name, (eigenvalues, reference) in spectra.items():
         alpha = fit_power_law(eigenvalues, method).alpha
         assert alpha == pytest.approx(plain_fit(reference, method).alpha, abs=1e-3), name
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_ks_has_the_alpha_of_the_plain_loops(spectra, plain_fit, kind):
+def test_ks_has_the_alpha_of_the_plain_loops(spectra, kind):
     eigenvalues, reference = spectra[f"blk.7.{kind}.weight"]
     alpha = fit_power_law(eigenvalues, "ks").alpha
     assert alpha == pytest.approx(plain_fit(reference, "ks").alpha, abs=1e-3)

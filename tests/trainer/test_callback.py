@@ -8,7 +8,7 @@ from axolotl_alphalora.adapter import find_balancer, find_routers
 from axolotl_alphalora.adapter.usage import RouterUsage, UsageMeter, summarise
 from axolotl_alphalora.trainer import AlphaLoraCallback
 from axolotl_alphalora.trainer.callback import CollapseWatch
-from balancing import (
+from helpers.balancing import (
     CatchGradients,
     Rows,
     adapted,
@@ -31,11 +31,11 @@ class OwnLoss(Trainer):
         )
 
 
-def trainer_for(cls, model, rows, tmp_path, accumulation, callback=None, **options):
+def trainer_for(cls, model, rows, trainer_folder, accumulation, callback=None, **options):
     trainer = cls(
         model=model,
         args=TrainingArguments(
-            output_dir=str(tmp_path),
+            output_dir=str(trainer_folder),
             per_device_train_batch_size=len(rows) // accumulation,
             gradient_accumulation_steps=accumulation,
             use_cpu=True,
@@ -49,9 +49,11 @@ def trainer_for(cls, model, rows, tmp_path, accumulation, callback=None, **optio
     return trainer
 
 
-def test_a_trainer_that_computes_its_own_loss_gets_the_loss_at_the_same_scale(tiny_llama, tmp_path):
+def test_a_trainer_that_computes_its_own_loss_gets_the_loss_at_the_same_scale(
+    tiny_llama, trainer_folder
+):
     rows, catch = uneven_rows(), CatchGradients()
-    trainer = trainer_for(OwnLoss, adapted(tiny_llama), rows, tmp_path, 2, max_steps=1)
+    trainer = trainer_for(OwnLoss, adapted(tiny_llama), rows, trainer_folder, 2, max_steps=1)
     trainer.model_accepts_loss_kwargs = False
     trainer.add_callback(catch)
     trainer.train()
@@ -62,10 +64,10 @@ def test_a_trainer_that_computes_its_own_loss_gets_the_loss_at_the_same_scale(ti
 
 @pytest.mark.works("Trainers", "fp16's loss scaling", "with a scaler on the CPU")
 def test_the_loss_scale_of_fp16_is_followed_by_trainers_that_compute_their_own_loss(
-    tiny_llama, tmp_path
+    tiny_llama, trainer_folder
 ):
     rows, catch = uneven_rows(), CatchGradients()
-    trainer = trainer_for(OwnLoss, adapted(tiny_llama), rows, tmp_path, 1, max_steps=1)
+    trainer = trainer_for(OwnLoss, adapted(tiny_llama), rows, trainer_folder, 1, max_steps=1)
     trainer.model_accepts_loss_kwargs = False
     trainer.accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=256.0)
     trainer.add_callback(catch)
@@ -76,29 +78,31 @@ def test_the_loss_scale_of_fp16_is_followed_by_trainers_that_compute_their_own_l
 
 
 @pytest.mark.works("Robustness", "NaN in a router is reported with the module's name")
-def test_a_router_that_gives_nan_is_named(tiny_llama, tmp_path, caplog):
+def test_a_router_that_gives_nan_is_named(tiny_llama, trainer_folder, caplog):
     model = adapted(tiny_llama)
     name = "model.layers.1.self_attn.v_proj"
     broken = model.get_base_model().get_submodule(name)
     broken.alphalora_router["default"].data[0, 0] = float("nan")
-    trainer = trainer_for(Trainer, model, uneven_rows(), tmp_path, 2, max_steps=1)
+    trainer = trainer_for(Trainer, model, uneven_rows(), trainer_folder, 2, max_steps=1)
     with caplog.at_level("ERROR", logger="axolotl_alphalora.trainer.callback"):
         trainer.train()
     assert f"routers gave NaN or infinity in step 1: {name}.default is the first of" in caplog.text
 
 
-def test_finite_routers_are_not_reported(tiny_llama, tmp_path, caplog):
-    trainer = trainer_for(Trainer, adapted(tiny_llama), uneven_rows(), tmp_path, 2, max_steps=1)
+def test_finite_routers_are_not_reported(tiny_llama, trainer_folder, caplog):
+    trainer = trainer_for(
+        Trainer, adapted(tiny_llama), uneven_rows(), trainer_folder, 2, max_steps=1
+    )
     trainer.train()
     assert "NaN" not in caplog.text
 
 
-def test_the_balance_is_logged_for_training_and_evaluation_apart(tiny_llama, tmp_path):
+def test_the_balance_is_logged_for_training_and_evaluation_apart(tiny_llama, trainer_folder):
     trainer = trainer_for(
         Trainer,
         adapted(tiny_llama),
         uneven_rows(),
-        tmp_path,
+        trainer_folder,
         2,
         max_steps=2,
         eval_strategy="steps",
@@ -131,7 +135,7 @@ STATISTICS = ("router_entropy", "top_gate", "load_cv", "load_max", "dead_experts
 
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_statistics_cover_the_micro_batches_of_the_logging_window(
-    tiny_llama, tmp_path, checkpointing
+    tiny_llama, trainer_folder, checkpointing
 ):
     rows, model = uneven_rows(), adapted(tiny_llama)
     model.enable_input_require_grads()
@@ -139,7 +143,7 @@ def test_statistics_cover_the_micro_batches_of_the_logging_window(
         Trainer,
         model,
         rows,
-        tmp_path,
+        trainer_folder,
         2,
         max_steps=1,
         gradient_checkpointing=checkpointing,
@@ -156,13 +160,15 @@ def test_statistics_cover_the_micro_batches_of_the_logging_window(
     assert got == pytest.approx({name: want[name] for name in STATISTICS}, abs=1e-6)
 
 
-def test_trackers_get_each_block_now_and_then_and_the_console_never(tiny_llama, tmp_path, capsys):
+def test_trackers_get_each_block_now_and_then_and_the_console_never(
+    tiny_llama, trainer_folder, capsys
+):
     tracker = Tracker()
     trainer = trainer_for(
         Trainer,
         adapted(tiny_llama),
         uneven_rows(),
-        tmp_path,
+        trainer_folder,
         2,
         {"blocks_every": 2},
         max_steps=4,
@@ -180,14 +186,18 @@ def test_trackers_get_each_block_now_and_then_and_the_console_never(tiny_llama, 
     assert key not in capsys.readouterr().out
 
 
-def test_tensorboard_gets_the_model_s_and_the_blocks_numbers(tiny_llama, tmp_path, monkeypatch):
+def test_tensorboard_gets_the_model_s_and_the_blocks_numbers(
+    tiny_llama, trainer_folder, monkeypatch
+):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    monkeypatch.setenv("TENSORBOARD_LOGGING_DIR", str(tmp_path / "board"))
+    monkeypatch.setenv("TENSORBOARD_LOGGING_DIR", str(trainer_folder / "board"))
     settings = {"max_steps": 1, "report_to": "tensorboard"}
-    trainer = trainer_for(Trainer, adapted(tiny_llama), uneven_rows(), tmp_path, 2, **settings)
+    trainer = trainer_for(
+        Trainer, adapted(tiny_llama), uneven_rows(), trainer_folder, 2, **settings
+    )
     trainer.train()
-    (file,) = (tmp_path / "board").rglob("events.out.tfevents.*")
+    (file,) = (trainer_folder / "board").rglob("events.out.tfevents.*")
     events = EventAccumulator(str(file))
     events.Reload()
     names = set(events.Tags()["scalars"])
@@ -195,7 +205,9 @@ def test_tensorboard_gets_the_model_s_and_the_blocks_numbers(tiny_llama, tmp_pat
     assert {f"train/alphalora/model.layers.1/{name}" for name in STATISTICS} <= names
 
 
-def test_a_collapsed_router_is_reported_once_with_what_to_change(tiny_llama, tmp_path, caplog):
+def test_a_collapsed_router_is_reported_once_with_what_to_change(
+    tiny_llama, trainer_folder, caplog
+):
     model = adapted(tiny_llama)
     name = "model.layers.1.self_attn.v_proj"
     layer = model.get_base_model().get_submodule(name)
@@ -207,7 +219,7 @@ def test_a_collapsed_router_is_reported_once_with_what_to_change(tiny_llama, tmp
         Trainer,
         model,
         uneven_rows(),
-        tmp_path,
+        trainer_folder,
         2,
         max_steps=4,
         learning_rate=0.0,
@@ -230,8 +242,10 @@ def test_steps_before_a_resume_do_not_count_as_collapsed():
     assert watch.see(usage, 1060) is None
 
 
-def test_routers_that_work_are_not_reported(tiny_llama, tmp_path, caplog):
-    trainer = trainer_for(Trainer, adapted(tiny_llama), uneven_rows(), tmp_path, 2, max_steps=4)
+def test_routers_that_work_are_not_reported(tiny_llama, trainer_folder, caplog):
+    trainer = trainer_for(
+        Trainer, adapted(tiny_llama), uneven_rows(), trainer_folder, 2, max_steps=4
+    )
     with pytest.MonkeyPatch.context() as patch, caplog.at_level("WARNING"):
         patch.setattr("axolotl_alphalora.trainer.callback.PATIENCE", 3)
         trainer.train()

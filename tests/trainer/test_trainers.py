@@ -22,8 +22,8 @@ from transformers import (
 
 from axolotl_alphalora import AlphaLoraCallback
 from axolotl_alphalora.adapter import AlphaLoraConfig, find_balancer
-from balancing import Rows, reference_aux
-from plugin.conftest import save_tiny_model
+from helpers.balancing import Rows, reference_aux
+from helpers.models import save_tiny_model
 
 COEFFICIENT = 100.0
 BATCHES = 5
@@ -194,8 +194,8 @@ def want(trainer, call):
 
 @pytest.mark.parametrize("accumulation", [1, 2, 4])
 @pytest.mark.parametrize("name", TRAINERS)
-def test_every_step_gives_the_routers_one_batch_s_balance(base, tmp_path, name, accumulation):
-    trainer, steps = train(base, tmp_path, name, accumulation, [AlphaLoraCallback()])
+def test_every_step_gives_the_routers_one_batch_s_balance(base, trainer_folder, name, accumulation):
+    trainer, steps = train(base, trainer_folder, name, accumulation, [AlphaLoraCallback()])
     whole = BATCHES // accumulation if name == "GRPOTrainer" else -(-BATCHES // accumulation)
     assert len(steps.gradients) == whole
     expected = want(trainer, steps.calls[0])
@@ -211,10 +211,10 @@ def test_every_step_gives_the_routers_one_batch_s_balance(base, tmp_path, name, 
 
 
 @pytest.mark.parametrize("name", TRAINERS)
-def test_where_the_callback_is_missing_one_warning_names_it(base, tmp_path, name):
+def test_where_the_callback_is_missing_one_warning_names_it(base, trainer_folder, name):
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        train(base, tmp_path, name, 2, [])
+        train(base, trainer_folder, name, 2, [])
     said = [str(one.message) for one in caught if "AlphaLoraCallback" in str(one.message)]
     assert len(said) == (0 if name in ("Trainer", "SFTTrainer") else 1)
 
@@ -228,10 +228,10 @@ def test_a_scale_of_one_s_own_silences_the_warning(base):
         model(row["input_ids"][None]).logits.sum().backward()
 
 
-def test_a_model_without_the_adapter_is_refused(base, tmp_path):
+def test_a_model_without_the_adapter_is_refused(base, trainer_folder):
     trainer = Trainer(
         LlamaForCausalLM.from_pretrained(base),
-        TrainingArguments(str(tmp_path), use_cpu=True, report_to="none"),
+        TrainingArguments(str(trainer_folder), use_cpu=True, report_to="none"),
         train_dataset=Rows(token_rows()),
         callbacks=[AlphaLoraCallback()],
     )
@@ -239,17 +239,17 @@ def test_a_model_without_the_adapter_is_refused(base, tmp_path):
         trainer.train()
 
 
-def test_one_callback_serves_one_trainer(base, tmp_path):
+def test_one_callback_serves_one_trainer(base, trainer_folder):
     callback = AlphaLoraCallback()
     settings = {"use_cpu": True, "report_to": "none"}
     make = TRAINERS["Trainer"]
-    make(base, str(tmp_path), [callback], 1, **settings)
+    make(base, str(trainer_folder), [callback], 1, **settings)
     with pytest.raises(ValueError, match="one trainer"):
-        make(base, str(tmp_path), [callback], 1, **settings)
+        make(base, str(trainer_folder), [callback], 1, **settings)
 
 
-def test_the_scale_of_a_run_does_not_outlive_it(base, tmp_path):
-    trainer, _ = train(base, tmp_path, "Trainer, label smoothing", 4, [AlphaLoraCallback()])
+def test_the_scale_of_a_run_does_not_outlive_it(base, trainer_folder):
+    trainer, _ = train(base, trainer_folder, "Trainer, label smoothing", 4, [AlphaLoraCallback()])
     assert find_balancer(trainer.model).scale.default is None
     model, trainer.compute_loss = trainer.model, None
     with pytest.raises(TypeError):

@@ -6,7 +6,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from allocating import (
+from axolotl_alphalora.allocation import StrategyError
+from axolotl_alphalora.allocation.strategies.alphalora import published_rounding
+from axolotl_alphalora.blocks import group_by_unit
+from helpers.allocating import (
     LLAMA_2_7B,
     QUICK,
     assert_well_spent,
@@ -17,9 +20,6 @@ from allocating import (
     sizes,
     with_alphas,
 )
-from axolotl_alphalora.allocation import StrategyError
-from axolotl_alphalora.allocation.strategies.alphalora import published_rounding
-from axolotl_alphalora.blocks import group_by_unit
 
 SCORES = [
     *(2.14, 2.74, 3.03, 3.12, 3.2, 3.15, 3.01, 3.04, 2.79, 2.85, 2.75, 2.72, 2.96, 2.97, 3.03),

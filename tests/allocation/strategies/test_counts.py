@@ -2,8 +2,8 @@
 
 import pytest
 
-from allocating import experts, model, plan
 from axolotl_alphalora.allocation import StrategyError
+from helpers.allocating import experts, model, plan
 
 
 def counted(given, shapes=None, **others):

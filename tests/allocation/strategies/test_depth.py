@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from allocating import QUICK, assert_well_spent, budgets, experts, model, plan
 from axolotl_alphalora.allocation import registry
+from helpers.allocating import QUICK, assert_well_spent, budgets, experts, model, plan
 
 
 @pytest.mark.parametrize("given", ["2-8", [2, 8], (2.0, 8.0)])

@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from allocating import LLAMA_2_7B, QUICK, assert_well_spent, budgets, experts, model, plan
 from axolotl_alphalora.allocation import StrategyError, registry
+from helpers.allocating import LLAMA_2_7B, QUICK, assert_well_spent, budgets, experts, model, plan
 
 SHAPES = {
     "8642": [8, 6, 4, 2],

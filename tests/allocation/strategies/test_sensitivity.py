@@ -7,7 +7,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from allocating import (
+from axolotl_alphalora.allocation import StrategyError
+from axolotl_alphalora.allocation.strategies.sensitivity import above_percentile
+from axolotl_alphalora.blocks import group_by_unit
+from helpers.allocating import (
     QUICK,
     assert_well_spent,
     budgets,
@@ -17,9 +20,6 @@ from allocating import (
     sizes,
     with_sensitivities,
 )
-from axolotl_alphalora.allocation import StrategyError
-from axolotl_alphalora.allocation.strategies.sensitivity import above_percentile
-from axolotl_alphalora.blocks import group_by_unit
 
 ATTENTION = {f"self_attn.{name}_proj": (8, 8) for name in "qkv"}
 

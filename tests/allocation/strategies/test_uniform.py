@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from allocating import QUICK, assert_well_spent, budgets, experts, model, plan, sizes
+from helpers.allocating import QUICK, assert_well_spent, budgets, experts, model, plan, sizes
 
 
 def test_the_default_budget_is_five_a_block():

@@ -7,9 +7,9 @@ import torch
 from peft import get_peft_model
 from transformers import TrainerCallback
 
-import reference
 from axolotl_alphalora.adapter import AlphaLoraConfig, AlphaLoraLayer
 from axolotl_alphalora.blocks import block_name
+from helpers import reference
 
 COEFFICIENT = 0.3
 

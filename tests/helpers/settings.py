@@ -6,8 +6,6 @@ from axolotl.integrations.base import PluginManager
 from axolotl.integrations.config import merge_input_args
 from axolotl.utils.config import validate_config
 from axolotl.utils.dict import DictDefault
-from tokenizers import Tokenizer, models
-from transformers import PreTrainedTokenizerFast
 
 from axolotl_alphalora import AlphaLoraPlugin
 
@@ -56,14 +54,3 @@ def validate(capabilities=None, **changes) -> DictDefault:
     """The configuration as the host makes it, optionally for a machine with a GPU."""
     environment = {"torch_version": "2.10.0"} if capabilities else None
     return validate_config(DictDefault(base_yaml(**changes)), capabilities, environment)
-
-
-def tokenizer() -> PreTrainedTokenizerFast:
-    """As many words as the tiny models know."""
-    words = {f"w{i}": i for i in range(97)}
-    return PreTrainedTokenizerFast(
-        tokenizer_object=Tokenizer(models.WordLevel(words, unk_token="w0")),
-        unk_token="w0",
-        pad_token="w0",
-        eos_token="w1",
-    )

@@ -7,6 +7,7 @@ import torch
 from safetensors.torch import save_file
 
 from axolotl_alphalora.adapter.usage import RouterUsage
+from axolotl_alphalora.inspection import InspectedData, Inspection, inspect_weights
 
 KINDS = {
     "self_attn.q_proj": (24, 32),
@@ -15,6 +16,8 @@ KINDS = {
     "mlp.down_proj": (32, 40),
 }
 """Kind of module to output and input features."""
+
+PLAN = {"strategy": {"name": "alphalora", "options": {"beta": 2.5}}}
 
 
 def write_adapter(folder, counts, *, ranks=None, r=4, seed=0, change=None, **config):
@@ -90,3 +93,16 @@ def usages(modules, tasks=("code", "maths"), tilt=0.3):
         mean = [sum(column) / len(parts) for column in zip(*parts, strict=True)]
         found["all"][row.name] = usage(mean, tokens=100 * len(parts))
     return found
+
+
+def bare(folder):
+    """The inspection of a planned adapter of three blocks, whose ranks differ, without data."""
+    ranks = {"model.layers.1.mlp.up_proj": 2}
+    write_adapter(folder, [1, 3, 4], ranks=ranks, plan=PLAN)
+    return inspect_weights(folder)
+
+
+def watched(found):
+    """The same with what the routers decided on rows of two tasks."""
+    data = InspectedData("data.jsonl", 200, {"code": 3, "maths": 5})
+    return Inspection(found.config, found.modules, usages(found.modules), data)

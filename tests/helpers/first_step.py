@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM
 
 import axolotl_alphalora.adapter  # noqa: F401
 from axolotl_alphalora.blocks import block_name
-from balancing import router_inputs
+from helpers.balancing import router_inputs
 
 
 def seen(run) -> dict:

@@ -52,6 +52,13 @@ def plan(strategy="uniform", shapes=None, *, evidence=None, **others) -> Plan:
     return build_plan(wanted(strategy, **others), model(4) if shapes is None else shapes, evidence)
 
 
+def planned() -> Plan:
+    """Twelve experts over four blocks by their alphas."""
+    shapes = model(4)
+    evidence = with_alphas(shapes, [2.0, 3.0, 5.0, 4.0])
+    return plan("alphalora", shapes, budget={"total_experts": 12}, evidence=evidence)
+
+
 def experts(made: Plan) -> list[float]:
     """The units' numbers, in order."""
     return [unit.experts for unit in made.units]

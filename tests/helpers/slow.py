@@ -1,0 +1,14 @@
+"""Which tests are slow: those that take, at whatever remove, one of these fixtures."""
+
+SLOW = {
+    "host": "starts Axolotl",
+    "quickstart": "starts a command that starts Axolotl",
+    "host_tokenizer": "loads models with Axolotl's own loader",
+    "fresh_process": "starts an interpreter, which imports for seconds",
+    "trainer_folder": "trains with the trainers of transformers or TRL",
+    "benchmark": "runs a benchmark, most of which start processes",
+    "compiler": "compiles",
+    "pictures": "draws many pictures",
+    "smollm2": "goes through all matrices of a real model",
+}
+"""Fixture to why it takes long."""
