@@ -36,7 +36,7 @@ def test_an_adapter_of_a_newer_release_says_which_one_it_needs(tmp_path):
     file = tmp_path / "adapter" / "adapter_config.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | {"needs_version": "9.2", "new": 1}))
     base = AutoModelForCausalLM.from_pretrained(STORED[-1] / "base")
-    with pytest.raises(ValueError, match="needs axolotl-alphalora 9.2 or newer.*>=9.2"):
+    with pytest.raises(ValueError, match="needs axolotl-alphalora 9.2 or newer.*Install a"):
         PeftModel.from_pretrained(base, tmp_path / "adapter")
 
 
