@@ -209,9 +209,7 @@ def _supported(found: Iterable[tuple[str, nn.Module]]) -> list[str]:
     names = []
     for name, module in found:
         base = module.get_base_layer() if isinstance(module, BaseTunerLayer) else module
-        backend = resolve_quantization_backend(base)
-        known = backend is not None and backend.layer_type == "linear"
-        if not (known or isinstance(base, (nn.Linear, Conv1D))):
+        if not isinstance(base, (nn.Linear, Conv1D)) and not _is_quantised_linear(base):
             raise TypeError(
                 f"Target module {name} is a {type(base).__name__}, which AlphaLoRA cannot adapt: "
                 "only linear layers (nn.Linear, Conv1D and their quantised forms) are supported. "
@@ -219,6 +217,11 @@ def _supported(found: Iterable[tuple[str, nn.Module]]) -> list[str]:
             )
         names.append(name)
     return names
+
+
+def _is_quantised_linear(module: nn.Module) -> bool:
+    backend = resolve_quantization_backend(module)
+    return backend is not None and backend.layer_type == "linear"
 
 
 def _check_called(names: list[str], uncalled: Mapping[str, str]) -> None:
