@@ -28,7 +28,7 @@ from .config import AlphaLoraConfig
 from .layer import AlphaLoraLayer
 
 # Layers whose weight is read without a call. Known are torch's modules and those of transformers
-# 5.20; `tests/adapter/test_uncalled.py` finds what later versions add.
+# 5.20; `tests/adapter/test_targets_uncalled.py` finds what later versions add.
 _TORCH: Mapping[type[nn.Module], frozenset[str]] = {
     nn.MultiheadAttention: frozenset({"out_proj"}),
     nn.TransformerEncoderLayer: frozenset({"linear1", "linear2"}),  # the fast path of evaluation

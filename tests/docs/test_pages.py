@@ -78,6 +78,21 @@ def test_every_benchmark_that_a_page_names_is_there(name):
     assert find_spec(name) is not None
 
 
+def test_every_option_of_a_benchmark_that_a_page_names_is_there():
+    folder = generate.ROOT / "benchmarks"
+    common = (folder / "common.py").read_text()
+    commands = [
+        found
+        for page in generate.pages()
+        for found in re.findall(r"-m benchmarks\.(\w+)([^`\n|]*)", page.read_text())
+    ]
+    assert any("--" in options for _, options in commands)
+    for name, options in commands:
+        known = (folder / f"{name}.py").read_text() + common
+        for option in re.findall(r"--[\w-]+", options):
+            assert f'"{option}"' in known, (name, option)
+
+
 def test_no_lock_file_and_no_download_address_is_committed():
     files = subprocess.run(
         ["git", "ls-files"], cwd=generate.ROOT, capture_output=True, text=True, check=True

@@ -41,6 +41,18 @@ def test_paths_and_names_in_the_text_are_there(page):
         assert resolve_name(name), name
 
 
+def test_paths_that_the_code_names_are_there():
+    folders = "axolotl_alphalora|benchmarks|docs|example_configs|tests"
+    named = {
+        path
+        for folder in folders.split("|")
+        for file in (generate.ROOT / folder).rglob("*.py")
+        for path in re.findall(rf"\b((?:{folders})/[\w/-]+\.(?:py|md|yml))", file.read_text())
+    }
+    assert len(named) > 10
+    assert not [path for path in sorted(named) if not (generate.ROOT / path).exists()]
+
+
 def test_the_readme_trains_saves_and_loads(tmp_path, monkeypatch):
     """Its two snippets in one folder: the adapter that TRL has trained is opened again."""
     load, train = (text for name, text in SNIPPETS.items() if name.startswith("README.md"))
