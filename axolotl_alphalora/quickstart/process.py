@@ -30,8 +30,7 @@ _ENVIRONMENT = {
     "AXOLOTL_DO_NOT_TRACK": "1",
     # With several devices and no launcher, transformers would wrap the model in DataParallel.
     "CUDA_VISIBLE_DEVICES": "0",
-    # Threads that spin while they wait take the processor from those they wait for: with one busy
-    # neighbour on two cores this makes PyTorch twice to four times as fast.
+    # Threads that spin while they wait take the processor from those they wait for.
     "OMP_WAIT_POLICY": "PASSIVE",
     "PYTHONUNBUFFERED": "1",
     "TOKENIZERS_PARALLELISM": "false",

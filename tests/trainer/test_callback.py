@@ -250,3 +250,21 @@ def test_routers_that_work_are_not_reported(tiny_llama, trainer_folder, caplog):
         patch.setattr("axolotl_alphalora.trainer.callback.PATIENCE", 3)
         trainer.train()
     assert "gates to one expert" not in caplog.text
+
+
+@pytest.mark.parametrize("compiled", [False, True], ids=["eager", "compiled"])
+def test_a_layer_that_never_ran_is_named_after_the_first_step(tiny_llama, trainer_folder, compiled):
+    model = adapted(tiny_llama)
+    mlp = model.get_base_model().model.layers[1].mlp
+    read = mlp.up_proj.weight
+
+    def forward(x):
+        return mlp.down_proj(torch.nn.functional.silu(mlp.gate_proj(x)) * (x @ read.T))
+
+    mlp.forward = forward
+    compiling = {"torch_compile": True, "torch_compile_backend": "eager"} if compiled else {}
+    trainer = trainer_for(
+        Trainer, model, uneven_rows(), trainer_folder, 1, max_steps=1, **compiling
+    )
+    with pytest.warns(UserWarning, match=r"did not run .*: model\.layers\.1\.mlp\.up_proj"):
+        trainer.train()
