@@ -113,7 +113,7 @@ def test_peft_knows_the_method_in_whatever_order_the_two_are_imported(order):
 
 
 FLOW = (
-    *("registration", "blocks", "settings", "hosts", "files", "threads", "progress"),
+    *("registration", "blocks", "settings", "mixture", "hosts", "files", "threads", "progress"),
     *("spectral", "adapter", "sensitivity"),
     *("allocation", "analysis", "planning"),
     *("trainer", "inspection", "evaluation"),
