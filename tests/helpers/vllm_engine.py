@@ -1,0 +1,32 @@
+"""Ask a vLLM of its own: `python vllm_engine.py '{"llm": OPTIONS, "prompts": IDS, "answers": IDS}'`.
+
+The last line printed is JSON: the greedy continuations, and the log probability of every token of
+`answers` after its prompt.
+"""
+
+import json
+import sys
+
+NEW_TOKENS = 12
+
+
+def main(asked):
+    from vllm import LLM, SamplingParams, TokensPrompt
+
+    llm = LLM(**asked["llm"])
+
+    def run(rows, **sampling):
+        prompts = [TokensPrompt(prompt_token_ids=row) for row in rows]
+        return llm.generate(prompts, SamplingParams(temperature=0.0, **sampling), use_tqdm=False)
+
+    made = run(asked["prompts"], max_tokens=NEW_TOKENS, ignore_eos=True)
+    rows = [p + a for p, a in zip(asked["prompts"], asked["answers"], strict=True)]
+    found = []
+    for row, out in zip(rows, run(rows, max_tokens=1, prompt_logprobs=0), strict=True):
+        found.append([each[t].logprob for t, each in zip(row, out.prompt_logprobs) if each])
+    scores = [f[-len(a) :] for f, a in zip(found, asked["answers"], strict=True)]
+    return {"greedy": [list(out.outputs[0].token_ids) for out in made], "scores": scores}
+
+
+if __name__ == "__main__":
+    print(json.dumps(main(json.loads(sys.argv[1]))))
