@@ -29,14 +29,14 @@ class Kinds:
         replicated: Divides nothing.
     """
 
-    base: type
-    column: type
-    merged: type
-    qkv: type
-    row: type
-    replicated: type
+    base: Any
+    column: Any
+    merged: Any
+    qkv: Any
+    row: Any
+    replicated: Any
 
-    def known(self) -> set[type]:
+    def known(self) -> set[Any]:
         """Kinds whose forward pass calls `quant_method.apply`, and whose division is tested."""
         return {self.column, self.merged, self.qkv, self.row, self.replicated}
 
@@ -132,7 +132,7 @@ def parts_of(
     Raises:
         ValueError: If the layer has neither a part for each module, nor one module in all.
     """
-    if layer.tp_size == 1 or isinstance(layer, kinds.row | kinds.replicated):
+    if layer.tp_size == 1 or isinstance(layer, (kinds.row, kinds.replicated)):
         local = list(getattr(layer, "output_sizes", None) or [layer.output_size])
         whole, shards = local, [0] * len(local)
     else:

@@ -146,10 +146,10 @@ def checked(vllm_config: Any, model_config: Any) -> SavedAdapter:
             raise ValueError(f"--{option} was not tested with a routed adapter: leave it out")
     adapter = read_adapter(extra[FOLDER_KEY])
     if not extra.get(ANY_BASE_KEY) and not _same(adapter.base_model, model_config.model):
+        own = adapter.base_model or "a base that it does not name"
         raise ValueError(
-            f"{adapter.folder} was trained on {adapter.base_model or 'a base that it does not name'}"
-            f", and --model is {model_config.model}. If they are the same, add "
-            f'"{ANY_BASE_KEY}": true to --additional-config'
+            f"{adapter.folder} was trained on {own}, and --model is {model_config.model}. If they "
+            f'are the same, add "{ANY_BASE_KEY}": true to --additional-config'
         )
     return adapter
 

@@ -1,11 +1,12 @@
-"""Ask a vLLM of its own: `python vllm_engine.py '{"llm": OPTIONS, "prompts": IDS, "answers": IDS}'`.
+"""Ask a vLLM in a process of its own: `python vllm_engine.py ASKED.json ANSWERED.json`.
 
-The last line printed is JSON: the greedy continuations, and the log probability of every token of
-`answers` after its prompt.
+Asked with `llm` (its options), `prompts` and `answers` (token ids), it answers with the `greedy`
+continuations, and with `scores`: the log probability of every token of an answer after its prompt.
 """
 
 import json
 import sys
+from pathlib import Path
 
 NEW_TOKENS = 12
 
@@ -23,10 +24,12 @@ def main(asked):
     rows = [p + a for p, a in zip(asked["prompts"], asked["answers"], strict=True)]
     found = []
     for row, out in zip(rows, run(rows, max_tokens=1, prompt_logprobs=0), strict=True):
-        found.append([each[t].logprob for t, each in zip(row, out.prompt_logprobs) if each])
+        pairs = zip(row, out.prompt_logprobs, strict=True)
+        found.append([each[token].logprob for token, each in pairs if each])
     scores = [f[-len(a) :] for f, a in zip(found, asked["answers"], strict=True)]
     return {"greedy": [list(out.outputs[0].token_ids) for out in made], "scores": scores}
 
 
 if __name__ == "__main__":
-    print(json.dumps(main(json.loads(sys.argv[1]))))
+    asked, answered = map(Path, sys.argv[1:])
+    answered.write_text(json.dumps(main(json.loads(asked.read_text()))))

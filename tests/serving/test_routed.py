@@ -1,4 +1,4 @@
-"""The arithmetic of a layer that holds several projections, against loops over tokens and experts."""
+"""The arithmetic of a layer that holds several projections, against loops over its experts."""
 
 from itertools import product
 

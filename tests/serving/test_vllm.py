@@ -6,6 +6,7 @@ In an environment of its own, which `.ci/vllm` makes.
 import importlib.util
 import json
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -81,7 +82,7 @@ class Base:
         with torch.no_grad():
             for name, weight in adapted.named_parameters():
                 if "alphalora_B" in name:
-                    weight *= 0.15
+                    weight *= 0.3
         adapted.save_pretrained(folder)
 
     def peft(self, folder):
@@ -153,13 +154,17 @@ def llm(base, folder, **options):
 
 
 @pytest.fixture(scope="session")
-def ask(base, environment, fresh_process):
-    """What a vLLM with these options answers and scores."""
+def ask(base, environment, fresh_process, tmp_path_factory):
+    """What a vLLM with these options answers and scores; its words where it must not start."""
 
-    def asked(options, answers, check=True):
-        text = json.dumps({"llm": options, "prompts": base.prompts, "answers": answers})
-        done = fresh_process(ENGINE, text, env=environment, check=check)
-        return json.loads(done.stdout.splitlines()[-1]) if check else done.stdout + done.stderr
+    def asked(options, answers, fails=False):
+        files = [tmp_path_factory.mktemp("ask") / name for name in ("asked", "answered")]
+        files[0].write_text(
+            json.dumps({"llm": options, "prompts": base.prompts, "answers": answers})
+        )
+        done = fresh_process(ENGINE, *files, env=environment, check=not fails)
+        assert fails == (done.returncode != 0)
+        return done.stdout + done.stderr if fails else json.loads(files[1].read_text())
 
     return asked
 
@@ -189,3 +194,81 @@ def test_the_adapters_change_what_is_answered(trained):
 def test_it_answers_as_peft_does(base, trained, ask, adapter, mode):
     folder, greedy, scores = trained(adapter)
     same(ask(llm(base, folder, **MODES[mode]), greedy), greedy, scores)
+
+
+def test_an_adapter_of_another_shape_in_the_same_place_is_not_given_the_cached_graph(
+    base, trained, ask, tmp_path
+):
+    folder = tmp_path / "adapter"
+    for name in ("plain", "fine"):
+        own, greedy, scores = trained(name)
+        shutil.rmtree(folder, ignore_errors=True)
+        shutil.copytree(own, folder)
+        same(ask(llm(base, folder), greedy), greedy, scores)
+
+
+def test_three_processes_share_the_work(base, trained, ask):
+    """Heads, rows of B and input features divided by three; gates agreed on over gloo."""
+    folder, greedy, scores = trained("fine")
+    options = {"tensor_parallel_size": 3, "distributed_executor_backend": "mp"}
+    same(ask(llm(base, folder, enforce_eager=True, **options), greedy), greedy, scores)
+
+
+def test_other_loras_beside_it_are_refused(base, trained, ask):
+    folder, greedy, _ = trained("plain")
+    words = ask(llm(base, folder, enforce_eager=True, enable_lora=True), greedy, fails=True)
+    assert "--enable-lora would add other LoRAs" in words
+
+
+@pytest.fixture
+def server(trained, environment):
+    """`alphalora serve`: the address of a vLLM, and what it prints."""
+    folder = trained("plain")[0]
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [Path(sys.executable).parent / "alphalora", "serve", folder, "--port", port, "--"]
+    command += ["--dtype", "float32", "--max-model-len", 256, "--max-num-batched-tokens", 64]
+    command += ["--enforce-eager", "--host", "127.0.0.1"]
+    log = folder.parent / "server.log"
+    with log.open("w") as file:
+        process = subprocess.Popen(
+            [*map(str, command)], env=environment, stdout=file, stderr=subprocess.STDOUT
+        )
+        try:
+            yield f"http://127.0.0.1:{port}", process, log
+        finally:
+            process.terminate()
+            process.wait(60)
+
+
+def get(address, body=None):
+    data = None if body is None else json.dumps(body).encode()
+    request = urllib.request.Request(address, data, {"Content-Type": "application/json"})
+    with urllib.request.urlopen(request, timeout=120) as reply:
+        return reply.read().decode()
+
+
+def test_two_requests_at_once_are_answered_over_http(base, trained, server):
+    """With prefixes cached and prompts read in pieces, as vLLM does by itself."""
+    address, process, log = server
+    for _ in range(300):
+        assert process.poll() is None, log.read_text()[-5000:]
+        try:
+            get(f"{address}/health")
+            break
+        except OSError:
+            time.sleep(1)
+    folder, greedy, _ = trained("plain")
+
+    def answer(prompt):
+        asked = {"model": folder.name, "prompt": prompt, "max_tokens": NEW_TOKENS}
+        reply = get(f"{address}/v1/completions", asked | {"temperature": 0, "ignore_eos": True})
+        return json.loads(reply)["choices"][0]["text"]
+
+    wanted = [base.tokenizer.decode(row) for row in greedy]
+    with ThreadPoolExecutor(2) as pool:
+        assert list(pool.map(answer, base.prompts)) == wanted
+        assert list(pool.map(answer, base.prompts)) == wanted, "from cached prefixes"
+    found = re.findall(r"^vllm:prefix_cache_hits_total{.*} (\S+)$", get(f"{address}/metrics"), re.M)
+    assert float(found[0]) > 0
