@@ -42,6 +42,7 @@ IMPORTS = {
         "import benchmarks.decode, benchmarks.gpu, benchmarks.startup, benchmarks.training_step": (
             HOST
         ),
+        "import benchmarks.serving": {*HOST, "vllm"},
     },
 }
 """What must not have been imported after a statement, by what a statement may have imported."""

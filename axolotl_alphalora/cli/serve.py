@@ -30,7 +30,13 @@ _SMALL_SERVERS = (
     type=ModelName(),
     help="The base model's directory or hub id, if it is not where the adapter was trained on it.",
 )
-@click.option("--port", type=click.IntRange(1, 65535), default=8000, show_default=True)
+@click.option(
+    "--port",
+    type=click.IntRange(1, 65535),
+    default=8000,
+    show_default=True,
+    help="Where to listen, on this machine.",
+)
 @click.option(
     "--print", "only_print", is_flag=True, help="Print vLLM's command, and start nothing."
 )

@@ -1,7 +1,8 @@
 """Ask a vLLM in a process of its own: `python vllm_engine.py ASKED.json ANSWERED.json`.
 
 Asked with `llm` (its options), `prompts` and `answers` (token ids), it answers with the `greedy`
-continuations, and with `scores`: the log probability of every token of an answer after its prompt.
+continuations, those it gives `again`, and with `scores`: the log probability of every token of an
+answer after its prompt.
 """
 
 import json
@@ -21,13 +22,15 @@ def main(asked):
         return llm.generate(prompts, SamplingParams(temperature=0.0, **sampling), use_tqdm=False)
 
     made = run(asked["prompts"], max_tokens=NEW_TOKENS, ignore_eos=True)
+    again = run(asked["prompts"], max_tokens=NEW_TOKENS, ignore_eos=True)  # from cached prefixes
     rows = [p + a for p, a in zip(asked["prompts"], asked["answers"], strict=True)]
     found = []
     for row, out in zip(rows, run(rows, max_tokens=1, prompt_logprobs=0), strict=True):
         pairs = zip(row, out.prompt_logprobs, strict=True)
         found.append([each[token].logprob for token, each in pairs if each])
     scores = [f[-len(a) :] for f, a in zip(found, asked["answers"], strict=True)]
-    return {"greedy": [list(out.outputs[0].token_ids) for out in made], "scores": scores}
+    ids = [[list(out.outputs[0].token_ids) for out in each] for each in (made, again)]
+    return {"greedy": ids[0], "again": ids[1], "scores": scores}
 
 
 if __name__ == "__main__":

@@ -190,6 +190,9 @@ def all_reduce(tensor):
     return tensor
 
 
+@pytest.mark.works(
+    "Serving", "tensor parallelism, on stand-ins for vLLM's layers", "two gloo processes"
+)
 @pytest.mark.parametrize("mixture", MIXTURES, ids=str)
 @pytest.mark.parametrize("plan", ["alike", "one expert"])
 def test_row_parallel_layers_agree_on_their_gates(tmp_path, plan, mixture):
@@ -256,6 +259,7 @@ def test_modules_that_were_not_placed_are_named(tmp_path):
     )
 
 
+@pytest.mark.refused("Serving", "a base's own fused experts, `lm_head`")
 @pytest.mark.parametrize(
     ("name", "why"),
     [("model.layers.0.mlp.experts.0.up_proj", "one fused layer"), ("lm_head", "no linear layer")],
@@ -266,6 +270,7 @@ def test_why_a_module_has_no_place_is_said(tmp_path, name, why):
     refused(Model(vllm_layers.weights()), tmp_path, re.escape(name), why)
 
 
+@pytest.mark.refused("Serving", "a base of other shapes")
 def test_a_base_of_other_shapes_is_refused(tmp_path, monkeypatch):
     save_adapter(tmp_path, PLANS["alike"])
     monkeypatch.setitem(vllm_layers.SIZES, "mlp.gate_proj", (22, 16))
@@ -283,6 +288,7 @@ def test_a_base_of_another_depth_is_refused(tmp_path):
     refused(Model(vllm_layers.weights(2), 2), tmp_path, "1 blocks in model.layers", "has 2")
 
 
+@pytest.mark.refused("Serving", "layers that may go around their `quant_method`")
 def test_a_layer_that_may_go_around_its_method_is_refused(tmp_path):
     save_adapter(tmp_path, PLANS["alike"])
     model, base = Model(vllm_layers.weights()), vllm_layers.weights()

@@ -134,7 +134,7 @@ OPTIONS = {
 }
 
 
-@pytest.mark.refused("vLLM", "`--enable-lora` beside a routed adapter", "use one or the other")
+@pytest.mark.refused("Serving", "`--enable-lora`, speculation, pipelines beside a routed adapter")
 @pytest.mark.parametrize("why", OPTIONS)
 def test_options_are_refused_by_name_before_anything_is_loaded(registered, tmp_path, why):
     changes, message = OPTIONS[why]

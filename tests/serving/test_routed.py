@@ -49,6 +49,7 @@ def layer_of(counts, ranks, mixture, seed=0):
     return layer, tensors
 
 
+@pytest.mark.works("Serving", "the routed mixture of vLLM's layers, on stand-ins for them")
 @pytest.mark.parametrize("mixture", MIXTURES, ids=str)
 @pytest.mark.parametrize("kind", COUNTS)
 def test_every_mixture_is_that_of_the_plain_loop(kind, mixture):

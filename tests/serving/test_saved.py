@@ -80,6 +80,7 @@ REFUSED = {
 }
 
 
+@pytest.mark.refused("Serving", "`modules_to_save` in vLLM")
 @pytest.mark.parametrize("why", REFUSED)
 def test_what_cannot_be_served_is_refused_by_name(tmp_path, why):
     changes, message = REFUSED[why]
