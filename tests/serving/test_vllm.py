@@ -65,7 +65,12 @@ class Base:
     def __init__(self, folder):
         self.folder = folder
         self.tokenizer = AutoTokenizer.from_pretrained(folder)
-        self.texts = [f"{r['instruction']}\n{r['input']}\n" for r in make_rows()[1][:8]]
+        train, held_out = make_rows()
+        shown = [f"{r['instruction']}\n{r['input']}\n" for r in [*train[:8], *held_out[:8]]]
+        self.texts = [
+            f"{text}{row['output']}\n\n{asked}"
+            for text, row, asked in zip(shown[:8], train[:8], shown[8:], strict=True)
+        ]
         self.prompts = [self.tokenizer(text).input_ids for text in self.texts]
 
     def load(self):
@@ -150,7 +155,7 @@ def llm(base, folder, **options):
         "max_num_batched_tokens": 64,  # a prompt is read in pieces
         "enable_chunked_prefill": True,
         "enable_prefix_caching": True,
-        "block_size": 16,  # of a prefix
+        "block_size": 32,  # of a prefix
     } | options
 
 
@@ -287,7 +292,7 @@ def server(trained, environment):
         port = free.getsockname()[1]
     command = [Path(sys.executable).parent / "alphalora", "serve", folder, "--port", port, "--"]
     command += ["--dtype", "float32", "--max-model-len", 256, "--max-num-batched-tokens", 64]
-    command += ["--enforce-eager", "--host", "127.0.0.1", "--block-size", 16]
+    command += ["--enforce-eager", "--host", "127.0.0.1", "--block-size", 32]
     log = folder.parent / "server.log"
     with log.open("w") as file:
         process = subprocess.Popen(
