@@ -1,0 +1,114 @@
+"""The study's bench: does it help?
+
+    python -m benchmarks.study run --hours 8 --data DIR [--cells 'cpu/*/gsm8k/*'] [--threads 2]
+    python -m benchmarks.study list
+    python -m benchmarks.study report
+
+`run` trains the next cell that is not done, appends one line to the results, and goes on until the
+hours are over; killed at any point it loses the cell that it is at. `docs/study.md` says what is
+compared and what has come of it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import time
+from fnmatch import fnmatchcase
+from pathlib import Path
+
+from . import results
+from .cells import Cell, table
+from .methods import METHODS, why_not
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Read the command line and do what it says."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.study",
+        description=__doc__,
+        formatter_class=argparse.RawTextHelpFormatter,
+    )
+    parser.add_argument("do", choices=("run", "list", "report"))
+    parser.add_argument("--hours", type=float, default=1.0, help="start no cell after that long")
+    parser.add_argument("--data", type=Path, help="directory of the data (or STUDY_DATA)")
+    parser.add_argument("--cells", default="*", help="a pattern for the keys of cells")
+    parser.add_argument("--threads", type=int, default=os.cpu_count())
+    parser.add_argument("--generate", type=int, help="gsm8k rows to answer: 0 on a CPU, else 200")
+    parser.add_argument("--results", type=Path, default=results.RESULTS)
+    options = parser.parse_args(arguments)
+    try:
+        {"run": run, "list": show, "report": report}[options.do](options)
+    except ValueError as error:
+        sys.exit(str(error))
+
+
+def device() -> str:
+    """Where cells are run."""
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def run(options: argparse.Namespace) -> None:
+    """Run cells until the hours are over or none is left."""
+    import torch
+
+    from .run import run_cell
+
+    start, skipped = time.monotonic(), set[str]()
+    torch.set_num_threads(options.threads)
+    data = options.data or (os.environ.get("STUDY_DATA") and Path(os.environ["STUDY_DATA"]))
+    with results.locked(options.results):
+        while time.monotonic() - start < options.hours * 3600:
+            cell = _next(options, skipped)
+            if cell is None:
+                print("no cell is left", flush=True)
+                return
+            reason = why_not(cell.method)
+            if reason is not None:
+                if not any(key.split("/")[4] == cell.method for key in skipped):
+                    print(f"skipped {cell.method}: {reason}", flush=True)
+                skipped.add(cell.key)
+                continue
+            line = run_cell(cell, data or None, options.threads, options.generate)
+            results.append(line, options.results)
+            seconds = sum(line["seconds"].values())
+            print(f"{cell.key}  {line['held_out']['loss']:.5f}  {seconds:.0f} s", flush=True)
+
+
+def _next(options: argparse.Namespace, skipped: set[str]) -> Cell | None:
+    done = results.read(options.results)
+    cells = table(done, device())
+    wanted = [cell for cell in cells if fnmatchcase(cell.key, options.cells)]
+    if not wanted:
+        raise ValueError(
+            f"--cells {options.cells}: no cell is called so; `list` prints those that are known "
+            f"by now. Methods: {', '.join(METHODS)}"
+        )
+    return next((c for c in wanted if c.key not in done and c.key not in skipped), None)
+
+
+def show(options: argparse.Namespace) -> None:
+    """Print the cells that are known by now."""
+    done = results.read(options.results)
+    cells = [c for c in table(done, device()) if fnmatchcase(c.key, options.cells)]
+    for cell in cells:
+        if cell.key in done:
+            state = f"{done[cell.key]['held_out']['loss']:.5f}"
+        else:
+            state = "to do" if why_not(cell.method) is None else "not yet possible"
+        print(f"{state:<18}{cell.key}")
+    print(f"{sum(cell.key in done for cell in cells)} of {len(cells)} cells are done")
+
+
+def report(options: argparse.Namespace) -> None:
+    """Write the tables and pictures of the page."""
+    from .report import write
+
+    write(options.results)
+
+
+if __name__ == "__main__":
+    main()

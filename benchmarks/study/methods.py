@@ -1,0 +1,241 @@
+"""The methods of the study: a table of names, and what builds each on a base model."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from functools import partial
+from hashlib import sha256
+from typing import Any
+
+import torch
+from peft import LoraConfig, get_peft_model
+from torch import Tensor
+
+from axolotl_alphalora.adapter import AlphaLoraConfig, AlphaLoraLayer
+from axolotl_alphalora.planning import (
+    Planner,
+    PlanRequest,
+    plan_from_model,
+    plan_request,
+    read_block,
+)
+from axolotl_alphalora.sensitivity import Sensitivity, measure_sensitivity
+
+from .rows import Row
+
+RANK, EXPERTS, TOP_K = 8, 5, 2
+"""Of an expert; experts of a block in the mean; of a token."""
+
+SCALE = 2.0
+"""lora_alpha over the rank: of an expert, and of every plain LoRA."""
+
+UNTRAINED = "untrained"
+SEGMENTS = (1, 4)
+"""At which plans are compared."""
+
+
+class Unavailable(Exception):
+    """A method cannot be built here; says why."""
+
+
+@dataclass(frozen=True)
+class Bench:
+    """What a method is built on.
+
+    Attributes:
+        model: The base model, frozen.
+        directory: Its files, which plans are made of.
+        rows: The training rows, which sensitivities are measured on.
+        seed: Of the start of the weights.
+    """
+
+    model: Any
+    directory: str
+    rows: Sequence[Row]
+    seed: int
+
+
+@dataclass(frozen=True)
+class Built:
+    """A model that is ready to be trained.
+
+    Attributes:
+        model: With its adapter.
+        facts: What there is to say of it.
+        extra_loss: What is added to the loss of each pass, where the model's code leaves that to
+            its trainer.
+    """
+
+    model: Any
+    facts: dict[str, Any] = field(default_factory=dict)
+    extra_loss: Callable[[], Tensor] | None = None
+
+
+Builder = Callable[[Bench], Built]
+
+
+def lora(bench: Bench, *, rank: int = 0, rslora: bool = False) -> Built:
+    """A plain LoRA on all linear layers; rank 0 is the one with a mixture's parameters."""
+    if not rank:
+        shapes = linear_shapes(bench)
+        per_rank = sum(out + inside for out, inside in shapes)
+        routers = sum(EXPERTS * inside for _, inside in shapes)
+        rank = round(EXPERTS * RANK + routers / per_rank)
+    alpha = SCALE * RANK if rslora else SCALE * rank
+    config = LoraConfig(
+        r=rank,
+        lora_alpha=alpha,  # type: ignore[arg-type]
+        use_rslora=rslora,
+        lora_dropout=0.0,
+        target_modules="all-linear",
+    )
+    torch.manual_seed(bench.seed)
+    return Built(get_peft_model(bench.model, config), {"rank": rank, "active_rank": rank})
+
+
+def linear_shapes(bench: Bench) -> list[tuple[int, int]]:
+    """(out, in) features of the layers that get experts."""
+    return list(_request(bench.directory, {}).targets.resolve(bench.model).values())
+
+
+def mixture(bench: Bench, *, router: str = "learned", **options: Any) -> Built:
+    """A mixture, by a plan that the package's own planner makes.
+
+    Args:
+        bench: What it is built on.
+        router: learned; fixed, as it was drawn; or shared, one for all layers of a width.
+        **options: Of the `alphalora:` block.
+    """
+    request = _request(bench.directory, options)
+    plan, _ = Planner(partial(_from_rows, bench)).plan(request)
+    shape = {name: options[name] for name in _shape_options() if name in options}
+    config = AlphaLoraConfig(
+        r=RANK,
+        lora_alpha=SCALE * RANK,
+        num_experts=dict(plan.counts),
+        rank_pattern=dict(plan.rank_pattern),
+        **{"top_k": TOP_K, **shape},
+    )
+    torch.manual_seed(bench.seed)
+    model = get_peft_model(bench.model, config)
+    _set_routers(model, router)
+    blocks = {name: round(number, 2) for name, number in plan.block_numbers.items()}
+    return Built(model, {"rank": RANK, "blocks": list(blocks.values())})
+
+
+def mixlora(bench: Bench) -> Built:
+    """Axolotl's mixlora on the feed-forward layers, with its own loss."""
+    raise Unavailable("not built yet")
+
+
+def untrained(bench: Bench) -> Built:
+    """The base model."""
+    return Built(bench.model)
+
+
+def _set_routers(model: Any, router: str) -> None:
+    layers = [module for module in model.modules() if isinstance(module, AlphaLoraLayer)]
+    routed = [layer for layer in layers if "default" in layer.alphalora_router]
+    if router == "fixed":
+        for layer in routed:
+            layer.alphalora_router["default"].requires_grad_(False)
+    elif router == "shared":
+        first: dict[torch.Size, torch.nn.Parameter] = {}
+        for layer in routed:
+            own = layer.alphalora_router["default"]
+            layer.alphalora_router["default"] = first.setdefault(own.shape, own)
+
+
+def _shape_options() -> list[str]:
+    """The options of the block that are the config's too."""
+    named = {each.name for each in fields(AlphaLoraConfig)}
+    return [name for name in ("top_k", "segments", "router_rank", "share_a") if name in named]
+
+
+def _request(directory: str, options: Mapping[str, Any]) -> PlanRequest:
+    block = {"allocation": "uniform", "experts_per_block": EXPERTS, "top_k": TOP_K, **options}
+    cfg = {
+        "base_model": directory,
+        "lora_r": RANK,
+        "lora_target_linear": True,
+        "alphalora": block,
+    }
+    return plan_request(cfg, read_block(cfg))
+
+
+def _from_rows(bench: Bench, request: PlanRequest) -> Any:
+    """Plan by gradients on the first of the training rows, drawn as they were."""
+
+    def gradients(names: Sequence[str], settings: Any) -> tuple[Sensitivity, Mapping[str, Any]]:
+        rows = bench.rows[:: max(1, math.ceil(len(bench.rows) / settings.samples))]
+        samples = [row.sample() for row in rows]
+        measured = measure_sensitivity(bench.model, names, samples)
+        tasks = {task: measured.tasks.count(task) for task in dict.fromkeys(measured.tasks)}
+        digest = sha256(repr([row.ids for row in rows]).encode()).hexdigest()[:16]
+        return measured, {"tasks": tasks, "seed": settings.seed, "digest": digest}
+
+    return plan_from_model(request, bench.model, None, gradients)
+
+
+def _scored() -> dict[str, dict[str, Any]]:
+    scored: dict[str, dict[str, Any]] = {
+        f"alphalora-{estimator}": {"strategy": "alphalora", "estimator": estimator}
+        for estimator in ("hill", "xmin_peak", "ks")
+    }
+    return scored | {name: {"strategy": name} for name in ("sensitivity", "eva")}
+
+
+_LORAS: dict[str, dict[str, Any]] = {
+    "lora-r8": {"rank": 8},
+    "lora-r16": {"rank": 16},
+    "lora-r40": {"rank": 40},
+    "lora-equal": {"rank": 0},
+    "rslora-r40": {"rank": 40, "rslora": True},
+}
+_MIXTURES: dict[str, dict[str, Any]] = {
+    "uniform": {},
+    "uniform-seg4": {"segments": 4},
+    "uniform-seg8": {"segments": 8},
+    "share-a": {"share_a": True},
+    "router-rank16": {"router_rank": 16},
+    "dense": {"top_k": EXPERTS},
+    "fixed-router": {"router": "fixed"},
+    "shared-router": {"router": "shared"},
+}
+for _segments in SEGMENTS:
+    _end, _cut = ("", {}) if _segments == 1 else (f"-seg{_segments}", {"segments": _segments})
+    for _shape in ("2468", "8642"):
+        _MIXTURES[f"mola-{_shape}{_end}"] = {"allocation": f"mola:{_shape}", **_cut}
+    for _name, _options in _scored().items():
+        _MIXTURES[f"{_name}{_end}"] = {"allocation": _options, **_cut}
+        for _order in ("opposite", "shuffled"):
+            _ordered = {"allocation": {**_options, "order": _order}, **_cut}
+            _MIXTURES[f"{_name}-{_order}{_end}"] = _ordered
+for _name, _options in _scored().items():
+    _MIXTURES[f"{_name}-rank"] = {"allocation": _options, "spend": "rank"}
+
+METHODS: dict[str, Builder] = {
+    UNTRAINED: untrained,
+    **{name: partial(lora, **options) for name, options in _LORAS.items()},
+    **{name: partial(mixture, **options) for name, options in _MIXTURES.items()},
+    "mixlora": mixlora,
+}
+"""Name of a method to what builds it."""
+
+
+def why_not(method: str) -> str | None:
+    """Why a method cannot be built with what is installed, in words; None if it can."""
+    if method == "mixlora":
+        return "not built yet"
+    options = {k: v for k, v in _MIXTURES.get(method, {}).items() if k != "router"}
+    try:
+        request = _request("base", options)
+        _ = request.needs
+        request.settings  # noqa: B018 (reads them, and says what is wrong)
+    except ValueError as error:
+        return " ".join(str(error).split())
+    missing = [key for key in ("segments", "router_rank", "share_a") if key in options]
+    missing = [key for key in missing if key not in _shape_options()]
+    return f"AlphaLoraConfig has no {', '.join(missing)}" if missing else None
