@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from peft import PeftModel, get_peft_model
+from transformers import AutoModelForCausalLM
 
 from axolotl_alphalora.adapter import AlphaLoraConfig
 from axolotl_alphalora.inspection import inspect_weights
@@ -40,11 +41,13 @@ def folder(tmp_path_factory):
     torch.save(IDS, folder / "ids.pt")
     for options in COMBINATIONS:
         shape = {"num_experts": COUNTS, "target_modules": None, "rank_pattern": RANKS}
-        model = adapted("linear", **shape, **options)
+        base = AutoModelForCausalLM.from_pretrained(folder / "base")
+        model = get_peft_model(base, config("linear", **shape, **options))
         train(model)
         target = folder / f"adapter-{named(options)}"
         model.save_pretrained(target)
-        torch.save(outputs(model), target / "logits.pt")
+        with torch.no_grad():
+            torch.save(model.eval()(IDS).logits, target / "logits.pt")
     return folder
 
 
