@@ -98,10 +98,8 @@ def _redundancy(inspection: Inspection) -> list[str]:
     if len(blocks) > 1:
         high = max(blocks, key=lambda block: block.redundancy or 0)
         low = min(blocks, key=lambda block: block.redundancy or 0)
-        rows = inspection.by_block[high.name]
-        alike = (
-            "" if any(inspection.chooses(row) for row in rows) else ", which see the same tokens"
-        )
+        chooses = any(inspection.chooses(row) for row in inspection.by_block[high.name])
+        alike = "" if chooses else ", which see the same tokens"
         said += (
             f" It is largest in {high.name} ({high.redundancy:.3f}, "
             f"{plural(high.experts, 'expert')}{alike}) and smallest in {low.name} "
