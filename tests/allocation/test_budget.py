@@ -14,15 +14,12 @@ from peft import get_peft_model
 from torch import nn
 
 from axolotl_alphalora.adapter import AlphaLoraConfig
-from axolotl_alphalora.allocation.budget import (
-    Budget,
-    Costs,
-    expert_parameters,
-    expert_tensors,
-)
+from axolotl_alphalora.allocation.budget import Budget, Costs
 from axolotl_alphalora.allocation.optimizers import state_bytes
 from axolotl_alphalora.allocation.spending import spend
 from axolotl_alphalora.blocks import block_name
+from axolotl_alphalora.mixture import Mixture
+from helpers.allocating import plan
 
 LINEARS = {
     "self_attn.q_proj": (64, 64),
@@ -120,8 +117,9 @@ def adapted(shape, experts, rank):
 def test_the_tensors_are_those_of_the_layer(shape, experts):
     trained = [tuple(parameter.shape) for parameter in adapted(shape, experts, RANK)]
     out_features, in_features = shape
-    assert sorted(trained) == sorted(expert_tensors(in_features, out_features, experts, RANK))
-    assert sum(map(math.prod, trained)) == expert_parameters(
+    tensors = Mixture().tensors(in_features, out_features, experts, RANK)
+    assert sorted(trained) == sorted(tensors.values())
+    assert sum(map(math.prod, trained)) == Mixture().parameters(
         in_features, out_features, experts, RANK
     )
 
@@ -336,3 +334,55 @@ def test_unusable_bounds_are_named(bounds, message):
 def test_a_budget_does_not_change():
     with pytest.raises(dataclasses.FrozenInstanceError):
         Budget(total_experts=10).total_experts = 11
+
+
+MIXTURES = [
+    {"segments": 4},
+    {"router_rank": 3},
+    {"share_a": True},
+    {"top_k": 0.25, "segments": 2, "router_rank": 3, "share_a": True},
+]
+
+
+@pytest.mark.parametrize("shape", MIXTURES, ids=str)
+@pytest.mark.parametrize("optimizer", ["adamw_torch", "adamw_8bit", "adafactor"])
+def test_budgets_count_the_tensors_of_the_mixture(shape, optimizer):
+    counts = {name: position % 4 for position, name in enumerate(SHAPES)}
+    sizes = [
+        size
+        for name, count in counts.items()
+        for size in Mixture(**shape).tensors(*SHAPES[name][::-1], count, RANK).values()
+    ]
+    budgets = {
+        "total_parameters": sum(rows * columns for rows, columns in sizes),
+        "memory_mib": sum(8 * math.prod(size) + state_bytes(optimizer, size) for size in sizes),
+    }
+    for kind, spent in budgets.items():
+        budget = Budget(**{kind: 10**6})
+        prices = Costs(SHAPES, units(5), RANK, "experts", budget, optimizer, Mixture(**shape))
+        assert (
+            prices.total(counts)
+            == spent
+            != costs(5, "experts", optimizer, **{kind: 10**6}).total(counts)
+        )
+
+
+@pytest.mark.parametrize("kind", ["total_parameters", "memory_mib"])
+def test_a_budget_buys_more_experts_that_share_an_a(kind):
+    amount = {"total_parameters": 150_000, "memory_mib": 2.3}[kind]
+    made = {
+        shared: plan(
+            "uniform",
+            SHAPES,
+            budget={kind: amount},
+            optimizer="adamw_torch",
+            rank=RANK,
+            share_a=shared,
+        )
+        for shared in (False, True)
+    }
+    assert made[True].module_experts > made[False].module_experts
+    for each in made.values():
+        spent = each.trainable_parameters
+        assert each.budget["spent"] == (spent if kind == "total_parameters" else spent / 2**16)
+        assert each.budget["spent"] <= amount
