@@ -80,17 +80,12 @@ class AlphaLoraConfigBlock(BaseModel):
     )
     top_k: TopK = Field(
         default=2,
-        description=(
-            "Experts that each token is routed to; between 0 and 1: share of a layer's experts."
-        ),
+        description="Experts that each token is routed to; below 1, their share.",
     )
     segments: int = Field(
         default=1,
         ge=1,
-        description=(
-            "Parts that every expert is cut into; as many times more experts, of a smaller rank, "
-            "are active. Must divide lora_r."
-        ),
+        description="Parts that each expert is cut into; must divide lora_r.",
     )
     router_rank: int | None = Field(
         default=None, ge=1, description="Rank of the routers, in two factors; null: full ones."

@@ -97,7 +97,8 @@ def split_groups(
 
 
 def _kind(name: str, factors: Mapping[str, float]) -> str | None:
-    return next((kind for kind in factors if f".{kind}." in name), None)
+    # A router of two factors has the same rate for both.
+    return next((kind for kind in factors if f".{kind}" in name), None)
 
 
 _DRAFT = ".saving-"
