@@ -154,7 +154,7 @@ def _differences(
         "lora_modules_to_save": request.targets.modules_to_save,
         **{f"{ADAPTER}.{key}": getattr(request, key) for key in MIXTURE if key in written},
     }
-    saved = asdict(Mixture()) | saved  # adapters of older releases have whole experts
+    saved = {**asdict(Mixture()), **saved}  # adapters of older releases have whole experts
     for key, name in KEPT.items():
         value, found = given.get(key), saved[name]
         same = value == found

@@ -13,6 +13,17 @@ def top_k_words(top_k: int | float) -> str:
     return f"top-{top_k:g}" if isinstance(top_k, int) else f"top-{100 * top_k:g}%"
 
 
+def best_words(mixture: Mixture, counts: Iterable[int]) -> str:
+    """Return how many experts a router chooses: ``2``, or ``4-12`` where layers differ.
+
+    Args:
+        mixture: The shape.
+        counts: Experts that each layer with a router is planned to have.
+    """
+    whole = isinstance(mixture.top_k, int) and mixture.segments == 1
+    return str(mixture.top_k) if whole else spread({mixture.active(n) for n in counts} or {0})
+
+
 def shape_line(mixture: Mixture, counts: Iterable[int], ranks: Iterable[int]) -> list[str]:
     """Say what a layer's experts are cut into, how many of them are active, and what they share.
 

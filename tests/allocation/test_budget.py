@@ -37,6 +37,12 @@ SHAPES = {
     for name, shape in LINEARS.items()
 }
 RANK = 4
+MIXTURES = [
+    {"segments": 4},
+    {"router_rank": 3},
+    {"share_a": True},
+    {"top_k": 0.25, "segments": 2, "router_rank": 3, "share_a": True},
+]
 
 
 def units(depth):
@@ -104,22 +110,23 @@ def test_without_a_budget_costs_are_experts():
     prices.check_minimum(1)
 
 
-def adapted(shape, experts, rank):
+def adapted(shape, experts, rank, **mixture):
     """The trainable parameters of a layer of that shape, from the adapter itself."""
     layer = nn.Sequential(nn.Linear(shape[1], shape[0], bias=False))
-    config = AlphaLoraConfig(r=rank, target_modules=["0"], num_experts=experts)
+    config = AlphaLoraConfig(r=rank, target_modules=["0"], num_experts=experts, **mixture)
     model = get_peft_model(layer, config)
     return [parameter for parameter in model.parameters() if parameter.requires_grad]
 
 
 @pytest.mark.parametrize("experts", [1, 2, 5])
 @pytest.mark.parametrize("shape", sorted(set(LINEARS.values())))
-def test_the_tensors_are_those_of_the_layer(shape, experts):
-    trained = [tuple(parameter.shape) for parameter in adapted(shape, experts, RANK)]
+@pytest.mark.parametrize("mixture", [{}, *MIXTURES], ids=str)
+def test_the_tensors_are_those_of_the_layer(shape, experts, mixture):
+    trained = [tuple(parameter.shape) for parameter in adapted(shape, experts, RANK, **mixture)]
     out_features, in_features = shape
-    tensors = Mixture().tensors(in_features, out_features, experts, RANK)
+    tensors = Mixture(**mixture).tensors(in_features, out_features, experts, RANK)
     assert sorted(trained) == sorted(tensors.values())
-    assert sum(map(math.prod, trained)) == Mixture().parameters(
+    assert sum(map(math.prod, trained)) == Mixture(**mixture).parameters(
         in_features, out_features, experts, RANK
     )
 
@@ -334,14 +341,6 @@ def test_unusable_bounds_are_named(bounds, message):
 def test_a_budget_does_not_change():
     with pytest.raises(dataclasses.FrozenInstanceError):
         Budget(total_experts=10).total_experts = 11
-
-
-MIXTURES = [
-    {"segments": 4},
-    {"router_rank": 3},
-    {"share_a": True},
-    {"top_k": 0.25, "segments": 2, "router_rank": 3, "share_a": True},
-]
 
 
 @pytest.mark.parametrize("shape", MIXTURES, ids=str)

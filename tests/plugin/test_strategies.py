@@ -81,6 +81,8 @@ def test_every_shape_of_a_mixture_trains_together_and_goes_on(host, tmp_path):
     shape = {"top_k": 0.5, "segments": 2, "router_rank": 3, "share_a": True}
     block = {"allocation": "mola:13", "router_lr_ratio": 0.5, **shape}
     two = SHORT | {"max_steps": 2, "save_steps": 2}
+    for name in ("first", "second"):
+        (tmp_path / name).mkdir()
     first = host.train(tmp_path / "first", alphalora=block, **two)
     plan, config = plan_of(first), adapter_config(first)
     assert {key: config[key] for key in shape} == shape
