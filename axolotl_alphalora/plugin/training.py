@@ -97,7 +97,7 @@ def split_groups(
 
 
 def _kind(name: str, factors: Mapping[str, float]) -> str | None:
-    # A router of two factors has the same rate for both.
+    # A router of low rank has two parts, alphalora_router and alphalora_router_down.
     return next((kind for kind in factors if f".{kind}" in name), None)
 
 

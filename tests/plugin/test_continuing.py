@@ -1,5 +1,6 @@
 """Continuing an adapter: what the YAML leaves out comes from it, for every setting."""
 
+import json
 from dataclasses import fields
 
 import pytest
@@ -7,7 +8,8 @@ from peft import PeftConfig, get_peft_model
 from transformers import LlamaForCausalLM, LlamaForSequenceClassification
 
 from axolotl_alphalora.adapter import AlphaLoraConfig, AlphaLoraLayer
-from axolotl_alphalora.allocation import AllocationRequest, build_plan
+from axolotl_alphalora.allocation import AllocationRequest, Plan, build_plan
+from axolotl_alphalora.mixture import Mixture
 from axolotl_alphalora.planning import AlphaLoraConfigBlock, Targets, plan_request, read_block
 from axolotl_alphalora.planning.request import in_yaml
 from axolotl_alphalora.plugin.loading import Allocation, adapt, adapter_config
@@ -206,3 +208,34 @@ def test_where_experts_are_the_yaml_cannot_change(base, learnt, values, said):
     with pytest.raises(ValueError) as error:
         Allocation(validate(base_model=str(base), **changes))
     assert said in str(error.value)
+
+
+def test_an_adapter_of_an_older_release_has_whole_experts(base, tmp_path):
+    model = LlamaForCausalLM.from_pretrained(base)
+    config = AlphaLoraConfig(num_experts=3, target_modules=["q_proj"], r=4, lora_alpha=8, top_k=1)
+    get_peft_model(model, config).save_pretrained(tmp_path / "old")
+    path = tmp_path / "old" / "adapter_config.json"
+    saved = json.loads(path.read_text())
+    for key in ("segments", "router_rank", "share_a"):
+        del saved[key]
+    path.write_text(json.dumps(saved))
+    _, found = continued(base, (tmp_path / "old",), "lora_model_dir")
+    assert found.mixture == Mixture(top_k=1)
+    shape = {"alphalora": {"segments": 2, "router_rank": 3, "share_a": True}}
+    changes = BARE | {"lora_model_dir": str(tmp_path / "old")} | shape
+    with pytest.raises(ValueError) as error:
+        Allocation(validate(base_model=str(base), **changes))
+    for said in ("segments is 2 in the YAML and 1", "router_rank is 3 in the YAML and null"):
+        assert f"alphalora.{said} in the adapter" in str(error.value)
+    assert "alphalora.share_a is true in the YAML and false in the adapter" in str(error.value)
+
+
+def test_a_plan_of_another_shape_contradicts_the_adapter(base, learnt, tmp_path):
+    plan = Plan.from_dict(learnt[1].plan)
+    plan.model_copy(update={"share_a": False, "segments": 1}).save(tmp_path / "plan.json")
+    values = {"alphalora.plan": str(tmp_path / "plan.json")}
+    changes = BARE | {"lora_model_dir": str(learnt[0])} | yaml_keys(values)
+    with pytest.raises(ValueError) as error:
+        Allocation(validate(base_model=str(base), **changes))
+    assert "plan.json: segments is 1 in the plan and 2 in the adapter" in str(error.value)
+    assert "plan.json: share_a is false in the plan and true in the adapter" in str(error.value)
