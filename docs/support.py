@@ -13,6 +13,7 @@ TESTS = Path(__file__).parents[1] / "tests"
 STATUS = {"works": "works", "refused": "refused", "untested": "untested here"}
 AREAS = (
     "Quantised bases",
+    "Mixtures",
     "Trainers",
     "Data",
     "Memory and speed",

@@ -1,6 +1,6 @@
 """Sharing out experts: budgets, strategies, and the plan that records a decision."""
 
-from .budget import Budget, expert_parameters
+from .budget import Budget
 from .build import AllocationRequest, build_plan, check_budget, resolve_budget
 from .plan import Plan
 from .records import ModulePlan, PlanError, UnitPlan
@@ -22,7 +22,6 @@ __all__ = [
     "UnitPlan",
     "build_plan",
     "check_budget",
-    "expert_parameters",
     "hookimpl",
     "largest_remainder",
     "registry",

@@ -11,9 +11,10 @@ from numbers import Integral, Real
 from typing import Any, Literal
 
 from ..blocks import group_by_unit
+from ..mixture import Mixture
 from .budget import Budget, Costs
 from .plan import Plan, mean_number
-from .records import BudgetRecord, ModulePlan, UnitPlan
+from .records import BudgetRecord, ModulePlan, UnitPlan, check_spend
 from .registry import Registered, StrategyError, registry
 from .strategy import Evidence, Needs, Options, Problem
 
@@ -31,12 +32,19 @@ class AllocationRequest:
         options: Its options, as far as they were given.
         budget: What may be spent; None if nothing was said about it.
         spend: ``"experts"``, or ``"rank"``: one expert of N times the rank instead of N experts.
-        top_k: Experts that a token is sent to, where there are as many.
-        rank: LoRA rank of an expert.
+        top_k: Experts that a token is sent to, where there are as many; below 1, the share of a
+            layer's experts. This and the next three are a
+            :class:`~axolotl_alphalora.mixture.Mixture`, which says what they mean.
+        segments: Parts that every expert is cut into.
+        router_rank: Rank of the routers; None for full ones.
+        share_a: Whether the experts of a layer share one A.
+        rank: LoRA rank of an expert, before it is cut.
         optimizer: Axolotl's name of the optimizer, which a memory budget counts.
 
     Raises:
-        ValueError: If ``top_k`` or ``rank`` is below 1, or ``spend`` is neither.
+        TypeError: If a part of the mixture is of another type; names it.
+        ValueError: If ``rank`` or a part of the mixture is out of range, ``spend`` is neither, or
+            ``spend="rank"`` meets a mixture that takes routers or experts to cut; names it.
     """
 
     base_model: str
@@ -44,16 +52,24 @@ class AllocationRequest:
     options: Mapping[str, Any] = field(default_factory=dict)
     budget: Budget | None = None
     spend: Literal["experts", "rank"] = "experts"
-    top_k: int = 2
+    top_k: int | float = 2
+    segments: int = 1
+    router_rank: int | None = None
+    share_a: bool = False
     rank: int = 8
     optimizer: str | None = None
 
     def __post_init__(self) -> None:
-        for name in ("top_k", "rank"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}: it must be at least 1")
+        if self.rank < 1:
+            raise ValueError(f"rank is {self.rank}: it must be at least 1")
         if self.spend not in ("experts", "rank"):
             raise ValueError(f"spend is {self.spend!r}: it must be experts or rank")
+        check_spend(self.spend, self.mixture)
+
+    @property
+    def mixture(self) -> Mixture:
+        """What a mixture looks like in a layer."""
+        return Mixture(self.top_k, self.segments, self.router_rank, self.share_a)
 
     @property
     def registered(self) -> Registered:
@@ -156,6 +172,9 @@ def build_plan(
         budget=_as_spent(problem, numbers, request.optimizer),
         spend=request.spend,
         top_k=request.top_k,
+        segments=request.segments,
+        router_rank=request.router_rank,
+        share_a=request.share_a,
         rank=request.rank,
         units=tuple(
             UnitPlan(
@@ -175,6 +194,8 @@ def _problem(
 ) -> Problem:
     if not shapes:
         raise ValueError("there are no modules to plan for")
+    mixture = request.mixture
+    mixture.check_rank(request.rank, "the rank of an expert (lora_r)")
     budget = resolve_budget(request.strategy, request.settings, request.budget)
     units = group_by_unit(shapes, request.granularity)
     return Problem(
@@ -182,7 +203,7 @@ def _problem(
         units=units,
         options=request.settings,
         budget=budget,
-        costs=Costs(shapes, units, request.rank, request.spend, budget, request.optimizer),
+        costs=Costs(shapes, units, request.rank, request.spend, budget, request.optimizer, mixture),
         alphas={unit: float(alpha) for unit, alpha in evidence.alphas.items()},
         qualities={row.module: row for row in evidence.qualities},
         sensitivities=evidence.sensitivities,

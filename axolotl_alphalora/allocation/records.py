@@ -19,6 +19,7 @@ from pydantic import (
 )
 from typing_extensions import TypedDict
 
+from ..mixture import Mixture
 from ..settings import Count, MatrixQuality, Number
 
 _MEASURED = tuple(field.name for field in fields(MatrixQuality))[2:]  # what it says of a matrix
@@ -35,6 +36,30 @@ def _amount(value: Any) -> float:
     if value < 0:
         raise ValueError(f"must be at least 0, not {value:g}")
     return value
+
+
+def check_spend(spend: str, mixture: Mixture, where: str = "") -> None:
+    """Check that a mixture has the experts and routers that its shape speaks of.
+
+    Args:
+        spend: What numbers are spent on.
+        mixture: The shape.
+        where: What stands before the names of the options, such as ``alphalora.``.
+
+    Raises:
+        ValueError: If they are spent on rank, and the shape is one of several experts; names it.
+    """
+    usual = Mixture()
+    names = [
+        f"{where}{name}"
+        for name in ("segments", "router_rank", "share_a")
+        if getattr(mixture, name) != getattr(usual, name)
+    ]
+    if spend == "rank" and names:
+        raise ValueError(
+            f"{where}spend: rank gives every layer one expert and no router, so that there is "
+            f"nothing for {', '.join(names)} to shape: remove it, or set {where}spend: experts"
+        )
 
 
 Text = Annotated[str, Field(strict=True, min_length=1)]
@@ -148,6 +173,7 @@ _SAID = {
     "string_too_short": "must be a string that is not empty, not {shown}",
     "literal_error": "must be one of {choices}, not {shown}",
     "tuple_type": "must be an array, not {shown}",
+    "bool_type": "must be true or false, not {shown}",
     "dict_type": "must be an object, not {shown}",
     "model_type": "must be an object, not {shown}",
 }

@@ -7,8 +7,9 @@ from typing import Any
 
 import yaml
 
-from ..allocation import Plan, expert_parameters
+from ..allocation import Plan
 from ..blocks import group_by_block
+from ..mixture import Mixture
 from .config import ADAPTER, plain
 from .keys import PLUGIN
 from .source import Source
@@ -92,18 +93,24 @@ def _run(config: dict[str, Any]) -> dict[str, Any]:
 
 def _comment(plan: Plan, source: Source) -> list[str]:
     config = source.config
+    one = Mixture()
     lora = sum(
-        expert_parameters(row.shape[1], row.shape[0], 1, plan.rank * plan.numbers[row.name])
+        one.parameters(row.shape[1], row.shape[0], 1, plan.rank * plan.numbers[row.name])
         for row in plan.modules
         if plan.numbers[row.name]
     )
-    routers = plan.trainable_parameters - lora
+    routers = _in_routers(plan)
     lines = [
         f"A plain LoRA with the capacity of the plan by {plan.strategy['name']}: N experts of rank "
         f"{plan.rank} become rank N x {plan.rank}.",
         f"Trainable: {lora:,} parameters; the plan has {plan.trainable_parameters:,}, "
         + (f"of which its routers are {routers:,}." if routers else "and no router."),
     ]
+    if plan.share_a:
+        lines.append(
+            f"The plan's experts share one A of rank {plan.rank} in each layer; the LoRA's A has "
+            f"rank N x {plan.rank}."
+        )
     if config.get("peft_use_rslora"):
         lines.append(
             "With peft_use_rslora the scale is lora_alpha / sqrt(rank): N times the rank counts "
@@ -119,3 +126,15 @@ def _comment(plan: Plan, source: Source) -> list[str]:
     if source.path is None:
         lines.append("To be completed: base_model, adapter: lora, lora_alpha, datasets.")
     return lines
+
+
+def _in_routers(plan: Plan) -> int:
+    """Trainable parameters of a plan's routers."""
+    return sum(
+        rows * columns
+        for row in plan.modules
+        for name, (rows, columns) in plan.mixture.tensors(
+            row.shape[1], row.shape[0], row.experts, row.rank
+        ).items()
+        if name.startswith("alphalora_router")
+    )

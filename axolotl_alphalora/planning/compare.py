@@ -180,7 +180,15 @@ def _check_cost(spec: str, request: PlanRequest, plan: Plan, budget: Budget) -> 
     if request.settings.budget_use != "none":
         return
     units = {name: [name] for name in plan.shapes}
-    costs = Costs(plan.shapes, units, request.rank, request.spend, budget, request.optimizer)
+    costs = Costs(
+        plan.shapes,
+        units,
+        request.rank,
+        request.spend,
+        budget,
+        request.optimizer,
+        request.mixture,
+    )
     assert costs.limit is not None
     spent = costs.total(plan.numbers)
     if spent != costs.limit:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -197,7 +198,7 @@ def _peft_config(cfg: Any, allocation: Allocation) -> AlphaLoraConfig:
         "lora_alpha": cfg.lora_alpha,
         "use_rslora": bool(cfg.peft_use_rslora),
         "modules_to_save": allocation.request.targets.modules_to_save,
-        "top_k": block.top_k,
+        **asdict(block.mixture),
         "lora_dropout": cfg.lora_dropout or 0.0,
         "aux_loss_coef": block.aux_loss_coef,
         "balance_over": block.balance_over,

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
-from ..allocation import Plan, expert_parameters
+from ..allocation import Plan
 from ..blocks import block_name, group_by_block
 from ..settings import QualitySettings
 from .tables import numeral, spread
@@ -210,8 +210,5 @@ def block_parameters(plan: Plan) -> dict[str, int]:
     """Return each block's trainable parameters."""
     totals = dict.fromkeys(plan.block_numbers, 0)
     for module in plan.modules:
-        out_features, in_features = module.shape
-        totals[block_name(module.name)] += expert_parameters(
-            in_features, out_features, module.experts, module.rank
-        )
+        totals[block_name(module.name)] += plan.parameters_of(module)
     return totals

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from ..allocation import ModulePlan, Plan
 from ..blocks import kind_of
 from .findings import POOR_DISTANCE, SHORT_TAIL, Findings, differs_within_blocks, is_poor
+from .shapes import shape_line
 from .tables import WARNING, first_of, listed, numeral, plural
 
 if TYPE_CHECKING:
@@ -34,6 +35,7 @@ def summary(plan: Plan) -> list[str]:
         lines.append(
             f"{plural(plan.module_experts, 'expert')} on {adapted} of {len(plan.modules)} matrices."
         )
+    lines += shape_line(plan.mixture, plan.counts.values(), [plan.rank])
     if plan.spend == "rank":
         lines.append(
             f"Spent on rank: a matrix planned for N experts has one of rank N x {plan.rank}, and "
@@ -280,12 +282,25 @@ def cautions(plan: Plan) -> list[str]:
 
 def _idle_top_k(plan: Plan) -> str | None:
     most, top_k = max(plan.counts.values()), plan.top_k
-    if top_k <= most or (plan.spend == "rank" and top_k == _DEFAULT_TOP_K):
+    if isinstance(top_k, float):
+        idle = plan.mixture.active(most) == plan.mixture.experts(most)
+    else:
+        idle = top_k > most
+    if not idle or (plan.spend == "rank" and top_k == _DEFAULT_TOP_K):
         return None
     if most == 1:
+        routers = "there are no routers and top_k does nothing"
+        if plan.segments > 1:
+            routers = "every token uses all of its segments and top_k does nothing"
         return (
-            f"top_k is {top_k}, and no layer has more than one expert, so that there are no "
-            "routers and top_k does nothing. To route, plan more experts."
+            f"top_k is {top_k}, and no layer has more than one expert, so that {routers}. To "
+            "route, plan more experts."
+        )
+    if isinstance(top_k, float):
+        return (
+            f"top_k is {top_k}, which of {most} experts, the most that a layer has, is all of "
+            "them, so that every token uses all experts of every layer. To route, lower top_k, or "
+            "plan more experts."
         )
     return (
         f"top_k is {top_k}, and no layer has more than {most} experts, so that every token uses "

@@ -22,6 +22,13 @@ ALLOCATIONS = {
     "modules": {"allocation": {"strategy": "alphalora", "granularity": "module"}},
     "patterns": {"allocation": {"strategy": "counts", "experts": {"q_proj": 0, ".*": 2}}},
     "rank": {"allocation": "mola:1234", "spend": "rank"},
+    "shape": {
+        "allocation": "mola:1234",
+        "top_k": 0.5,
+        "segments": 2,
+        "router_rank": 3,
+        "share_a": True,
+    },
 }
 
 
@@ -75,6 +82,10 @@ def test_peft_gives_every_matrix_the_planned_rank(made, model, block, targets):
     assert keys["lora_r"] == plan.rank
     trainable, _ = adapted.get_nb_trainable_parameters()
     assert f"# Trainable: {trainable:,} parameters; the plan has " in text
+    routers = re.search("its routers are ([0-9,]+)", text)
+    if routers and not plan.share_a:
+        assert plan.trainable_parameters == trainable + int(routers[1].replace(",", ""))
+    assert ("share one A of rank 4" in text) == plan.share_a
     if block is ALLOCATIONS["rank"]:
         assert trainable == plan.trainable_parameters and "no router" in text
 

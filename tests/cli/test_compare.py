@@ -62,6 +62,19 @@ def test_each_column_is_the_plan_that_its_options_alone_would_give(tmp_path, mod
     assert rows[0]["blocks_that_differ"] == rows[0]["experts_that_move"] == 0
 
 
+def test_a_comparison_has_one_shape_of_mixture_and_counts_by_it(tmp_path, model, columns):
+    shape = {"top_k": 0.5, "segments": 2, "router_rank": 3, "share_a": True}
+    rows = columns(
+        config(tmp_path, model, total_parameters=60_000, **shape), "uniform", "mola:1234"
+    )
+    for row in rows:
+        assert {key: row["plan"][key] for key in shape} == shape
+        assert row["plan"]["budget"]["spent"] == row["plan"]["trainable_parameters"] <= 60_000
+    allocation = {"strategy": "counts", "experts": [1, 2, 3, 4]}
+    own = columns(config(tmp_path, model, allocation=allocation, **shape), "counts:[4, 3, 2, 1]")
+    assert len({row["plan"]["trainable_parameters"] for row in own}) == 1
+
+
 def test_the_yamls_own_plan_is_left_out_where_a_spec_asks_for_the_same(model, columns):
     assert labels(columns(model, "uniform", "mola:24")) == ["as given", "uniform", "mola:24"]
     assert labels(columns(model, "uniform", "alphalora")) == ["uniform", "alphalora"]

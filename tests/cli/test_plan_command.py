@@ -53,6 +53,43 @@ def test_a_yaml_decides_targets_rank_and_budget(tmp_path, model):
     assert found.weights["source"] == "safetensors"
 
 
+SHAPE = {"top_k": 0.5, "segments": 2, "router_rank": 3, "share_a": True}
+
+
+def test_the_shape_of_the_mixtures_is_printed_saved_and_asked_for_again(tmp_path, model):
+    saved = tmp_path / "plan.json"
+    block = {"allocation": "uniform", "total_experts": 16}
+    said = plan(config(tmp_path, model, alphalora=block | SHAPE), "--output", saved).output
+    flat = " ".join(said.split())
+    assert "Experts per block: uniform, rank 4, top-50%" in flat
+    assert (
+        "4 experts, each cut into 2 of rank 2; 4 of 8 active; routers of rank 3; one A shared by "
+        "the experts of a layer."
+    ) in flat
+    found = Plan.load(saved)
+    assert {key: getattr(found, key) for key in SHAPE} == SHAPE
+    again = plan(config(tmp_path, model, alphalora=SHAPE | {"plan": str(saved)}), "--json")
+    assert Plan.from_dict(json.loads(again.stdout)) == found
+    other = plan(config(tmp_path, model, alphalora={"plan": str(saved)}))
+    assert other.exit_code == 1 and "the plan says segments 2, but" in other.output
+
+
+@pytest.mark.parametrize(
+    ("changes", "parts"),
+    [
+        ({"lora_r": 6, "alphalora": {"segments": 4}}, ["`lora_r` is 6", "multiple of 4"]),
+        ({"alphalora": {"top_k": 1.0}}, ["`alphalora.top_k`", "a share", "not 1.0"]),
+        ({"alphalora": {"spend": "rank", "share_a": True}}, ["alphalora.share_a", "spend: rank"]),
+    ],
+    ids=str,
+)
+def test_a_shape_that_cannot_be_is_refused_with_its_key(tmp_path, model, changes, parts):
+    result = plan(config(tmp_path, model, **changes))
+    assert result.exit_code == 1
+    for part in parts:
+        assert part in result.output
+
+
 def test_block_indices_hold_with_all_linear_layers_too(tmp_path, model):
     layers = {"lora_target_modules": None, "lora_target_linear": True}
     block = {"alphalora": {"total_experts": 3}, "peft_layers_to_transform": [2]}

@@ -1,6 +1,7 @@
 """Every allocation strategy from the YAML to a trained adapter, and a plan made once and reused."""
 
 import json
+import math
 from pathlib import Path
 
 import pytest
@@ -70,6 +71,33 @@ def test_the_budget_can_be_spent_on_rank(host, tmp_path):
     )
     assert "experts per module as saved in" in resumed.log
     assert adapter_config(resumed)["rank_pattern"] == ranks
+
+
+@pytest.mark.works("Mixtures", "`alphalora.segments`", "from the YAML to a continued adapter")
+@pytest.mark.works("Mixtures", "`alphalora.top_k` as a share of a layer's experts")
+@pytest.mark.works("Mixtures", "`alphalora.router_rank`")
+@pytest.mark.works("Mixtures", "`alphalora.share_a`")
+def test_every_shape_of_a_mixture_trains_together_and_goes_on(host, tmp_path):
+    shape = {"top_k": 0.5, "segments": 2, "router_rank": 3, "share_a": True}
+    block = {"allocation": "mola:13", "router_lr_ratio": 0.5, **shape}
+    two = SHORT | {"max_steps": 2, "save_steps": 2}
+    for name in ("first", "second"):
+        (tmp_path / name).mkdir()
+    first = host.train(tmp_path / "first", alphalora=block, **two)
+    plan, config = plan_of(first), adapter_config(first)
+    assert {key: config[key] for key in shape} == shape
+    assert {key: getattr(plan, key) for key in shape} == shape
+    assert "each cut into 2 of rank 2" in (first.out / "README.md").read_text()
+    losses = [row["loss"] for row in first.history(2) if "loss" in row]
+    assert len(losses) == 2 and all(map(math.isfinite, losses))
+    base = AutoModelForCausalLM.from_pretrained(host.workspace / "tiny")
+    model = PeftModel.from_pretrained(base, first.out, is_trainable=True)
+    trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    assert sum(p.numel() for p in trained.values()) == plan.trainable_parameters
+    assert all(p.abs().sum() > 0 for name, p in trained.items() if "alphalora_B" in name)
+    bare = {"lora_r": ..., "lora_alpha": ..., "lora_target_linear": ..., "alphalora": ...}
+    second = host.train(tmp_path / "second", lora_model_dir=str(first.out), **bare, **two)
+    assert {key: adapter_config(second)[key] for key in shape} == shape
 
 
 def test_a_budget_in_memory_is_kept(host, tmp_path):
