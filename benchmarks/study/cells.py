@@ -10,10 +10,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from .methods import METHODS, UNTRAINED
-
 Line = Mapping[str, Any]
 """What is known of a cell that was run, see `benchmarks.study.run`."""
+
+UNTRAINED = "untrained"
+"""The method that leaves the base model as it is."""
 
 SEEDS = range(5)
 GRID = (1e-4, 2e-4, 4e-4, 8e-4, 1.6e-3)
@@ -192,6 +193,3 @@ def _seeds(setting: Setting, methods: Sequence[str], done: Mapping[str, Line]) -
         for method, rate in best.items():
             if rate is not None:
                 yield setting.cell(method, rate, seed)
-
-
-assert {*PILOT, *SHAPES, *ALLOCATIONS, *ROUTERS, *SHORT} <= set(METHODS)

@@ -23,6 +23,7 @@ from axolotl_alphalora.planning import (
 )
 from axolotl_alphalora.sensitivity import Sensitivity, measure_sensitivity
 
+from .cells import UNTRAINED
 from .rows import Row
 
 RANK, EXPERTS, TOP_K = 8, 5, 2
@@ -31,7 +32,6 @@ RANK, EXPERTS, TOP_K = 8, 5, 2
 SCALE = 2.0
 """lora_alpha over the rank: of an expert, and of every plain LoRA."""
 
-UNTRAINED = "untrained"
 SEGMENTS = (1, 4)
 """At which plans are compared."""
 
