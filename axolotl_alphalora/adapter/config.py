@@ -13,6 +13,7 @@ from typing import Any
 from peft import PeftConfig
 
 from ..files import FORMAT_SINCE, METHOD, check_version, expert_scaling
+from ..mixture import Mixture
 
 BALANCE_OVER = ("micro_batch", "global_batch")
 INIT_SPLITS = ("copy", "svd")
@@ -32,14 +33,14 @@ class AlphaLoraConfig(PeftConfig):
         r (`int`):
             Rank of one expert, in every module that `rank_pattern` does not name.
         lora_alpha (`float`):
-            Scale: every expert's output is multiplied with `lora_alpha / rank`, with the rank of
-            the experts of its own module. One expert of rank `N * r` therefore counts as much as
-            `N` experts of rank `r` whose gates are all `1 / N`.
+            Scale: every expert's output is multiplied with `segments * lora_alpha / rank`, with the
+            rank of its own module. One expert of rank `N * r` therefore counts as much as `N`
+            experts of rank `r` whose gates are all `1 / N`, cut or not.
         lora_dropout (`float`):
             Dropout on the experts' input. The router sees the input without it.
         use_rslora (`bool`):
-            Scale with `lora_alpha / sqrt(rank)` instead (rank-stabilised LoRA). One expert of rank
-            `N * r` then counts `sqrt(N)` times as much as those `N` experts.
+            Scale with `segments * lora_alpha / sqrt(rank)` instead (rank-stabilised LoRA). One
+            expert of rank `N * r` then counts `sqrt(N)` times as much as those `N` experts.
         target_modules (`Union[list[str], str]`, *optional*):
             Names or a regex of the linear layers to adapt, or `"all-linear"`. Not needed where
             `num_experts` is a mapping.
@@ -60,8 +61,18 @@ class AlphaLoraConfig(PeftConfig):
             Rank of a module's experts where it differs from `r`: a mapping from the module's exact
             name, as in `num_experts`, to the rank. Unlike the `rank_pattern` of PEFT's LoRA, whose
             keys are regular expressions for the end of a name, it takes no patterns.
-        top_k (`int`):
-            Experts used per token. A module with fewer experts uses all of them.
+        top_k (`Union[int, float]`):
+            Experts used per token. A module with fewer experts uses all of them. A number in
+            (0, 1) is a share of each module's experts, at least one of them.
+        segments (`int`):
+            Parts that every expert is cut into. A module of `N` experts of rank `r` then holds
+            `segments * N` experts of rank `r / segments` and uses `segments` times as many of them
+            per token; total rank, active rank and effective scale stay. `r`, `num_experts` and
+            `top_k` are those before the cut.
+        router_rank (`int`, *optional*):
+            Rank of the routers, whose logits are then `V (U x)`; None for full ones.
+        share_a (`bool`):
+            Whether the experts of a module share one `A` of rank `r`, in front of a `B` for each.
         aux_loss_coef (`float`):
             Coefficient of the load-balancing loss, which is averaged over the routers of a block
             and summed over blocks. 0 switches it off.
@@ -91,9 +102,10 @@ class AlphaLoraConfig(PeftConfig):
         saved (`bool`): Whether the config was read from a saved adapter. Not saved itself.
 
     Raises:
-        ValueError: If a value is out of range; the message names the field.
-        TypeError: If a count or a rank is not a whole number (the message names the module), or
-            `rank_pattern` is no mapping.
+        ValueError: If a value is out of range, or a rank is no multiple of `segments`; the message
+            names the field.
+        TypeError: If a count or a rank is not a whole number (the message names the module), a
+            field has another type, or `rank_pattern` is no mapping.
     """
 
     r: int = 8
@@ -107,7 +119,10 @@ class AlphaLoraConfig(PeftConfig):
     modules_to_save: list[str] | None = None
     num_experts: int | dict[str, int] = 4
     rank_pattern: dict[str, int] = field(default_factory=dict)
-    top_k: int = 2
+    top_k: int | float = 2
+    segments: int = 1
+    router_rank: int | None = None
+    share_a: bool = False
     aux_loss_coef: float = 0.001
     balance_over: str = "micro_batch"
     init_weights: bool = True
@@ -156,13 +171,18 @@ class AlphaLoraConfig(PeftConfig):
             return None
         return [name for name, count in self.num_experts.items() if count]
 
+    @property
+    def mixture(self) -> Mixture:
+        """The shape of its mixtures, whatever the number and the rank of a module's experts."""
+        return Mixture(self.top_k, self.segments, self.router_rank, self.share_a)
+
     def rank_of(self, module: str) -> int:
-        """Rank of each expert of the module of that exact name."""
+        """Rank of each expert of the module of that exact name, before it is cut."""
         return self.rank_pattern.get(module, self.r)
 
     def scaling(self, rank: int) -> float:
-        """Factor on the output of an expert of that rank."""
-        return expert_scaling(self.lora_alpha, rank, self.use_rslora)
+        """Factor on the output of an expert that had that rank before it was cut."""
+        return self.segments * expert_scaling(self.lora_alpha, rank, self.use_rslora)
 
     def without_start(self) -> AlphaLoraConfig:
         """The same settings for an adapter that is there, and starts from nothing."""
@@ -176,10 +196,8 @@ class AlphaLoraConfig(PeftConfig):
         return {k: v for k, v in saved.items() if k not in ("init_from", "init_split")}
 
     def _check_numbers(self) -> None:
-        for name in ("r", "top_k"):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise ValueError(f"{name} must be a whole number of at least 1, not {value!r}.")
+        if isinstance(self.r, bool) or not isinstance(self.r, int) or self.r < 1:
+            raise ValueError(f"r must be a whole number of at least 1, not {self.r!r}.")
         if not (_is_number(self.lora_alpha) and self.lora_alpha > 0):
             raise ValueError(f"lora_alpha must be a number above 0, not {self.lora_alpha!r}.")
         if not 0.0 <= self.lora_dropout < 1.0:
@@ -210,6 +228,10 @@ class AlphaLoraConfig(PeftConfig):
         self.rank_pattern = dict(self.rank_pattern)
         for module, rank in self.rank_pattern.items():
             _check_count(f"rank_pattern[{module!r}]", rank, minimum=1)
+            self.mixture.check_rank(rank, f"rank_pattern[{module!r}]")
+        counts = self.num_experts if isinstance(self.num_experts, dict) else {"": 1}
+        if any(count and module not in self.rank_pattern for module, count in counts.items()):
+            self.mixture.check_rank(self.r)
 
     def _check_start(self) -> None:
         if self.init_split not in INIT_SPLITS:

@@ -1,8 +1,9 @@
 """The arithmetic of a routed mixture of LoRA experts, as plain functions of tensors.
 
-Notation: T tokens (any leading shape), N experts, rank r of one expert, k experts per token.
-The experts of a module are stored stacked, so that N experts cost two matrix products and
-no loop: ``A`` is [N*r, in], ``B`` is [out, N*r], the router is [N, in].
+Notation: T tokens (any leading shape), N experts, rank r of one expert, k experts per token; of
+experts that are cut, those are the pieces. The experts of a module are stored stacked, so that N
+experts cost two matrix products and no loop: ``A`` is [N*r, in], ``B`` is [out, N*r], the router is
+[N, in]. One A that experts share is [N*r / c, in], and stands for c copies of it.
 """
 
 from __future__ import annotations
@@ -74,7 +75,7 @@ def mix_experts(
 
     Args:
         x: [..., in], in the dtype of ``a`` and ``b``.
-        a: [N*r, in], the experts' down projections stacked.
+        a: [N*r, in], the experts' down projections stacked, or [N*r / c, in], shared.
         b: [out, N*r], the experts' up projections side by side.
         gates: [..., N] in fp32, or None for a single expert whose gate is exactly 1.
 
@@ -82,21 +83,44 @@ def mix_experts(
         [..., out], in the dtype of ``x``.
     """
     hidden = F.linear(x, a)
-    return F.linear(hidden if gates is None else weigh(hidden, gates), b)
+    return F.linear(hidden if gates is None else weigh(hidden, gates, copies_of(a, b)), b)
 
 
-def weigh(hidden: torch.Tensor, gates: torch.Tensor) -> torch.Tensor:
+def router_logits(x: torch.Tensor, router: torch.Tensor, down: torch.Tensor | None) -> torch.Tensor:
+    """What the experts are chosen by: ``V x``, or ``V U x`` for a router of low rank.
+
+    Args:
+        x: [..., in].
+        router: V, [N, in], or [N, R] where there is a ``down``.
+        down: U, [R, in], or None.
+
+    Returns:
+        [..., N].
+    """
+    return F.linear(x if down is None else F.linear(x, down), router)
+
+
+def copies_of(a: torch.Tensor, b: torch.Tensor) -> int:
+    """How often the rows of ``a`` are used: 1, or, where experts share it, once for each."""
+    return b.shape[1] // a.shape[0]
+
+
+def weigh(hidden: torch.Tensor, gates: torch.Tensor, copies: int = 1) -> torch.Tensor:
     """``g_e h_e`` for every expert.
 
     Args:
-        hidden: [..., N*r], the experts' hidden states.
+        hidden: [..., N*r / c], the experts' hidden states.
         gates: [..., N].
+        copies: c.
 
     Returns:
         [..., N*r], in the dtype of ``hidden``.
     """
-    experts = by_expert(hidden, gates.shape[-1])
-    return (experts * cast(gates, hidden.dtype).unsqueeze(-1)).flatten(-2)
+    number, gates = gates.shape[-1], cast(gates, hidden.dtype)
+    if copies == 1:
+        return (by_expert(hidden, number) * gates.unsqueeze(-1)).flatten(-2)
+    shared = by_expert(hidden, number // copies).unsqueeze(-3)
+    return (shared * by_expert(gates, copies).unsqueeze(-1)).flatten(-3)
 
 
 def by_expert(hidden: torch.Tensor, number: int) -> torch.Tensor:

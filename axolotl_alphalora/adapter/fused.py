@@ -3,8 +3,8 @@
 The arithmetic is that of `functional`: ``y + s * sum_e g_e B_e A_e dropout(x)``. Autograd would
 keep the dropped-out input and every tensor of the routing; what is kept here is the layer's input
 as it came (once for all layers that share it), a byte for each element that dropout looked at, the
-hidden states [T, N*r], and of the routing at most two tensors [T, N]. The output is added to in
-place where it may be.
+hidden states [T, N*r] ([T, r] of a shared A), and of the routing at most two tensors [T, N], with
+the [T, R] in the middle of a router of rank R. The output is added to in place where it may be.
 
 There is no second derivative, and neither vmap nor forward-mode differentiation: for those take
 `functional`'s plain operators (``ALPHALORA_FUSED=0``).
@@ -26,7 +26,7 @@ from torch.autograd.function import once_differentiable
 
 from . import gating
 from .balance import BalanceTerm
-from .functional import cast
+from .functional import cast, copies_of
 from .gating import Balance
 from .loss_scale import read_loss_scale
 
@@ -134,6 +134,7 @@ def add_experts(
     a: torch.Tensor,
     b: torch.Tensor,
     router: torch.Tensor | None,
+    router_down: torch.Tensor | None = None,
     *,
     top_k: int,
     scaling: float,
@@ -147,9 +148,11 @@ def add_experts(
     Args:
         result: [..., out], of the base layer.
         x: [..., in], in any floating dtype.
-        a: [N*r, in], the experts' down projections stacked.
+        a: [N*r, in], the experts' down projections stacked, or [N*r / c, in], of which c copies
+            would be.
         b: [out, N*r], their up projections side by side.
         router: [N, in], or None for a single expert whose gate is exactly 1.
+        router_down: [R, in] for a router of rank R, which is then [N, R]; None for a full one.
         top_k: Experts per token, from 1 to N.
         scaling: Factor on the mixture's output.
         dropout: Probability to drop an element of the experts' input.
@@ -168,19 +171,19 @@ def add_experts(
     if isinstance(term.weight, torch.Tensor):
         term = term._replace(weight=term.weight.to(x.device))
     return _AddExperts.apply(
-        result, x, a, b, router, valid, *term, top_k, scaling, dropout, in_place
+        result, x, a, b, router, router_down, valid, *term, top_k, scaling, dropout, in_place
     )
 
 
 class _AddExperts(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx, result, x, a, b, router, valid, weight, coefficient, key, over_ranks, top_k,
-        scaling, dropout, in_place,
+        ctx, result, x, a, b, router, router_down, valid, weight, coefficient, key, over_ranks,
+        top_k, scaling, dropout, in_place,
     ):  # fmt: skip
         dtype = compute_dtype(x, a)
         kernels = _kernels(x)
-        keep = sums = slots = None
+        keep = routed = sums = slots = None
         kept: tuple[torch.Tensor, ...] = ()
         with _plain_dtypes(x):
             tokens = cast(x.reshape(-1, x.shape[-1]), dtype)
@@ -193,12 +196,17 @@ class _AddExperts(torch.autograd.Function):
             if router is None:
                 hidden = mixed = inputs @ down.t()
             else:
+                reads = cast(router if router_down is None else router_down, dtype)
                 if keep is None:
-                    both = tokens @ torch.cat([down, cast(router, dtype)]).t()
+                    both = tokens @ torch.cat([down, reads]).t()
                     hidden, logits = both.tensor_split([len(down)], -1)
                 else:
-                    hidden, logits = inputs @ down.t(), tokens @ cast(router, dtype).t()
-                mixed, kept, sums = kernels.gate_forward(hidden, logits, top_k, valid)
+                    hidden, logits = inputs @ down.t(), tokens @ reads.t()
+                if router_down is not None:
+                    routed, logits = logits, logits @ cast(router, dtype).t()
+                mixed, kept, sums = kernels.gate_forward(
+                    hidden, logits, top_k, valid, copies_of(a, b)
+                )
                 term = BalanceTerm(weight, coefficient, key, over_ranks)
                 slots = term.slots(sums, len(router))
             if result.dtype == dtype:
@@ -213,7 +221,7 @@ class _AddExperts(torch.autograd.Function):
         if router is not None:
             ctx.mark_non_differentiable(sums, slots)
         ctx.save_for_backward(
-            x, a, b, router, keep, valid, hidden, sums, slots,
+            x, a, b, router, router_down, keep, valid, hidden, routed, sums, slots,
             weight if isinstance(weight, torch.Tensor) else None, *kept,
         )  # fmt: skip
         ctx.weight = 1.0 if isinstance(weight, torch.Tensor) else weight
@@ -223,13 +231,16 @@ class _AddExperts(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx, grad, *_):
-        x, a, b, router, keep, valid, hidden, sums, slots, weight, *kept = ctx.saved_tensors
+        (
+            x, a, b, router, router_down, keep, valid, hidden, routed, sums, slots, weight, *kept
+        ) = ctx.saved_tensors  # fmt: skip
         kernels, dtype, top_k, scaling, coefficient, key = ctx.settings
         with _plain_dtypes(x):
             dy = cast(grad.reshape(-1, grad.shape[-1]), dtype)
             d_mixed = _scaled_product(dy, cast(b, dtype), scaling)
+            d_router = d_reads = routing = None
             if router is None:
-                mixed, d_down = hidden, d_mixed
+                mixed, d_hidden = hidden, d_mixed
             else:
                 balance = None
                 if coefficient:
@@ -237,15 +248,23 @@ class _AddExperts(torch.autograd.Function):
                     if weight is not None:
                         factor = factor * weight
                     balance = Balance(slots, sums, factor)
-                mixed, d_down = kernels.gate_backward(
-                    d_mixed, hidden, tuple(kept), top_k, valid, balance
+                mixed, d_hidden, d_logits = kernels.gate_backward(
+                    d_mixed, hidden, tuple(kept), top_k, valid, balance, copies_of(a, b)
                 )
+            _, needs_x, needs_a, needs_b, needs_router, needs_down, *_ = ctx.needs_input_grad
             d_b = None
-            if ctx.needs_input_grad[3]:
+            if needs_b:
                 d_b = cast(_scaled_product(mixed.t(), dy, scaling), b.dtype).t()
-            needs = ctx.needs_input_grad[1], ctx.needs_input_grad[2], ctx.needs_input_grad[4]
-            d_x, d_a, d_router = _down_backward(d_down, x, a, router, keep, dtype, needs)
-        return (grad, d_x, d_a, d_b, d_router, *(None,) * 9)
+            needs = needs_x, needs_a, needs_router if router_down is None else needs_down
+            if router_down is not None:
+                if needs_router:
+                    d_router = cast(d_logits.t() @ routed, router.dtype)
+                routing = d_logits @ cast(router, dtype), router_down
+            elif router is not None:
+                routing = d_logits, router
+            d_x, d_a, d_reads = _down_backward(d_hidden, routing, x, a, keep, dtype, needs)
+        routers = (d_reads, None) if router_down is None else (d_router, d_reads)
+        return (grad, d_x, d_a, d_b, *routers, *(None,) * 9)
 
 
 def _scaled_product(left: torch.Tensor, right: torch.Tensor, factor: float) -> torch.Tensor:
@@ -257,48 +276,51 @@ def _scaled_product(left: torch.Tensor, right: torch.Tensor, factor: float) -> t
 
 
 def _down_backward(
-    grad: torch.Tensor,
+    d_hidden: torch.Tensor,
+    routing: tuple[torch.Tensor, torch.Tensor] | None,
     x: torch.Tensor,
     a: torch.Tensor,
-    router: torch.Tensor | None,
     keep: torch.Tensor | None,
     dtype: torch.dtype,
     needs: tuple[bool, bool, bool],
 ) -> tuple[torch.Tensor | None, ...]:
-    """Gradients of a layer's input, of A and of the router, those of them that are needed.
+    """Gradients of a layer's input, of A and of what else reads it, those of them that are needed.
 
     Args:
-        grad: [T, N*r + N] or [T, r], gradient of the hidden states and the logits.
+        d_hidden: [T, rows of A], gradient of the hidden states.
+        routing: What else reads it, a router, [N, in], or its lower part, [R, in], after the
+            gradient of what that gives, [T, N] or [T, R]; or None.
         x: [..., in].
-        a: [N*r, in].
-        router: [N, in], or None.
+        a: A, [N*r, in] or less, see `add_experts`.
         keep: [T, in], the dropout's mask, or None.
         dtype: What the products run in.
         needs: Whether each of the three is needed.
     """
     tokens, down = cast(x.reshape(-1, x.shape[-1]), dtype), cast(a, dtype)
-    routing = None if router is None else cast(router, dtype)
-    d_x = d_a = d_router = None
+    d_x = d_a = d_reads = None
     if keep is None:
+        grad, weights = d_hidden, down
+        if routing is not None:
+            grad = torch.cat([d_hidden, routing[0]], -1)
+            weights = torch.cat([down, cast(routing[1], dtype)])
         if needs[0]:
-            d_x = grad @ (down if routing is None else torch.cat([down, routing]))
+            d_x = grad @ weights
         if needs[1] or needs[2]:
-            d_a, d_router = (grad.t() @ tokens).tensor_split([len(a)])
+            d_a, d_reads = (grad.t() @ tokens).tensor_split([len(a)])
     else:
-        d_hidden, d_logits = grad.tensor_split([len(a)], -1)
         factors = keep_factors(keep, dtype)
         if needs[0]:
             d_x = (d_hidden @ down).mul_(factors)
             if routing is not None:
-                d_x.addmm_(d_logits, routing)
+                d_x.addmm_(routing[0], cast(routing[1], dtype))
         if needs[1]:
             d_a = d_hidden.t() @ apply_factors(tokens, factors)
-        if needs[2]:
-            d_router = d_logits.t() @ tokens
+        if needs[2] and routing is not None:
+            d_reads = routing[0].t() @ tokens
     return (
         cast(d_x, x.dtype).view(x.shape) if d_x is not None else None,
         cast(d_a, a.dtype) if needs[1] and d_a is not None else None,
-        cast(d_router, a.dtype) if needs[2] and d_router is not None else None,
+        cast(d_reads, a.dtype) if needs[2] and d_reads is not None else None,
     )
 
 

@@ -50,20 +50,25 @@ class Balance(NamedTuple):
 
 
 def gate_forward(
-    hidden: torch.Tensor, logits: torch.Tensor, top_k: int, valid: torch.Tensor | None
+    hidden: torch.Tensor,
+    logits: torch.Tensor,
+    top_k: int,
+    valid: torch.Tensor | None,
+    copies: int = 1,
 ) -> Gated:
     """Weigh the experts' hidden states with their gates, and count what the router decided.
 
     Args:
-        hidden: [T, N*r].
+        hidden: [T, N*r], or [T, N*r / c] where experts share their A.
         logits: [T, N], the router's.
         top_k: Experts per token, from 1 to N.
         valid: [T], 1 for real tokens and 0 for padding, or None when all are real.
+        copies: c.
     """
     gates, probabilities, selected = route(logits, top_k)
     sums = router_sums(gates, probabilities, selected, valid)
     kept = (gates,) if gates is probabilities else (gates, probabilities)
-    return Gated(weigh(hidden, gates), kept, sums)
+    return Gated(weigh(hidden, gates, copies), kept, sums)
 
 
 def gate_backward(
@@ -73,7 +78,8 @@ def gate_backward(
     top_k: int,
     valid: torch.Tensor | None,
     balance: Balance | None,
-) -> tuple[torch.Tensor, torch.Tensor]:
+    copies: int = 1,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Gradients of the hidden states and the logits.
 
     A renormalised top-k softmax is a softmax over the chosen logits, so that its derivative has
@@ -81,19 +87,21 @@ def gate_backward(
 
     Args:
         d_mixed: [T, N*r], gradient of `Gated.mixed`.
-        hidden: [T, N*r].
+        hidden: As in `gate_forward`.
         kept: `Gated.kept`.
         top_k: Experts per token.
         valid: [T], as in `gate_forward`.
         balance: The load-balancing loss, or None.
+        copies: As in `gate_forward`.
 
     Returns:
-        [T, N*r], `Gated.mixed` once more; and [T, N*r + N] in the same dtype, the gradients of the
-        hidden states and of the logits.
+        [T, N*r], `Gated.mixed` once more; and in the same dtype the gradients of the hidden states,
+        in their shape, and of the logits, [T, N].
     """
     gates, probabilities = kept[0], kept[-1]
     number = gates.shape[-1]
-    d_gates = by_expert(d_mixed * hidden, number).sum(-1, dtype=torch.float32)
+    products = d_mixed * (hidden if copies == 1 else hidden.repeat(1, copies))
+    d_gates = by_expert(products, number).sum(-1, dtype=torch.float32)
     d_probabilities = None
     if balance is not None:
         d_probabilities = balance.d_probabilities().expand_as(gates)
@@ -110,5 +118,7 @@ def gate_backward(
         if d_probabilities is not None:
             d_logits += softmax_backward(d_probabilities, probabilities)
     gates = cast(gates, hidden.dtype)
-    grad = torch.cat([weigh(d_mixed, gates), cast(d_logits, hidden.dtype)], -1)
-    return weigh(hidden, gates), grad
+    d_hidden = weigh(d_mixed, gates)
+    if copies > 1:
+        d_hidden = by_expert(d_hidden, copies).sum(-2)
+    return weigh(hidden, gates, copies), d_hidden, cast(d_logits, hidden.dtype)

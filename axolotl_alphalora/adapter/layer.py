@@ -19,7 +19,16 @@ from ..hosts.torch import has_hooks, is_watched
 from .balance import BalanceTerm, LoadBalancer
 from .batch import Tokens
 from .config import AlphaLoraConfig
-from .functional import cast, gate, load_balancing_loss, mix_experts, route
+from .functional import (
+    cast,
+    copies_of,
+    gate,
+    load_balancing_loss,
+    mix_experts,
+    route,
+    router_logits,
+    weigh,
+)
 from .fused import add_experts, fused_paths
 from .loss_scale import attach_loss
 from .usage import router_sums
@@ -44,14 +53,15 @@ class AlphaLoraLayer(nn.Module, BaseTunerLayer):
     """A linear layer (plain, quantised or Conv1D) with stacked LoRA experts.
 
     ``h = W0 x + s * sum_e g_e B_e A_e dropout(x)``, gates ``g`` from one bias-free router on x.
-    Per adapter it holds ``alphalora_A`` [N*r, in], ``alphalora_B`` [out, N*r] and, for more than
-    one expert, ``alphalora_router`` [N, in]; N and r are the layer's own for that adapter.
+    What it holds for an adapter is in :meth:`~axolotl_alphalora.mixture.Mixture.tensors`. Its
+    attributes are about the N experts of rank r that it has, which are those that were planned, or
+    their parts where `segments` cuts them.
 
     Args:
         base_layer: The layer to adapt.
         adapter_name: Name of the adapter.
         config: The adapter's configuration.
-        num_experts: Experts of this layer, at least 1.
+        num_experts: Experts of this layer before they are cut, at least 1.
         rank: Rank of each of them, at least 1.
         module_name: The layer's name in the base model.
         balancer: State shared by the routed layers of the model.
@@ -61,7 +71,12 @@ class AlphaLoraLayer(nn.Module, BaseTunerLayer):
         TypeError: If PEFT cannot tell the layer's sizes.
     """
 
-    adapter_layer_names = ("alphalora_A", "alphalora_B", "alphalora_router")
+    adapter_layer_names = (
+        "alphalora_A",
+        "alphalora_B",
+        "alphalora_router",
+        "alphalora_router_down",
+    )
     other_param_names = (
         "alphalora_dropout",
         "r",
@@ -99,6 +114,7 @@ class AlphaLoraLayer(nn.Module, BaseTunerLayer):
         self.alphalora_A = nn.ParameterDict()
         self.alphalora_B = nn.ParameterDict()
         self.alphalora_router = nn.ParameterDict()
+        self.alphalora_router_down = nn.ParameterDict()
         self.alphalora_dropout = nn.ModuleDict()
         self.r: dict[str, int] = {}
         self.num_experts: dict[str, int] = {}
@@ -127,14 +143,14 @@ class AlphaLoraLayer(nn.Module, BaseTunerLayer):
         Args:
             adapter_name: Name of the adapter.
             config: Its configuration.
-            num_experts: Its experts on this layer, at least 1.
+            num_experts: Its experts on this layer before they are cut, at least 1.
             rank: Rank of each of them, at least 1.
             inference_mode: Whether to start without gradients.
         """
-        width = num_experts * rank
-        self.r[adapter_name] = rank
-        self.num_experts[adapter_name] = num_experts
-        self.top_k[adapter_name] = min(config.top_k, num_experts)
+        mixture = config.mixture
+        self.r[adapter_name] = rank // mixture.segments
+        self.num_experts[adapter_name] = mixture.experts(num_experts)
+        self.top_k[adapter_name] = mixture.active(num_experts)
         self.scaling[adapter_name] = config.scaling(rank)
         self.aux_loss_coef[adapter_name] = config.aux_loss_coef
         self.balance_over_ranks[adapter_name] = config.balance_over == "global_batch"
@@ -142,27 +158,32 @@ class AlphaLoraLayer(nn.Module, BaseTunerLayer):
         self.alphalora_dropout[adapter_name] = (
             nn.Dropout(config.lora_dropout) if config.lora_dropout > 0.0 else nn.Identity()
         )
-        self.alphalora_A[adapter_name] = nn.Parameter(torch.empty(width, self.in_features))
-        self.alphalora_B[adapter_name] = nn.Parameter(torch.empty(self.out_features, width))
-        if adapter_name in self.alphalora_router:
-            del self.alphalora_router[adapter_name]  # that of the adapter which is replaced
-        if num_experts > 1:
-            self.alphalora_router[adapter_name] = nn.Parameter(
-                torch.empty(num_experts, self.in_features)
-            )
+        shapes = mixture.tensors(self.in_features, self.out_features, num_experts, rank)
+        for name in self.adapter_layer_names:
+            part = getattr(self, name)
+            if adapter_name in part:
+                del part[adapter_name]  # that of the adapter which is replaced
+            if name in shapes:
+                part[adapter_name] = nn.Parameter(torch.empty(shapes[name]))
         self.reset_alphalora_parameters(adapter_name, zero_b=config.init_weights)
         self._move_adapter_to_device_of_base_layer(adapter_name)
         self.set_adapter(self.active_adapters, inference_mode=inference_mode)
 
     def reset_alphalora_parameters(self, adapter_name: str, zero_b: bool = True) -> None:
-        """Draw A and router as MoLA does (Kaiming uniform, a = sqrt 5); B is zero, or drawn too."""
-        nn.init.kaiming_uniform_(self.alphalora_A[adapter_name], a=math.sqrt(5))
-        if adapter_name in self.alphalora_router:
-            nn.init.kaiming_uniform_(self.alphalora_router[adapter_name], a=math.sqrt(5))
+        """Draw A and router as MoLA does (Kaiming uniform, a = sqrt 5); B is zero, or drawn too.
+
+        So are both parts of a router of low rank. Each divides the variance of what it reads by 3,
+        whatever the sizes, so that its logits begin sqrt(3) times smaller than a full router's and
+        the gates a little more even.
+        """
+        drawn = [self.alphalora_A, self.alphalora_router, self.alphalora_router_down]
         if zero_b:
             nn.init.zeros_(self.alphalora_B[adapter_name])
         else:
-            nn.init.kaiming_uniform_(self.alphalora_B[adapter_name], a=math.sqrt(5))
+            drawn.append(self.alphalora_B)
+        for part in drawn:
+            if adapter_name in part:
+                nn.init.kaiming_uniform_(part[adapter_name], a=math.sqrt(5))
 
     def forward(self, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
         """Apply the base layer and the active adapters.
@@ -206,7 +227,8 @@ class AlphaLoraLayer(nn.Module, BaseTunerLayer):
             x,
             self.alphalora_A[name],
             self.alphalora_B[name],
-            self.alphalora_router[name] if name in self.alphalora_router else None,
+            self.part("alphalora_router", name),
+            self.part("alphalora_router_down", name),
             top_k=self.top_k[name],
             scaling=self.scaling[name],
             dropout=getattr(dropout, "p", 0.0) if dropout.training else 0.0,
@@ -224,7 +246,9 @@ class AlphaLoraLayer(nn.Module, BaseTunerLayer):
         x = self._cast_input_dtype(x, a.dtype)
         gates = None
         if name in self.alphalora_router:
-            logits = F.linear(x, self.alphalora_router[name])
+            logits = router_logits(
+                x, self.alphalora_router[name], self.part("alphalora_router_down", name)
+            )
             gates, probabilities, selected = route(logits, self.top_k[name])
             if self.balancer.observing:
                 gates = self._observe(name, gates, probabilities, selected)
@@ -255,12 +279,16 @@ class AlphaLoraLayer(nn.Module, BaseTunerLayer):
         a, b = parts["alphalora_A"]._parameters[name], parts["alphalora_B"]._parameters[name]
         if x.dtype != a.dtype:
             x = self._cast_input_dtype(x, a.dtype)
-        hidden = F.linear(x, a)  # [..., N*r]
+        hidden = F.linear(x, a)  # [..., N*r], or [..., N*r / c] of a shared A
         number = self.num_experts[name]
         if number > 1:
-            logits = F.linear(x, parts["alphalora_router"]._parameters[name])
-            gates = gate(logits, self.top_k[name], hidden.dtype).unsqueeze(-1)
-            hidden.view(*logits.shape, self.r[name]).mul_(gates)
+            router = parts["alphalora_router"]._parameters[name]
+            logits = router_logits(x, router, self.part("alphalora_router_down", name))
+            gates = gate(logits, self.top_k[name], hidden.dtype)
+            if len(a) == b.shape[1]:
+                hidden.view(*logits.shape, self.r[name]).mul_(gates.unsqueeze(-1))
+            else:
+                hidden = weigh(hidden, gates, copies_of(a, b))
         delta = F.linear(hidden, b)
         if delta.dtype != result.dtype:
             delta = delta.to(result.dtype)
@@ -277,6 +305,11 @@ class AlphaLoraLayer(nn.Module, BaseTunerLayer):
             for name in ([] if self.disable_adapters else self.active_adapters)
             if name in self.alphalora_A and self.alphalora_A[name].requires_grad
         ]
+
+    def part(self, part: str, name: str) -> torch.Tensor | None:
+        """One of an adapter's tensors, by its attribute here; None where it has none."""
+        parts: Any = self._modules[part]
+        return parts._parameters.get(name)
 
     def _router_name(self, name: str) -> str:
         return f"{self.module_name}.{name}"

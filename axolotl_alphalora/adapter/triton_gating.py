@@ -102,7 +102,7 @@ def _forward(
 @triton.jit
 def _backward(
     d_mixed_ptr, hidden_ptr, hidden_stride, logits_ptr, logits_stride, valid_ptr, slots_ptr,
-    sums_ptr, factor_ptr, mixed_ptr, grad_ptr, T,
+    sums_ptr, factor_ptr, mixed_ptr, d_hidden_ptr, d_logits_ptr, T,
     N: tl.constexpr, R: tl.constexpr, K: tl.constexpr, MASKED: tl.constexpr,
     BALANCED: tl.constexpr, BT: tl.constexpr, BN: tl.constexpr, BR: tl.constexpr,
 ):  # fmt: skip
@@ -115,7 +115,7 @@ def _backward(
     )
     d_mixed = tl.load(d_mixed_ptr + rows * (N * R) + place, mask=inside, other=0.0).to(tl.float32)
     d_hidden = d_mixed * gates[:, :, None]
-    tl.store(grad_ptr + rows * (N * R + N) + place, d_hidden, mask=inside)
+    tl.store(d_hidden_ptr + rows * (N * R) + place, d_hidden, mask=inside)
 
     d_gates = tl.sum(d_mixed * hidden, 2)
     d_probabilities = tl.zeros_like(gates)
@@ -133,17 +133,20 @@ def _backward(
         d_probabilities - tl.sum(d_probabilities * probabilities, 1)[:, None]
     )
     tl.store(
-        grad_ptr + tokens.to(tl.int64)[:, None] * (N * R + N) + N * R + experts[None, :],
-        d_logits,
-        mask=real,
+        d_logits_ptr + tokens.to(tl.int64)[:, None] * N + experts[None, :], d_logits, mask=real
     )
 
 
 def gate_forward(
-    hidden: torch.Tensor, logits: torch.Tensor, top_k: int, valid: torch.Tensor | None
+    hidden: torch.Tensor,
+    logits: torch.Tensor,
+    top_k: int,
+    valid: torch.Tensor | None,
+    copies: int = 1,
 ) -> Gated:
     """`gating.gate_forward`; keeps the logits."""
     tokens, number = logits.shape
+    hidden = hidden if copies == 1 else hidden.repeat(1, copies)
     grid, sizes = _tiles(tokens, hidden.shape[1], number)
     mixed = hidden.new_empty(hidden.shape)
     sums = torch.empty(grid[0], 4 * number + 2, dtype=torch.float32, device=hidden.device)
@@ -163,22 +166,26 @@ def gate_backward(
     top_k: int,
     valid: torch.Tensor | None,
     balance: Balance | None,
-) -> tuple[torch.Tensor, torch.Tensor]:
+    copies: int = 1,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """`gating.gate_backward`."""
     (logits,) = kept
     tokens, number = logits.shape
+    hidden = hidden if copies == 1 else hidden.repeat(1, copies)
     grid, sizes = _tiles(tokens, hidden.shape[1], number)
-    mixed = hidden.new_empty(hidden.shape)
-    grad = hidden.new_empty(tokens, hidden.shape[1] + number)
+    mixed, d_hidden = hidden.new_empty(hidden.shape), hidden.new_empty(hidden.shape)
+    d_logits = hidden.new_empty(tokens, number)
     slots, sums, factor = balance or (logits, logits, logits)
     if tokens:
         with torch.cuda.device_of(hidden):
             _backward[grid](
                 d_mixed.contiguous(), hidden, hidden.stride(0), logits, logits.stride(0),
-                _bytes(valid, logits), slots, sums, factor, mixed, grad, tokens, K=top_k,
-                MASKED=valid is not None, BALANCED=balance is not None, **sizes,
+                _bytes(valid, logits), slots, sums, factor, mixed, d_hidden, d_logits, tokens,
+                K=top_k, MASKED=valid is not None, BALANCED=balance is not None, **sizes,
             )  # fmt: skip
-    return mixed, grad
+    if copies > 1:
+        d_hidden = d_hidden.unflatten(1, (copies, -1)).sum(1)
+    return mixed, d_hidden, d_logits
 
 
 def _tiles(tokens: int, width: int, number: int) -> tuple[tuple[int], dict[str, int]]:

@@ -162,7 +162,10 @@ def inspection_document(inspection: Inspection) -> dict[str, Any]:
         "adapter": {
             "base_model": config.base_model,
             "rank": config.rank,
-            "top_k": config.top_k,
+            "top_k": config.mixture.top_k,
+            "segments": config.mixture.segments,
+            "router_rank": config.mixture.router_rank,
+            "share_a": config.mixture.share_a,
             "lora_alpha": config.lora_alpha,
             "use_rslora": config.use_rslora,
             "strategy": inspection.strategy,

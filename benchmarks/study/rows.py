@@ -23,7 +23,7 @@ LIMIT = 400
 SETS = {"gsm8k": 200, "bbh": 324, "commonsense": 300, "skills": 48}
 """Data set to held-out rows, shared out over its tasks."""
 
-OTHERS = 60
+OTHERS = 30
 """Held-out rows of each set that a cell does not train on."""
 
 TEXT = Path(__file__).with_name("text.txt")

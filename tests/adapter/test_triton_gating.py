@@ -9,9 +9,12 @@ import torch
 triton = pytest.importorskip("triton")
 
 BF16 = {
-    **dict.fromkeys(("hidden_ptr", "logits_ptr", "mixed_ptr", "d_mixed_ptr", "grad_ptr"), "*bf16"),
+    **dict.fromkeys(
+        ("hidden_ptr", "logits_ptr", "mixed_ptr", "d_mixed_ptr", "d_hidden_ptr"), "*bf16"
+    ),
     **dict.fromkeys(("sums_ptr", "slots_ptr", "factor_ptr"), "*fp32"),
     **dict.fromkeys(("hidden_stride", "logits_stride", "T"), "i32"),
+    "d_logits_ptr": "*bf16",
     "valid_ptr": "*u8",
 }
 

@@ -26,21 +26,22 @@ def distinct_logits(tokens, number, dtype):
     return (torch.stack(rows) / 2 - 1 if rows else torch.zeros(0, number)).to(dtype)
 
 
-def compare(tokens, number, top_k, rank, dtype, masked, balanced):
+def compare(tokens, number, top_k, rank, dtype, masked, balanced, copies=1):
     # The hidden states and the logits are parts of one product, as without dropout.
-    both = torch.randn(tokens, number * rank + number, dtype=dtype)
-    both[:, number * rank :] = distinct_logits(tokens, number, dtype)
-    hidden, logits = both.tensor_split([number * rank], -1)
+    width = number * rank // copies
+    both = torch.randn(tokens, width + number, dtype=dtype)
+    both[:, width:] = distinct_logits(tokens, number, dtype)
+    hidden, logits = both.tensor_split([width], -1)
     d_mixed = torch.randn(tokens, number * rank, dtype=dtype)
     valid = torch.rand(tokens) > 0.4 if masked else None
     results = []
     for module in (gating, triton_gating):
-        mixed, kept, sums = module.gate_forward(hidden, logits, top_k, valid)
+        mixed, kept, sums = module.gate_forward(hidden, logits, top_k, valid, copies)
         balance = None
         if balanced:
             balance = gating.Balance(sums[:number], sums, torch.tensor(3.0))
-        again, grad = module.gate_backward(d_mixed, hidden, kept, top_k, valid, balance)
-        results.append((mixed, sums, again, grad))
+        back = module.gate_backward(d_mixed, hidden, kept, top_k, valid, balance, copies)
+        results.append((mixed, sums, *back))
     tolerance = 1e-5 if dtype == torch.float32 else 2e-2
     for got, want in zip(results[1], results[0], strict=True):
         torch.testing.assert_close(got, want, rtol=tolerance, atol=tolerance)
@@ -85,6 +86,7 @@ def main():
             compare(tokens, number, top_k, rank, torch.float32, masked, balanced)
             number_of_cases += 1
     compare(33, 5, 2, 8, torch.bfloat16, True, True)
+    compare(33, 12, 4, 2, torch.float32, True, True, copies=3)
     compare_models()
     print(number_of_cases, "cases agree")
 

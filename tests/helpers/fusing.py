@@ -11,7 +11,17 @@ from axolotl_alphalora.adapter.fused import using
 IN, OUT = 13, 11
 
 
-def make(number=5, top_k=2, rank=3, dropout=0.0, coefficient=0.7, base=None, padding=True, rows=9):
+def make(
+    number=5,
+    top_k=2,
+    rank=3,
+    dropout=0.0,
+    coefficient=0.7,
+    base=None,
+    padding=True,
+    rows=9,
+    **mixture,
+):
     """A layer in a training pass, and its input [2, rows, IN]."""
     torch.manual_seed(0)
     config = AlphaLoraConfig(
@@ -21,6 +31,7 @@ def make(number=5, top_k=2, rank=3, dropout=0.0, coefficient=0.7, base=None, pad
         init_weights=False,
         lora_dropout=dropout,
         aux_loss_coef=coefficient,
+        **mixture,
     )
     base = (nn.Linear(IN, OUT, bias=False) if base is None else base).requires_grad_(False)
     layer = AlphaLoraLayer(base, "default", config, number, rank, "m", LoadBalancer()).train()
