@@ -79,6 +79,7 @@ def run(options: argparse.Namespace) -> None:
                     print(f"skipped {cell.method}: {reason}", flush=True)
                 skipped.add(cell.key)
                 continue
+            print(f"{cell.key} ...", flush=True)
             try:
                 line = run_cell(cell, data, options.threads, options.answers)
             except Exception:  # what one method cannot do must not keep the others waiting
@@ -88,7 +89,7 @@ def run(options: argparse.Namespace) -> None:
                 continue
             results.append(line, options.results)
             seconds = sum(line["seconds"].values())
-            print(f"{cell.key}  {line['held_out']['loss']:.5f}  {seconds:.0f} s", flush=True)
+            print(f"  held-out loss {line['held_out']['loss']:.5f}, {seconds:.0f} s", flush=True)
 
 
 def _next(options: argparse.Namespace, skipped: set[str]) -> Cell | None:
