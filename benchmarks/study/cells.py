@@ -23,7 +23,7 @@ BEYOND = 2
 """Values that a curve may get beyond an end of the grid, while its best one is the last there."""
 
 SMALL, LARGE = 320, 1280
-MAIN = "smollm2"
+MAIN, SECOND = "smollm2", "gemma3"
 PILOT = ("lora-r40", "uniform", "uniform-seg4")
 VARIANCE_OF = "uniform"
 SHAPES = (
@@ -172,6 +172,7 @@ def _cells(done: Mapping[str, Line], device: str) -> Iterator[Cell]:
             yield from _curves(setting, methods, done)
             yield from _seeds(setting, methods, done)
     for setting in (
+        Setting(base=SECOND, device=device),
         Setting(rows=LARGE, device=device),
         Setting(data="commonsense", device=device),
         Setting(data="skills", device=device),
