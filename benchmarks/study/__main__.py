@@ -17,11 +17,12 @@ import subprocess
 import sys
 import time
 import traceback
+from collections.abc import Mapping
 from fnmatch import fnmatchcase
 from pathlib import Path
 
 from . import results
-from .cells import Cell, table
+from .cells import Cell, Line, table
 
 ROOT = Path(__file__).parents[2]
 
@@ -58,11 +59,11 @@ def run(options: argparse.Namespace) -> None:
     """Run cells until the hours are over or none is left."""
     import torch
 
-    from .methods import why_not
+    from . import bases, methods
     from .rows import SETS, read
     from .run import run_cell
 
-    start, skipped = time.monotonic(), set[str]()
+    start, skipped, named = time.monotonic(), set[str](), set[str]()
     torch.set_num_threads(options.threads)
     data = options.data or Path(os.environ.get("STUDY_DATA") or ".")
     for name in SETS:
@@ -73,10 +74,13 @@ def run(options: argparse.Namespace) -> None:
             if cell is None:
                 print("no cell is left", flush=True)
                 return
-            reason = why_not(cell.method)
+            what, reason = cell.method, methods.why_not(cell.method)
+            if reason is None:
+                what, reason = cell.base, bases.why_not(cell.base)
             if reason is not None:
-                if not any(key.split("/")[4] == cell.method for key in skipped):
-                    print(f"skipped {cell.method}: {reason}", flush=True)
+                if what not in named:
+                    print(f"skipped {what}: {reason}", flush=True)
+                named.add(what)
                 skipped.add(cell.key)
                 continue
             print(f"{cell.key} ...", flush=True)
@@ -94,14 +98,18 @@ def run(options: argparse.Namespace) -> None:
 
 def _next(options: argparse.Namespace, skipped: set[str]) -> Cell | None:
     done = results.read(options.results)
-    cells = table(done, device())
-    wanted = [cell for cell in cells if fnmatchcase(cell.key, options.cells)]
-    if not wanted:
+    cells = _wanted(options, done)
+    return next((c for c in cells if c.key not in done and c.key not in skipped), None)
+
+
+def _wanted(options: argparse.Namespace, done: Mapping[str, Line]) -> list[Cell]:
+    cells = [cell for cell in table(done, device()) if fnmatchcase(cell.key, options.cells)]
+    if not cells:
         raise ValueError(
             f"--cells {options.cells}: no cell is called so; `list` prints those that are known "
             "by now"
         )
-    return next((c for c in wanted if c.key not in done and c.key not in skipped), None)
+    return cells
 
 
 def show(options: argparse.Namespace) -> None:
@@ -109,7 +117,7 @@ def show(options: argparse.Namespace) -> None:
     from .methods import why_not
 
     done = results.read(options.results)
-    cells = [c for c in table(done, device()) if fnmatchcase(c.key, options.cells)]
+    cells = _wanted(options, done)
     for cell in cells:
         if cell.key in done:
             state = f"{done[cell.key]['held_out']['loss']:.5f}"

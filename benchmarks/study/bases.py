@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +66,18 @@ def _begin_with_bos(directory: Path) -> None:
 
 BASES: dict[str, Callable[[], str]] = {"smollm2": smollm2, "gemma3": gemma3}
 """Name of a base model to what makes its directory."""
+
+
+@cache
+def why_not(base: str) -> str | None:
+    """Why a base model cannot be had here, in words; None if it can."""
+    from axolotl_alphalora.quickstart.process import QuickstartError
+
+    try:
+        BASES[base]()
+    except (ValueError, QuickstartError) as error:
+        return str(error)
+    return None
 
 
 def load(directory: str, device: str) -> tuple[Any, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from argparse import Namespace
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from functools import partial
@@ -23,7 +24,7 @@ from axolotl_alphalora.planning import (
     plan_request,
     read_block,
 )
-from axolotl_alphalora.sensitivity import Sensitivity, measure_sensitivity
+from axolotl_alphalora.sensitivity import measure_sensitivity
 
 from .. import contestants
 from .cells import UNTRAINED
@@ -31,6 +32,9 @@ from .rows import Row
 
 RANK, EXPERTS, TOP_K = 8, 5, 2
 """Of an expert; experts of a block in the mean; of a token."""
+
+SAMPLES = 64
+"""Training rows that a plan is measured on, where its strategy does not say."""
 
 SCALE = 2.0
 """lora_alpha over the rank: of an expert, and of every plain LoRA."""
@@ -116,6 +120,9 @@ def mixture(bench: Bench, *, router: str = "learned", **options: Any) -> Built:
         **options: Of the `alphalora:` block.
     """
     shape = {name: options.pop(name) for name in SHAPE if name in options}
+    allocation = options.get("allocation")
+    if isinstance(allocation, dict) and allocation.get("order") == "shuffled":
+        options["allocation"] = {**allocation, "order_seed": bench.seed}
     request = _request(bench.directory, options)
     plan, _ = Planner(partial(_from_rows, bench)).plan(request)
     config = AlphaLoraConfig(
@@ -178,17 +185,28 @@ def _request(directory: str, options: Mapping[str, Any]) -> PlanRequest:
 
 
 def _from_rows(bench: Bench, request: PlanRequest) -> Any:
-    """Plan by gradients on the first of the training rows, drawn as they were."""
+    """Plan by what is measured on training rows, evenly picked from the cell's own."""
+    settings, names = request.settings, list(request.targets.resolve(bench.model))
+    wanted = getattr(settings, "samples", SAMPLES)
+    rows = bench.rows[:: max(1, math.ceil(len(bench.rows) / wanted))]
+    samples = [row.sample() for row in rows]
 
-    def gradients(names: Sequence[str], settings: Any) -> tuple[Sensitivity, Mapping[str, Any]]:
-        rows = bench.rows[:: max(1, math.ceil(len(bench.rows) / settings.samples))]
-        samples = [row.sample() for row in rows]
-        measured = measure_sensitivity(bench.model, names, samples)
-        tasks = {task: measured.tasks.count(task) for task in dict.fromkeys(measured.tasks)}
+    def measured(*_: Any) -> tuple[Any, Mapping[str, Any]]:
+        found: Any
+        if request.needs == "sensitivity":
+            found = measure_sensitivity(bench.model, names, samples)
+        else:
+            from axolotl_alphalora.activations import measure_explained_variance
+
+            from axolotl_alphalora.allocation import components_needed
+
+            components = components_needed(request, request.targets.resolve(bench.model))
+            found = measure_explained_variance(bench.model, names, samples, components)
+        tasks = dict(Counter(row.task for row in rows))
         digest = sha256(repr([row.ids for row in rows]).encode()).hexdigest()[:16]
-        return measured, {"tasks": tasks, "seed": settings.seed, "digest": digest}
+        return found, {"tasks": tasks, "seed": 0, "digest": digest}
 
-    return plan_from_model(request, bench.model, None, gradients)
+    return plan_from_model(request, bench.model, None, measured)
 
 
 def _scored() -> dict[str, dict[str, Any]]:
@@ -250,5 +268,6 @@ def why_not(method: str) -> str | None:
     try:
         _request("base", options).settings  # noqa: B018 (reads the options)
     except ValueError as error:
-        return " ".join(str(error).split())
+        said = " ".join(str(error).split())
+        return said.partition("Value error, ")[2].partition(" [type=")[0] or said
     return None

@@ -97,7 +97,7 @@ def _power(found: Sequence[float]) -> str:
             f"{LEVEL:g}, power {POWER:g}, one comparison) finds a difference of:",
             _table(["seeds", "loss", "of the mean"], rows),
             f"The minimum effect, {100 * MINIMUM:g} % or {MINIMUM * mean:.{DIGITS}f}, takes "
-            + (f"**{needed} seeds**." if needed else "more than a thousand seeds."),
+            + (f"**{needed} seeds**." if needed else "more than a hundred seeds."),
         ]
     )
 

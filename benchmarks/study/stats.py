@@ -83,7 +83,7 @@ def visible(deviation: float, pairs: int) -> float:
     return factor * deviation / math.sqrt(pairs)
 
 
-def pairs_for(deviation: float, difference: float, most: int = 1000) -> int | None:
+def pairs_for(deviation: float, difference: float, most: int = 100) -> int | None:
     """The fewest pairs with which a mean difference is `visible`; None beyond `most`."""
     return next((n for n in range(2, most + 1) if visible(deviation, n) <= difference), None)
 

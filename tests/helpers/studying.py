@@ -12,7 +12,7 @@ from benchmarks.study import bases, cells, rows
 from benchmarks.study.__main__ import main as study
 from benchmarks.study.methods import Bench
 from benchmarks.study.rows import draw
-from helpers.models import byte_tokenizer, save_tiny_model
+from helpers.models import byte_tokenizer, tiny_llama
 
 
 def sums(count: int, seed: int = 0) -> list[dict[str, str]]:
@@ -30,11 +30,14 @@ def sums(count: int, seed: int = 0) -> list[dict[str, str]]:
 
 
 def save_base(folder: Path) -> str:
-    """A tiny Llama whose tokenizer knows the prompts' words."""
+    """A tiny Llama of four blocks whose tokenizer knows the prompts' words."""
     texts = [json.dumps(row) for row in sums(50)]
     prompt = "Below is an instruction that describes a task. Write a response that appropriately "
     texts += 20 * [prompt + "completes the request.\n\n### Instruction:\n\n\n### Response:\n"]
-    save_tiny_model(folder, byte_tokenizer(texts, vocab_size=500))
+    tokenizer = byte_tokenizer(texts, vocab_size=500)
+    config = {"num_hidden_layers": 4, "max_position_embeddings": 512}
+    tiny_llama(vocab_size=len(tokenizer), **config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
     return str(folder)
 
 

@@ -84,7 +84,7 @@ def test_p_values_are_corrected_for_the_rows_of_a_table(done):
             one = line(method, rate, 0, 1.1 + shift + 0.05 * abs(index - 2))
             done[one["cell"]] = one
         for seed in range(1, 5):
-            noise = 0.01 * (-1) ** seed
+            noise = 0.0005 * (-1) ** seed
             one = line(method, GRID[2], seed, 1.1 + shift + noise + 0.01 * seed)
             done[one["cell"]] = one
     rows = comparisons(HERE, ["dense", "share-a"], "uniform", done)
