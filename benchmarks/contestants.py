@@ -235,7 +235,7 @@ def build(
         raise Absent("its kernels need a CUDA GPU")
     model = copy.deepcopy(base, {id(p): p for p in base.parameters()})
     if name == "mixlora":
-        model, rest["extra_loss"] = _mixlora(model, options)
+        model, rest["extra_loss"] = mixlora(model, options)
     elif name != "none":
         model = get_peft_model(model, _config(name, base, options)).get_base_model()
     if name == "dispatch":
@@ -281,8 +281,12 @@ def equal_rank(base: nn.Module, mixture: Mixture, experts: int, rank: int) -> in
     return max(1, round(wanted / sum(map(sum, shapes))))
 
 
-def _mixlora(model: Any, options: argparse.Namespace) -> tuple[Any, Callable[[], Tensor]]:
-    """Axolotl's mixlora on the feed-forward layers, and what its trainer adds to the loss."""
+def mixlora(model: Any, options: argparse.Namespace) -> tuple[Any, Callable[[], Tensor]]:
+    """Axolotl's mixlora on the feed-forward layers, and what its trainer adds to the loss.
+
+    Raises:
+        Absent: If axolotl is not installed.
+    """
     try:
         from axolotl.integrations.mixlora.constants import MIXLORA_DEFAULTS
         from axolotl.integrations.mixlora.loss import collect_mixlora_aux_loss

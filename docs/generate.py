@@ -29,6 +29,9 @@ from axolotl_alphalora.plugin.refusals import REFUSED
 
 DOCS = Path(__file__).parent
 ROOT = DOCS.parent
+sys.path.append(str(ROOT))
+from benchmarks.study import report  # noqa: E402 (it is not installed)
+
 EXAMPLE = DOCS / "example-strategy"
 COMMAND = "python docs/generate.py"
 WIDTH = 96
@@ -222,6 +225,7 @@ PARTS: dict[str, Callable[[], str]] = {
     "example": example,
     "support": support.tables,
     "works": support.summary,
+    **report.parts(),
 }
 
 

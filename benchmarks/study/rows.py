@@ -56,21 +56,21 @@ class Row:
         return Sample(self.task, inputs)
 
 
-def read(data: str, split: str, directory: Path | None) -> list[dict[str, str]]:
+def read(data: str, split: str, directory: Path) -> list[dict[str, str]]:
     """All rows of a split of a data set.
 
     Args:
         data: Of `SETS`.
         split: train or test.
-        directory: Where the files are; None serves for the skills, which are made.
+        directory: Where the files are; the skills are made.
 
     Raises:
         ValueError: If the file is not there; says how to name its directory.
     """
     if data == "skills":
         return make_rows()[split == "test"]
-    path = (directory or Path()) / f"{data}_{split}.jsonl"
-    if directory is None or not path.is_file():
+    path = directory / f"{data}_{split}.jsonl"
+    if not path.is_file():
         raise ValueError(
             f"{path} is not there: name the directory of the data with --data or STUDY_DATA"
         )

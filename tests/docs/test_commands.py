@@ -70,6 +70,15 @@ ELSEWHERE = {
     "torchrun --nproc-per-node=4 -m benchmarks.ranks --engine fsdp2": (
         "tests/scale/test_gpus.py::test_two_gpus_train_like_one"
     ),
+    "python -m benchmarks.study run --hours 8 --data path/to/data --threads 2": (
+        "tests/benchmarks/study/test_run.py::test_a_run_that_is_killed_loses_one_cell_at_most"
+    ),
+    "python -m benchmarks.study list": (
+        "tests/benchmarks/study/test_run.py::test_a_run_that_is_killed_loses_one_cell_at_most"
+    ),
+    "python -m benchmarks.study report": (
+        "tests/benchmarks/study/test_report.py::test_the_pages_pictures_are_those_of_the_results"
+    ),
     "python docs/generate.py": "tests/docs/test_pages.py::test_a_page_says_what_the_code_says",
 }
 """What a test does, with other names and sizes."""
