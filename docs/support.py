@@ -15,6 +15,7 @@ AREAS = (
     "Quantised bases",
     "Trainers",
     "Data",
+    "Allocation",
     "Memory and speed",
     "Scale-out",
     "Verbs",

@@ -140,7 +140,8 @@ class BlockScores:
         """Read the scores of a plan.
 
         Where experts are counted more finely than by block, a block has the mean alpha of its
-        matrices, the sum of its shares, or the mean of any other score.
+        matrices, the sum of its shares, the mean of what is explained of its layers' inputs, or
+        the mean of any other score.
 
         Args:
             plan: The plan.
@@ -156,8 +157,9 @@ class BlockScores:
             return cls("alpha", findings.block_scores(), findings.intervals if by_block else {})
         if strategy == _SHARES:
             return cls("share", {block: sum(shares) for block, shares in units.items()}, {})
-        name = "explained" if strategy == _EXPLAINED else "score"
-        return cls(name, {block: fmean(scores) for block, scores in units.items()}, {})
+        if strategy == _EXPLAINED:
+            return cls("explained", _explained_by_block(plan), {})
+        return cls("score", {block: fmean(scores) for block, scores in units.items()}, {})
 
     def text(self, block: str) -> str:
         """Return a block's score as it is printed; a dash where there is none."""
@@ -168,6 +170,12 @@ class BlockScores:
             return f"{value:.2%}"
         whole = self.name == "score" and all(other == int(other) for other in self.values.values())
         return numeral(value) if whole else f"{value:.3f}"
+
+
+def _explained_by_block(plan: Plan) -> dict[str, float]:
+    known = {module.name: math.fsum(module.explained or ()) for module in plan.modules}
+    blocks = group_by_block(known).items()
+    return {block: fmean(known[name] for name in names) for block, names in blocks}
 
 
 def module_shares(plan: Plan) -> dict[str, float]:
