@@ -37,7 +37,7 @@ class ExplainedVariance:
         ratios: Module name to the share of the variance that each component explains, the largest
             first; all 0 for a layer that no sample called.
         halves: The same for every second sample of each task, and for the others; None for a half
-            that has too few tokens.
+            that was not measured, or has too few tokens.
     """
 
     components: int
@@ -63,11 +63,11 @@ class ExplainedVariance:
             which: 0 for the first, third, ... sample of a task, 1 for the others.
 
         Raises:
-            ValueError: If the half has too few tokens.
+            ValueError: If it was not measured, or has too few tokens.
         """
         ratios = self.halves[which]
         if ratios is None:
-            raise ValueError("Half of the samples have too few tokens to be measured by themselves")
+            raise ValueError("Half of the samples was not measured, or has too few tokens.")
         return ExplainedVariance(self.components, ratios)
 
 
@@ -77,6 +77,7 @@ def measure_explained_variance(
     samples: Sequence[Sample],
     components: int,
     *,
+    halves: bool = False,
     autocast: torch.dtype | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> ExplainedVariance:
@@ -95,6 +96,8 @@ def measure_explained_variance(
         samples: The samples; each is moved to the device of the model's input embedding. Tokens
             whose ``attention_mask`` is 0 are taken out.
         components: Components of each layer, at least 1.
+        halves: Whether to measure either half of the samples by itself too, which takes as much
+            again but for the forward passes.
         autocast: Compute under ``torch.autocast`` with this dtype.
         progress: Called with the number of samples done, after each.
 
@@ -121,10 +124,10 @@ def measure_explained_variance(
         # Logits take a large matrix of their own, and only a layer that makes them needs them.
         makes_logits = _output_layer(model) in targets.values()
         passes = Passes(model, autocast, **({} if makes_logits else {"logits_to_keep": 1}))
-        inputs = _Inputs(targets, components)
-        halves = every_second([sample.task for sample in samples])
-        for (label, sample), half in zip(numbered(samples, progress), halves, strict=True):
-            inputs.begin(label, half)
+        inputs = _Inputs(targets, components, halves)
+        sides = every_second([sample.task for sample in samples])
+        for (label, sample), side in zip(numbered(samples, progress), sides, strict=True):
+            inputs.begin(label, side)
             passes.run(_as_called(passes.inputs(sample)), label, lambda output: None)
     warn_of_uncalled(modules, inputs.called, "explained variance")
     return inputs.found(components)
@@ -155,9 +158,10 @@ class _Inputs:
         called: How often each layer was called.
     """
 
-    def __init__(self, targets: Mapping[str, nn.Module], components: int) -> None:
+    def __init__(self, targets: Mapping[str, nn.Module], components: int, halves: bool) -> None:
         self.called: Counter[str] = Counter()
         self._count = components
+        self._parts = 3 if halves else 1  # all samples, and either half
         self._owners: dict[str, str] = {}
         self._components: dict[str, tuple[Components, ...]] = {}
         self._names = list(targets)
@@ -202,6 +206,8 @@ class _Inputs:
 
         whole = of(0)
         assert whole is not None
+        if self._parts == 1:
+            return ExplainedVariance(components, whole)
         return ExplainedVariance(components, whole, (of(1), of(2)))
 
     def _take(self, module: nn.Module, args: tuple[Any, ...], name: str) -> None:
@@ -224,9 +230,9 @@ class _Inputs:
             )
         if name not in self._components:
             self._components[name] = tuple(
-                Components(self._count, x.shape[-1]) for _ in ("all", "first half", "second half")
+                Components(self._count, x.shape[-1]) for _ in range(self._parts)
             )
-        for part in (0, 1 + self._half):
+        for part in (0, 1 + self._half)[: self._parts]:
             self._components[name][part].add(tokens)
 
     def _owner(self, name: str, x: Tensor) -> str:

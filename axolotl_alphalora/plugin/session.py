@@ -50,7 +50,7 @@ class HostModel:
 
         with _host_output():
             cfg, model = self._load(PLAN_FIRST)
-            return plan_from_model(request, model, None, on_samples(cfg, model))
+            return plan_from_model(request, model, None, on_samples(cfg, model, halves=True))
 
     def base(self, advice: str) -> Any:
         """Return the base model, without an adapter.
@@ -123,12 +123,13 @@ def _host_output() -> Iterator[None]:
         yield
 
 
-def on_samples(cfg: Any, model: nn.Module) -> MeasureSamples:
+def on_samples(cfg: Any, model: nn.Module, halves: bool = False) -> MeasureSamples:
     """Return what measures a model on samples of a configuration's training data.
 
     Args:
         cfg: The host's validated configuration.
         model: The model as the host has loaded it, without an adapter.
+        halves: Whether the two halves of the samples will be asked for, as a comparison does.
     """
 
     def measure(request: PlanRequest, shapes: Shapes) -> tuple[OfSamples, Mapping[str, Any]]:
@@ -143,7 +144,13 @@ def on_samples(cfg: Any, model: nn.Module) -> MeasureSamples:
         if request.needs == "activations":
             components = components_needed(request, shapes)
             found = measure_explained_variance(
-                model, list(shapes), samples, components, autocast=autocast, progress=bar
+                model,
+                list(shapes),
+                samples,
+                components,
+                halves=halves,
+                autocast=autocast,
+                progress=bar,
             )
         else:
             found = measure_sensitivity(

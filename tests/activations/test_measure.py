@@ -100,7 +100,7 @@ def test_layers_with_one_input_share_one_svd(tiny, sequence, monkeypatch):
     kinds += ("mlp.gate_proj", "mlp.up_proj", "mlp.down_proj")
     names = [f"model.layers.0.{kind}" for kind in kinds]
     found = measure_explained_variance(model, names, [sequence(40)], 8)
-    assert len(made) == 3 * 4, "the whole and two halves, of four inputs"
+    assert len(made) == 4
     alone = measure_explained_variance(model, names[1:2], [sequence(40)], 8)
     assert found.ratios[names[0]] == found.ratios[names[1]] == alone.ratios[names[1]]
     assert found.ratios[names[0]] != found.ratios[names[3]]
@@ -132,14 +132,17 @@ def test_what_is_written_into_later_was_as_it_was(toy, sequence):
 def test_halves_are_every_second_sample_of_a_task(tiny, sequence):
     model, names = tiny("llama"), ["model.layers.0.self_attn.o_proj", "model.layers.1.mlp.up_proj"]
     samples = [sequence(30, seed=i, task="ab"[i % 3 == 0]) for i in range(9)]
-    found = measure_explained_variance(model, names, samples, 8)
+    found = measure_explained_variance(model, names, samples, 8, halves=True)
     of_task = {task: [s for s in samples if s.task == task] for task in "ab"}
     for which in (0, 1):
         half = [s for s in samples if s in of_task[s.task][which::2]]
         alone = measure_explained_variance(model, names, half, 8)
         assert found.half(which).ratios == alone.ratios
+    assert found.ratios == measure_explained_variance(model, names, samples, 8).ratios
     with pytest.raises(ValueError, match="too few tokens"):
-        measure_explained_variance(model, names, samples[:1], 8).half(1)
+        measure_explained_variance(model, names, samples[:1], 8, halves=True).half(1)
+    with pytest.raises(ValueError, match="not measured"):
+        measure_explained_variance(model, names, samples, 8).half(0)
 
 
 def test_a_layer_with_few_features_has_as_many_components(toy, sequence):
@@ -165,7 +168,9 @@ def test_inputs_that_do_not_vary_explain_nothing(toy, sequence):
 def test_a_layer_that_no_sample_calls_is_told(toy, sequence):
     model = toy(lambda layers, x: layers[0](x))
     with pytest.warns(UserWarning, match=r"No sample calls 1 of the 2 .* \(layers.1\)"):
-        found = measure_explained_variance(model, ["layers.0", "layers.1"], [sequence(30)], 4)
+        found = measure_explained_variance(
+            model, ["layers.0", "layers.1"], [sequence(30)], 4, halves=True
+        )
     assert found.ratios["layers.1"] == (0.0,) * 4
     assert found.halves == (
         {name: found.ratios[name] for name in ("layers.0", "layers.1")},

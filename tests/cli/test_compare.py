@@ -167,7 +167,7 @@ class FakeHost:
         if request.needs == "activations":
             count = components_needed(request, shapes)
             parts = [
-                {name: falling(count, (i * factor) % 7) for i, name in enumerate(shapes)}
+                {name: falling(count, (i * factor) % 5) for i, name in enumerate(shapes)}
                 for factor in (1, 2, 3)
             ]
             return ExplainedVariance(count, parts[0], (parts[1], parts[2]))
@@ -212,7 +212,7 @@ def test_a_plan_by_activations_varies_with_the_halves_of_its_sample(tmp_path, mo
         assert (one["over"], one["plans"]) == ("halves", 1)
     plans = [Plan.from_dict(row["plan"]) for row in rows[1:]]
     assert [len(plan.modules[0].explained) for plan in plans[:3]] == [20, 20, 30]
-    assert {len({plan.numbers[n] for n in plan.numbers}) > 1 for plan in plans[:3]} == {True}
+    assert all(len(set(plan.numbers.values())) > 1 for plan in plans[:3])
     assert plans[0].sample == plans[1].sample
     assert plans[3].modules[0].explained is None
 
@@ -221,7 +221,7 @@ def test_a_plan_by_activations_says_what_it_was_measured_on(tmp_path, model, run
     path = config(tmp_path, model, allocation="eva", total_experts=40)
     page = tmp_path / "plan.html"
     shown = run("plan", path, "--per-module", "--output", tmp_path / "plan.json", "--plot", page)
-    table = shown.output.partition("Saved to")[0]
+    table = shown.output.partition("Drawn in")[0]
     assert "inputs of layers on 4 samples of 2 tasks (a 2, b 2), seed 0" in " ".join(table.split())
     assert "explained" in table and "share" not in table
     assert max(map(len, table.splitlines())) <= 80
@@ -255,6 +255,23 @@ def test_a_strategy_without_options_shares_the_usual_sample(
     monkeypatch.setitem(registry()._found, "summed", [found.get("summed")])
     columns(config(tmp_path, model, total_experts=40), "sensitivity", "summed")
     assert host.loaded == ["sensitivity"]
+
+
+def test_a_strategy_of_another_package_may_go_by_activations(
+    tmp_path, model, columns, host, monkeypatch
+):
+    described = Strategy("spread", "by all that is explained", needs="activations")
+    module = ModuleType("spread_activations")
+    vars(module).update(
+        register_strategy=hookimpl(lambda: described),
+        score=hookimpl(lambda problem: dict.fromkeys(problem.units, 1.0)),
+    )
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    found = Registry([EntryPoint("spread", module.__name__, GROUP)])
+    monkeypatch.setitem(registry()._found, "spread", [found.get("spread")])
+    rows = columns(config(tmp_path, model, total_experts=40), "eva+granularity=block", "spread")
+    assert host.loaded == ["eva"], "as many components as rho 2 asks for"
+    assert [len(row["plan"]["modules"][0]["explained"]) for row in rows[1:]] == [20, 20]
 
 
 def _summed(problem):
