@@ -118,6 +118,7 @@ def strategies() -> str:
         "nothing": "nothing",
         "quality": "the weights",
         "sensitivity": "training data and a loaded model",
+        "activations": "training data and a loaded model",
     }
     lines = ["| strategy | goes by | from | measures | budget |", "| --- " * 5 + "|"]
     for one in _strategies():

@@ -16,6 +16,7 @@ AREAS = (
     "Mixtures",
     "Trainers",
     "Data",
+    "Allocation",
     "Memory and speed",
     "Scale-out",
     "Verbs",

@@ -1,14 +1,21 @@
 """Sharing out experts: budgets, strategies, and the plan that records a decision."""
 
 from .budget import Budget
-from .build import AllocationRequest, build_plan, check_budget, resolve_budget
+from .build import (
+    AllocationRequest,
+    build_plan,
+    check_budget,
+    components_needed,
+    resolve_budget,
+)
 from .plan import Plan
 from .records import ModulePlan, PlanError, UnitPlan
 from .registry import StrategyError, registry
 from .spending import largest_remainder
-from .strategy import Evidence, Options, Problem, Strategy, hookimpl
+from .strategy import SAMPLED, Evidence, Options, Problem, Strategy, hookimpl
 
 __all__ = [
+    "SAMPLED",
     "AllocationRequest",
     "Budget",
     "Evidence",
@@ -22,6 +29,7 @@ __all__ = [
     "UnitPlan",
     "build_plan",
     "check_budget",
+    "components_needed",
     "hookimpl",
     "largest_remainder",
     "registry",

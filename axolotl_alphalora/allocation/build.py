@@ -13,6 +13,7 @@ from typing import Any, Literal
 from ..blocks import group_by_unit
 from ..mixture import Mixture
 from .budget import Budget, Costs
+from .evidence import check_evidence
 from .plan import Plan, mean_number
 from .records import BudgetRecord, ModulePlan, UnitPlan, check_spend
 from .registry import Registered, StrategyError, registry
@@ -20,6 +21,10 @@ from .strategy import Evidence, Needs, Options, Problem
 
 DEFAULT_EXPERTS_PER_BLOCK = 5.0
 """The budget where a strategy needs one and none is given: AlphaLoRA's."""
+
+
+DEFAULT_RHO = 2.0
+"""EVA's, for a strategy that goes by activations and has no option of that name."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,7 +87,7 @@ class AllocationRequest:
 
     @property
     def needs(self) -> Needs:
-        """What the strategy needs to have measured: nothing, quality or sensitivity."""
+        """What the strategy needs to have measured."""
         return self.registered.strategy.needs
 
     @cached_property
@@ -133,6 +138,24 @@ def check_budget(request: AllocationRequest, shapes: Mapping[str, tuple[int, int
         check_numbers(numbers, problem)
 
 
+def components_needed(request: AllocationRequest, shapes: Mapping[str, tuple[int, int]]) -> int:
+    """Say how many components of each layer's inputs a strategy reads, in whole experts.
+
+    They are those of rho times as many experts as an even plan gives a module on average, up to
+    ``max_experts``. rho is the strategy's option of that name, or else EVA's 2.
+
+    Raises:
+        ValueError: If the budget cannot be spent on the model.
+    """
+    problem = _problem(request, shapes, Evidence())
+    mean = DEFAULT_EXPERTS_PER_BLOCK
+    if problem.costs.limit is not None:
+        evenly = problem.spend(dict.fromkeys(problem.units, 1.0))
+        mean = sum(evenly[unit] * len(names) for unit, names in problem.units.items()) / len(shapes)
+    experts = max(1, math.ceil(getattr(request.settings, "rho", DEFAULT_RHO) * mean))
+    return min(experts, problem.budget.max_experts or experts) * request.rank
+
+
 def build_plan(
     request: AllocationRequest,
     shapes: Mapping[str, tuple[int, int]],
@@ -154,7 +177,7 @@ def build_plan(
     known = evidence or Evidence()
     problem = _problem(request, shapes, known)
     registered = request.registered
-    _check_evidence(registered, problem)
+    check_evidence(registered.strategy, problem)
     numbers, scores = _decide(registered, problem)
     if not any(numbers.values()):
         raise StrategyError(
@@ -207,25 +230,8 @@ def _problem(
         alphas={unit: float(alpha) for unit, alpha in evidence.alphas.items()},
         qualities={row.module: row for row in evidence.qualities},
         sensitivities=evidence.sensitivities,
+        explained_variances=evidence.explained_variances,
     )
-
-
-def _check_evidence(registered: Registered, problem: Problem) -> None:
-    """Check that what the strategy needs was measured for everything it decides on."""
-    needs = registered.strategy.needs
-    if needs == "quality":
-        for unit in problem.units:
-            if unit not in problem.alphas:
-                raise ValueError(f"{unit!r} has modules to adapt but no alpha")
-        for unit in problem.alphas:
-            if unit not in problem.units:
-                raise ValueError(f"{unit!r} has an alpha but no module to adapt")
-    if needs == "sensitivity" and not problem.sensitivities:
-        raise ValueError(f"strategy {registered.strategy.name!r} needs sensitivities")
-    for task, values in problem.sensitivities.items():
-        missing = next((name for name in problem.shapes if name not in values), None)
-        if missing is not None:
-            raise ValueError(f"{missing} has no sensitivity in the task {task!r}")
 
 
 def _as_spent(problem: Problem, numbers: Mapping[str, int], optimizer: str | None) -> BudgetRecord:
@@ -254,6 +260,7 @@ def _module(name: str, number: int, request: AllocationRequest, problem: Problem
         experts=experts,
         rank=rank,
         sensitivity={task: values[name] for task, values in problem.sensitivities.items()} or None,
+        explained=problem.explained_variances.get(name),
         quality=quality and replace(quality, shape=shape),
     )
 

@@ -15,9 +15,9 @@ are what an adapter is built from. Fields:
                               files where they had to be loaded
 ``strategy``                  ``name``, the ``package`` that it is from, and all ``options``
                               that it ran with
-``sample``                    the training data that sensitivities were measured on: ``tasks``
-                              (name to number of samples), ``seed``, ``digest``; null if none
-                              were
+``sample``                    the training data that sensitivities or explained variances were
+                              measured on: ``tasks`` (name to number of samples), ``seed``,
+                              ``digest``; null if none were
 ``budget``                    ``kind``: ``total_experts``, ``total_parameters``, ``memory_mib``
                               or null; ``asked``, ``spent`` and ``unspent`` in its unit;
                               ``min_experts`` and ``max_experts`` of a module, null for no
@@ -45,6 +45,8 @@ are what an adapter is built from. Fields:
 ``modules[].experts``         its experts; 0 means: leave the layer alone
 ``modules[].rank``            rank of each of its experts, before they are cut
 ``modules[].sensitivity``     task to the sum of squared gradients, or null
+``modules[].explained``       the share of the inputs' variance that the components of its
+                              first, second, ... expert explain; only where it was measured
 ``modules[].alpha``           power-law exponent of its spectrum, null if not measured
 ``modules[].x_min``           eigenvalue at which the fitted tail starts, or null
 ``modules[].distance``        Kolmogorov-Smirnov distance of the fit, or null

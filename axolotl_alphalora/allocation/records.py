@@ -78,7 +78,7 @@ class StrategyRecord(TypedDict):
 
 @with_config(ConfigDict(extra="forbid"))
 class SampleRecord(TypedDict):
-    """The training data that sensitivities were measured on: task to samples, seed, digest."""
+    """The training data that was measured on: task to samples, seed, digest."""
 
     tasks: dict[str, Count]
     seed: Least0
@@ -113,6 +113,8 @@ class ModulePlan(Record):
         experts: Number of experts; 0 means: leave the layer alone.
         rank: Rank of each of them.
         sensitivity: Task to the sum of squared gradients over its samples, None if not measured.
+        explained: The share of the inputs' variance that the components of the first,
+            second, ... expert explain, None if not measured. The file then leaves it out.
         quality: What the weight's spectrum says, None if it was not measured. The file has its
             fields beside the others, null if there are none.
     """
@@ -122,6 +124,7 @@ class ModulePlan(Record):
     experts: Least0
     rank: Count
     sensitivity: dict[str, Number] | None = None
+    explained: tuple[Number, ...] | None = None
     quality: MatrixQuality | None = None
 
     @model_validator(mode="before")
@@ -140,6 +143,8 @@ class ModulePlan(Record):
     @model_serializer(mode="wrap")
     def _fold(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
         row = serialize(self)
+        if row["explained"] is None:  # older releases do not know the key
+            del row["explained"]
         measured = row.pop("quality") or {}
         return row | {key: measured.get(key) for key in _MEASURED}
 

@@ -25,7 +25,9 @@ from ..settings import MatrixQuality
 from .budget import Budget, Costs
 from .spending import spend
 
-Needs = Literal["nothing", "quality", "sensitivity"]
+Needs = Literal["nothing", "quality", "sensitivity", "activations"]
+SAMPLED: Mapping[Needs, str] = {"sensitivity": "gradients", "activations": "activations"}
+"""What a loaded model is run on training data for, and what is taken from it there."""
 BudgetUse = Literal["needed", "optional", "none"]
 
 
@@ -63,7 +65,8 @@ class Strategy:
         summary: One sentence that says what it goes by.
         options: Its options.
         needs: What must be measured before it can decide: ``"quality"`` (spectra of the weights),
-            ``"sensitivity"`` (gradients on a sample of the training data), or ``"nothing"``.
+            ``"sensitivity"`` (gradients on a sample of the training data), ``"activations"`` (the
+            variance of the layers' inputs on such a sample), or ``"nothing"``.
         reference: The paper it is from.
         shorthand: The option that ``name:value`` sets, None if there is no such short form.
     """
@@ -86,6 +89,8 @@ class Evidence:
         qualities: What was measured of each matrix.
         intervals: Unit name to the interval of its alpha.
         sensitivities: Task to module name to the sum of squared gradients over its samples.
+        explained_variances: Module name to the share of its inputs' variance that the components
+            of its first, second, ... expert explain: as many numbers for every module.
         sample: What those were measured on: ``tasks``, ``seed`` and ``digest``.
     """
 
@@ -94,6 +99,7 @@ class Evidence:
     qualities: tuple[MatrixQuality, ...] = ()
     intervals: Mapping[str, tuple[float, float]] = field(default_factory=dict)
     sensitivities: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    explained_variances: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
     sample: Mapping[str, Any] | None = None
 
 
@@ -112,6 +118,8 @@ class Problem:
         qualities: Module name to what was measured of its matrix, likewise.
         sensitivities: Task to module name to the sum of squared gradients over the task's samples,
             if the strategy needs sensitivity.
+        explained_variances: Module name to the share of its inputs' variance that the components
+            of its first, second, ... expert explain, if the strategy needs activations.
     """
 
     shapes: Mapping[str, tuple[int, int]]
@@ -122,6 +130,7 @@ class Problem:
     alphas: Mapping[str, float] = field(default_factory=dict)
     qualities: Mapping[str, MatrixQuality] = field(default_factory=dict)
     sensitivities: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    explained_variances: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
 
     def spend(
         self, weights: Mapping[str, float], ties: Mapping[str, float] | None = None

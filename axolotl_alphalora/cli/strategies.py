@@ -17,6 +17,7 @@ _NEEDS = {
     "nothing": "nothing",
     "quality": "the weights",
     "sensitivity": "training data, on which gradients are taken",
+    "activations": "training data, which the model runs forward on",
 }
 _BUDGET = {
     "needed": "needed (5 experts per block if none is given)",

@@ -19,7 +19,7 @@ from ..adapter.functional import route, weigh
 from ..adapter.usage import RouterUsage, UsageMeter, combine
 from ..hosts.constants import IGNORED
 from ..inspection import ALL
-from ..sensitivity import Sample
+from ..samples import Sample
 from ..threads import one_thread
 
 

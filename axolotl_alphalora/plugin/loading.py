@@ -13,7 +13,7 @@ from torch import nn
 from ..adapter import AlphaLoraConfig
 from ..adapter.saved_lora import read_lora
 from ..adapter.warm_start import WarmStart
-from ..allocation import Plan
+from ..allocation import SAMPLED, Plan
 from ..planning import (
     ADAPTER,
     ModelNeeded,
@@ -43,7 +43,7 @@ _DATA = (
     "bf16",
     "fp16",
 )
-"""What sensitivities depend on besides the request."""
+"""What is measured on samples depends on these besides the request."""
 
 
 class Allocation:
@@ -76,9 +76,9 @@ class Allocation:
     def settle_from_model(self, model: nn.Module, cfg: Any) -> None:
         """Plan from the loaded model, if the base's files could not tell."""
         if self.counts is None:
-            from .session import gradients
+            from .session import on_samples
 
-            measure = gradients(cfg, model)
+            measure = on_samples(cfg, model)
             self._take(
                 on_one_process(lambda: plan_from_model(self.request, model, _progress, measure)[0])
             )
@@ -142,7 +142,7 @@ def _key(cfg: Any, needs: str) -> list[Any]:
     read = [plain(cfg.get(key)) for key in REQUEST_KEYS]
     plan = (cfg.get(ADAPTER) or {}).get("plan")
     content = Path(plan).read_bytes() if plan and Path(plan).is_file() else None
-    data = [plain(cfg.get(key)) for key in _DATA] if needs == "sensitivity" else None
+    data = [plain(cfg.get(key)) for key in _DATA] if needs in SAMPLED else None
     return [read, saved_adapter(cfg), content, data]
 
 

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 NOISE = 0.5
 """Below this reliability most of the differences between blocks are errors of the fits."""
 
+_EXPLAINED = "Explained variance: principal components of the inputs of layers"
+
 _OURS = "axolotl-alphalora"
 _UNITS = {"block": "blocks", "group": "parts of blocks", "module": "modules"}
 
@@ -44,8 +46,10 @@ def summary(plan: Plan) -> list[str]:
     if plan.sample is not None:
         tasks = plan.sample["tasks"]
         each = ", ".join(f"{task} {number}" for task, number in tasks.items())
+        gradients = any(module.sensitivity for module in plan.modules)
         lines.append(
-            f"Sensitivity: squared gradients on {plural(sum(tasks.values()), 'sample')} of "
+            f"{'Sensitivity: squared gradients' if gradients else _EXPLAINED} on "
+            f"{plural(sum(tasks.values()), 'sample')} of "
             f"{plural(len(tasks), 'task')} ({each}), seed {plan.sample['seed']}."
         )
     return lines

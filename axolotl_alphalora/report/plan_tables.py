@@ -17,6 +17,7 @@ from .findings import (
     block_experts,
     block_parameters,
     is_poor,
+    module_explained,
     module_shares,
 )
 from .plan_sentences import budget_words, left_over
@@ -135,10 +136,10 @@ def modules_table(plan: Plan, findings: Findings | None) -> Table:
         columns += _measured(modules, findings.matrices)
     else:
         columns.append(Column("trainable", [f"{plan.parameters_of(row):,}" for row in rows]))
-    if shares := module_shares(plan):
-        columns.append(
-            Column("share", over(modules, {name: f"{one:.2%}" for name, one in shares.items()}))
-        )
+    for heading, shares in (("share", module_shares(plan)), ("explained", module_explained(plan))):
+        if shares:
+            texts = {name: f"{one:.2%}" for name, one in shares.items()}
+            columns.append(Column(heading, over(modules, texts)))
     return Table(columns, title=f"Matrices ({legend})", by_block=True)
 
 

@@ -214,6 +214,8 @@ def test_every_matrix_is_listed_with_its_notes(broken):
         (["--compare", "hill", "--confidence"], "leave out --confidence"),
         (["hill"], "'hill' is one argument too many: is --compare missing?"),
         (["--strategy", "sensitivity"], "give an Axolotl YAML with `datasets`"),
+        (["--strategy", "eva"], "goes by activations on the run's training data: give an Axolotl"),
+        (["--compare", "eva"], "give an Axolotl YAML with `datasets`"),
         (["--compare", "uniform", "sensitivity"], "give an Axolotl YAML with `datasets`"),
         (["--strategy", "uniform", "--confidence"], "leave out --confidence"),
         (["--strategy", "mola", "--plot", "a.png", "--spectra"], "leave out --spectra"),

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from axolotl_alphalora.evaluation import calibrate, router_usage
-from axolotl_alphalora.sensitivity import Sample
+from axolotl_alphalora.samples import Sample
 from helpers.balancing import adapted, router_inputs
 from helpers.mixtures import EVERYTHING
 

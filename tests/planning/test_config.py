@@ -67,6 +67,7 @@ def test_an_allocation_has_a_short_form():
         ("depth:1-3", None, 1),
         ({"strategy": "counts", "experts": [1, 2]}, None, None),
         ("sensitivity", 5, 1),
+        ("eva", 5, 1),
         ({"strategy": "sensitivity", "percentile": 40}, None, None),
     ],
     ids=str,

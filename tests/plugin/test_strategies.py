@@ -131,6 +131,35 @@ def test_sensitivity_is_measured_on_the_runs_own_data(host, tmp_path, changes):
     assert quantised == ("bnb 4-bit" if "load_in_4bit" in changes else None)
 
 
+@pytest.mark.works("Allocation", "explained variance of the inputs (`eva`), on nf4 too")
+@pytest.mark.parametrize("changes", [{}, {"load_in_4bit": True}], ids=["fp32", "4-bit"])
+def test_explained_variance_is_measured_on_the_runs_own_data(host, tmp_path, changes):
+    block = {"allocation": {"strategy": "eva", "samples": 6}, "experts_per_block": 2}
+    data = [{"path": str(by_task(host, tmp_path)), "ds_type": "json", "type": "alpaca"}]
+    settings = {"alphalora": block, "datasets": data, "gradient_checkpointing": True, **SHORT}
+    run = host.train(tmp_path, **settings, **changes)
+    plan = plan_of(run)
+    assert "AlphaLoRA: activations" in run.log
+    assert plan.sample["tasks"] == {"odd": 3, "even": 3}
+    assert (plan.module_experts, plan.weights["source"]) == (2 * 7 * 2, "live")
+    assert adapter_config(run)["num_experts"] == plan.counts
+    for module in plan.modules:
+        assert 0 < sum(module.explained) <= 1
+        assert list(module.explained) == sorted(module.explained, reverse=True)
+    quantised = plan.weights["quantization"]
+    assert quantised == ("bnb 4-bit" if "load_in_4bit" in changes else None)
+    host.write(tmp_path, **settings, **changes)
+    made = host.command(tmp_path, "alphalora", "plan", "config.yml", "--output", "plan.json")
+    assert made.code == 0, made.log[-4000:]
+    assert Plan.load(tmp_path / "plan.json") == plan
+    resumed = host.train(
+        tmp_path,
+        **settings | changes | {"max_steps": 2},
+        auto_resume_from_checkpoints=True,
+    )
+    assert "AlphaLoRA: activations" not in resumed.log
+
+
 def test_a_plan_made_once_gives_the_same_counts(host, tmp_path):
     block = {"allocation": SENSITIVITY, "experts_per_block": 3}
     settings = {"alphalora": block, **SHORT}
