@@ -18,6 +18,7 @@ AREAS = (
     "Memory and speed",
     "Scale-out",
     "Verbs",
+    "Plans",
     "Seeing and exporting",
     "Base models",
     "PEFT",

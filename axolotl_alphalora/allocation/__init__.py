@@ -2,13 +2,15 @@
 
 from .budget import Budget, expert_parameters
 from .build import AllocationRequest, build_plan, check_budget, resolve_budget
+from .order import alike
 from .plan import Plan
 from .records import ModulePlan, PlanError, UnitPlan
 from .registry import StrategyError, registry
 from .spending import largest_remainder
-from .strategy import Evidence, Options, Problem, Strategy, hookimpl
+from .strategy import CONTROLS, Evidence, Options, Problem, Strategy, hookimpl
 
 __all__ = [
+    "CONTROLS",
     "AllocationRequest",
     "Budget",
     "Evidence",
@@ -20,6 +22,7 @@ __all__ = [
     "Strategy",
     "StrategyError",
     "UnitPlan",
+    "alike",
     "build_plan",
     "check_budget",
     "expert_parameters",

@@ -67,7 +67,8 @@ def plan(
     the YAML's training data. A saved plan can be named in the YAML as `alphalora.plan`.
 
     A SPEC is made of parts joined by +: the name of a strategy (`alphalora strategies` lists them),
-    also as mola:2468, the name of an estimator, or option=value. What it leaves open is as the YAML
+    also as mola:2468, the name of an estimator, opposite or shuffled (the option `order`), or
+    option=value. What it leaves open is as the YAML
     says, or the default where it names another strategy.
 
     All plans of --compare meet one budget: the YAML's, or what its plan comes to if its strategy

@@ -19,7 +19,7 @@ from .findings import (
     is_poor,
     module_shares,
 )
-from .plan_sentences import budget_words, left_over
+from .plan_sentences import budget_words, left_over, strategy_words
 from .tables import (
     MARKDOWN,
     PAGE,
@@ -70,7 +70,10 @@ def plan_table(plan: Plan, findings: Findings | None) -> Table:
     ]
     return Table(
         columns,
-        title=f"Experts per block: {plan.strategy['name']}, rank {plan.rank}, top-{plan.top_k}",
+        title=(
+            f"Experts per block: {strategy_words(plan.strategy)}, rank {plan.rank}, "
+            f"top-{plan.top_k}"
+        ),
         caption=source_line(plan.base_model, plan.weights),
         footer=["total"],
     )

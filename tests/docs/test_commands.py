@@ -24,6 +24,7 @@ HERE = (
     "alphalora inspect outputs/alphalora --data rows.jsonl --plot experts.html",
     "alphalora plan config.yml",
     "alphalora plan config.yml --as-lora --output lora.yml",
+    "alphalora plan config.yml --compare alphalora opposite shuffled",
     "alphalora plan config.yml --compare mola:2468 uniform",
     "alphalora plan config.yml --confidence --per-module",
     "alphalora plan config.yml --output plan.json",
