@@ -180,7 +180,8 @@ def test_every_matrix_is_listed_with_its_notes(broken):
         (["--compare", "uniform", "sensitivity"], "give an Axolotl YAML with `datasets`"),
         (["--strategy", "uniform", "--confidence"], "leave out --confidence"),
         (["--strategy", "mola", "--plot", "a.png", "--spectra"], "leave out --spectra"),
-        (["--as-lora", "--json"], "leave out --json"),
+        (["--as-lora", "--json", "--output", "a.yml"], "--json writes no .yml file: leave out"),
+        (["--as-lora", "--per-module"], "prints a LoRA and nothing else: leave out --per-module"),
         (["--as-lora", "--compare", "mola"], "leave out --compare"),
     ],
 )

@@ -23,6 +23,8 @@ HERE = (
     "alphalora inspect outputs/alphalora",
     "alphalora inspect outputs/alphalora --data rows.jsonl --plot experts.html",
     "alphalora plan config.yml",
+    "alphalora plan config.yml --as-lora --output adapter_config.json",
+    "alphalora plan config.yml --as-lora --output lora.py",
     "alphalora plan config.yml --as-lora --output lora.yml",
     "alphalora plan config.yml --compare alphalora opposite shuffled",
     "alphalora plan config.yml --compare mola:2468 uniform",
