@@ -20,6 +20,7 @@ AREAS = (
     "Memory and speed",
     "Scale-out",
     "Verbs",
+    "Plans",
     "Seeing and exporting",
     "Base models",
     "PEFT",

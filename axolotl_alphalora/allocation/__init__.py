@@ -8,13 +8,15 @@ from .build import (
     components_needed,
     resolve_budget,
 )
+from .order import alike
 from .plan import Plan
 from .records import ModulePlan, PlanError, UnitPlan
 from .registry import StrategyError, registry
 from .spending import largest_remainder
-from .strategy import SAMPLED, Evidence, Options, Problem, Strategy, hookimpl
+from .strategy import CONTROLS, SAMPLED, Evidence, Options, Problem, Strategy, hookimpl
 
 __all__ = [
+    "CONTROLS",
     "SAMPLED",
     "AllocationRequest",
     "Budget",
@@ -27,6 +29,7 @@ __all__ = [
     "Strategy",
     "StrategyError",
     "UnitPlan",
+    "alike",
     "build_plan",
     "check_budget",
     "components_needed",

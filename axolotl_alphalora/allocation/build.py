@@ -14,6 +14,7 @@ from ..blocks import group_by_unit
 from ..mixture import Mixture
 from .budget import Budget, Costs
 from .evidence import check_evidence
+from .order import deal
 from .plan import Plan, mean_number
 from .records import BudgetRecord, ModulePlan, UnitPlan, check_spend
 from .registry import Registered, StrategyError, registry
@@ -189,7 +190,7 @@ def build_plan(
         strategy={
             "name": request.strategy,
             "package": registered.package,
-            "options": problem.options.model_dump(mode="json"),
+            "options": problem.options.recorded,
         },
         sample=known.sample and deepcopy(dict(known.sample)),  # type: ignore[arg-type]
         budget=_as_spent(problem, numbers, request.optimizer),
@@ -273,6 +274,7 @@ def _decide(registered: Registered, problem: Problem) -> tuple[dict[str, int], d
         _check_scores(scores, problem)
         numbers = _by_module(registered.allocate(problem, scores), problem)
         check_numbers(numbers, problem)
+        numbers = deal(numbers, scores, problem)
     except Exception as error:
         package = "" if registered.built_in else f" of {registered.package}"
         said = str(error)

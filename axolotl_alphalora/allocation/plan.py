@@ -14,7 +14,8 @@ are what an adapter is built from. Fields:
                               for full precision) and a ``digest`` of their values, or of the
                               files where they had to be loaded
 ``strategy``                  ``name``, the ``package`` that it is from, and all ``options``
-                              that it ran with
+                              that it ran with; ``order`` (and ``order_seed``) among them only
+                              where the plan is a control, whose numbers are not by the scores
 ``sample``                    the training data that sensitivities or explained variances were
                               measured on: ``tasks`` (name to number of samples), ``seed``,
                               ``digest``; null if none were
@@ -92,6 +93,7 @@ from .records import (
     in_words,
     shown,
 )
+from .strategy import CONTROLS
 
 FORMAT = "axolotl-alphalora-plan"
 VERSION = 2
@@ -150,6 +152,19 @@ class Plan(Record):
     def numbers(self) -> dict[str, int]:
         """Exact module name to the number that the strategy gave it, spent on experts or rank."""
         return {module.name: module.experts * module.rank // self.rank for module in self.modules}
+
+    @property
+    def control(self) -> str | None:
+        """``opposite`` or ``shuffled`` where the numbers are not by the scores, None otherwise."""
+        order = self.strategy["options"].get("order")
+        return order if order in CONTROLS else None
+
+    @property
+    def members(self) -> dict[str, list[str]]:
+        """Unit name to the names of its modules; empty if the units are none of these modules'."""
+        listed = [unit.name for unit in self.units]
+        grouped = (group_by_unit(self.counts, granularity) for granularity in GRANULARITIES)
+        return next((found for found in grouped if list(found) == listed), {})
 
     @property
     def block_numbers(self) -> dict[str, float]:
@@ -304,10 +319,8 @@ class Plan(Record):
                     f"modules[{i}] has {module.experts} experts of rank {module.rank}, which is "
                     f"not how rank {self.rank} is spent on {self.spend}"
                 )
-        numbers, listed = self.numbers, [unit.name for unit in self.units]
-        grouped = (group_by_unit(numbers, granularity) for granularity in GRANULARITIES)
-        units = next((found for found in grouped if list(found) == listed), None)
-        if units is None:
+        numbers, units = self.numbers, self.members
+        if not units:
             raise ValueError(
                 "units are neither the modules' blocks, nor parts of them, nor single modules: "
                 f"{_EDITED}"

@@ -16,10 +16,11 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import pluggy
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic.fields import FieldInfo
 
 from ..settings import MatrixQuality
 from .budget import Budget, Costs
@@ -29,6 +30,9 @@ Needs = Literal["nothing", "quality", "sensitivity", "activations"]
 SAMPLED: Mapping[Needs, str] = {"sensitivity": "gradients", "activations": "activations"}
 """What a loaded model is run on training data for, and what is taken from it there."""
 BudgetUse = Literal["needed", "optional", "none"]
+Order = Literal["scores", "opposite", "shuffled"]
+CONTROLS = ("opposite", "shuffled")
+"""The values of the option ``order`` that make a plan a control."""
 
 
 class Options(BaseModel):
@@ -39,9 +43,37 @@ class Options(BaseModel):
     are counted; without one, a unit is a decoder block. Those of a strategy that needs quality may
     hold the fields of :class:`~axolotl_alphalora.settings.QualitySettings`, which then say how
     quality is measured.
+
+    Every strategy with scores has the options ``order`` and ``order_seed``: what its numbers are
+    dealt by.
     """
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+    order: Order = Field(
+        default="scores",
+        description="controls: opposite deals the same numbers the other way round, shuffled at "
+        "random, among units of equal shapes",
+    )
+    order_seed: int = Field(default=0, ge=0, description="seed of order: shuffled")
+
+    @model_validator(mode="after")
+    def _check_order(self) -> Self:
+        if "order_seed" in self.model_fields_set and self.order != "shuffled":
+            raise ValueError("order_seed is the seed of order: shuffled: set that, or leave it out")
+        return self
+
+    @classmethod
+    def own_fields(cls) -> dict[str, FieldInfo]:
+        """The fields that the strategy's package has added."""
+        fields = cls.model_fields.items()
+        return {name: field for name, field in fields if name not in Options.model_fields}
+
+    @property
+    def recorded(self) -> dict[str, Any]:
+        """The options as a plan records them: ``order`` only where it makes a control."""
+        left_out = {"scores": {"order", "order_seed"}, "opposite": {"order_seed"}}
+        return self.model_dump(mode="json", exclude=left_out.get(self.order))
 
     @property
     def budget_use(self) -> BudgetUse:

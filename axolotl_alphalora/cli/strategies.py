@@ -87,7 +87,7 @@ def _described(name: str) -> dict[str, Any]:
         "shorthand": strategy.shorthand,
         "options": [
             {"name": option, "default": values[option], "description": field.description or ""}
-            for option, field in strategy.options.model_fields.items()
+            for option, field in found.fields.items()
         ],
     }
 

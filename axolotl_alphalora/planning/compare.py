@@ -111,7 +111,7 @@ class Compared:
         label: Its heading.
         plan: The plan.
         stability: How far it stays the same when its evidence varies: empty where it rests on
-            none, None where that is not known, as for a saved plan.
+            none, None where that is not known, as for a saved plan, or not asked: for a control.
         own: Whether it is the source's own plan.
     """
 
@@ -213,7 +213,7 @@ def _stability(
 
     if request.needs == "nothing":
         return ()
-    if measured is None:
+    if measured is None or plan.control:
         return None
     if isinstance(measured, Sensitivity | ExplainedVariance):
         halves = _made(partial(_of_half, plan, measured, request, which) for which in (0, 1))

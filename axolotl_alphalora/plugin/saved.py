@@ -15,7 +15,7 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
-from ..allocation import Budget, Plan
+from ..allocation import Budget, Options, Plan
 from ..files import ADAPTER_CONFIG, ADAPTER_WEIGHTS, METHOD, check_version, read_adapter_config
 from ..hosts.constants import CLASSIFIER_HEADS, SPAN_HEADS
 from ..mixture import Mixture
@@ -220,13 +220,14 @@ def _plan_differences(written: set[str], request: PlanRequest, plan: Plan) -> It
         )
         return
     settings = request.settings.model_dump(mode="json")
+    recorded = Options().model_dump() | plan.strategy["options"]
     for name in request.options:
         if settings[name] == "auto":
             continue  # the plan records what that came to
-        if settings[name] != plan.strategy["options"].get(name, settings[name]):
+        if settings[name] != recorded.get(name, settings[name]):
             yield (
                 f"alphalora.allocation.{name} is {settings[name]} in the YAML and "
-                f"{plan.strategy['options'][name]} in the adapter"
+                f"{recorded[name]} in the adapter"
             )
     file = settings.get("experts") if request.strategy == "counts" else None
     if isinstance(file, str):

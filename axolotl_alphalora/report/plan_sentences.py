@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from statistics import median
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from ..allocation import ModulePlan, Plan
+from ..allocation import CONTROLS, ModulePlan, Plan, alike
 from ..blocks import kind_of
 from .findings import POOR_DISTANCE, SHORT_TAIL, Findings, differs_within_blocks, is_poor
 from .shapes import shape_line
@@ -31,7 +31,7 @@ _UNITS = {"block": "blocks", "group": "parts of blocks", "module": "modules"}
 
 def summary(plan: Plan) -> list[str]:
     """Say what was spent and on what: one sentence or two a line."""
-    lines = [budget_line(plan)]
+    lines = [*_control(plan), budget_line(plan)]
     if differs_within_blocks(plan):
         adapted = sum(number > 0 for number in plan.numbers.values())
         lines.append(
@@ -53,6 +53,29 @@ def summary(plan: Plan) -> list[str]:
             f"{plural(len(tasks), 'task')} ({each}), seed {plan.sample['seed']}."
         )
     return lines
+
+
+def strategy_words(strategy: Mapping[str, Any]) -> str:
+    """Name the strategy that a plan records, and the order where the plan is a control."""
+    order = strategy.get("options", {}).get("order")
+    return f"{strategy['name']}, {order}" if order in CONTROLS else strategy["name"]
+
+
+def _control(plan: Plan) -> list[str]:
+    if plan.control is None:
+        return []
+    how = {
+        "opposite": "the other way round, the fewest to the highest score",
+        "shuffled": f"at random with order_seed {plan.strategy['options'].get('order_seed')}",
+    }[plan.control]
+    name = plan.strategy["name"]
+    said = f"This plan is a control: the numbers of {name}'s plan, dealt {how}."
+    fixed = [units[0] for units in alike(plan.shapes, plan.members) if len(units) == 1]
+    if fixed:
+        said += (
+            f" {first_of(fixed)} kept the number by score, since no other unit has the same shapes."
+        )
+    return [said]
 
 
 def budget_line(plan: Plan) -> str:

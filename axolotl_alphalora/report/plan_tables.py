@@ -20,7 +20,7 @@ from .findings import (
     module_explained,
     module_shares,
 )
-from .plan_sentences import budget_words, left_over
+from .plan_sentences import budget_words, left_over, strategy_words
 from .shapes import top_k_words
 from .tables import (
     MARKDOWN,
@@ -72,7 +72,7 @@ def plan_table(plan: Plan, findings: Findings | None) -> Table:
     ]
     return Table(
         columns,
-        title=f"Experts per block: {plan.strategy['name']}, rank {plan.rank}, "
+        title=f"Experts per block: {strategy_words(plan.strategy)}, rank {plan.rank}, "
         + top_k_words(plan.top_k),
         caption=source_line(plan.base_model, plan.weights),
         footer=["total"],

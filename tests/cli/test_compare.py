@@ -160,6 +160,38 @@ def test_the_table_says_how_plans_differ_and_how_stable_they_are(tmp_path, model
     assert Plan.load(first).strategy["options"]["estimator"] == "xmin_peak"
 
 
+def test_a_plan_stands_beside_its_opposite_and_its_shuffle(model, run, columns):
+    specs = ["alphalora", "alphalora+opposite", "alphalora+order=shuffled+order_seed=3"]
+    rows = columns(model, *specs)
+    assert labels(rows) == specs
+    plans = [Plan.from_dict(row["plan"]) for row in rows]
+    assert [one.control for one in plans] == [None, "opposite", "shuffled"]
+    histograms = [sorted(one.numbers.values()) for one in plans]
+    assert histograms[0] == histograms[1] == histograms[2]
+    assert len({one.trainable_parameters for one in plans}) == 1
+    assert rows[1]["rank_correlation"] < 0
+    assert rows[0]["stability"] and rows[1]["stability"] is rows[2]["stability"] is None
+    shown = run("plan", model, "--compare", "alphalora", "opposite", "shuffled").output
+    assert "rank correlation" in shown and "2 opposite" in shown and "3 shuffled" in shown
+
+
+def test_a_control_in_the_yaml_is_compared_with_the_plan_by_the_scores(tmp_path, model, columns):
+    control = {"strategy": "alphalora", "order": "shuffled", "order_seed": 3}
+    path = config(tmp_path, model, total_experts=20, allocation=control)
+    rows = columns(path, "order=scores", "opposite", "order_seed=4")
+    found = [Plan.from_dict(row["plan"]).strategy["options"] for row in rows]
+    assert [(one.get("order"), one.get("order_seed")) for one in found] == [
+        ("shuffled", 3),
+        (None, None),
+        ("opposite", None),
+        ("shuffled", 4),
+    ]
+    saved = tmp_path / "control.json"
+    Plan.from_dict(rows[0]["plan"]).save(saved)
+    again = columns(config(tmp_path, model, plan=str(saved)), "order=scores")
+    assert [row["plan"] for row in again] == [row["plan"] for row in rows[:2]]
+
+
 class FakeHost:
     """What a loaded model might say on samples, without one."""
 

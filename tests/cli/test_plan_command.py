@@ -219,7 +219,8 @@ def test_every_matrix_is_listed_with_its_notes(broken):
         (["--compare", "uniform", "sensitivity"], "give an Axolotl YAML with `datasets`"),
         (["--strategy", "uniform", "--confidence"], "leave out --confidence"),
         (["--strategy", "mola", "--plot", "a.png", "--spectra"], "leave out --spectra"),
-        (["--as-lora", "--json"], "leave out --json"),
+        (["--as-lora", "--json", "--output", "a.yml"], "--json writes no .yml file: leave out"),
+        (["--as-lora", "--per-module"], "prints a LoRA and nothing else: leave out --per-module"),
         (["--as-lora", "--compare", "mola"], "leave out --compare"),
     ],
 )
@@ -258,6 +259,25 @@ def test_modules_that_differ_show_as_mean_and_range_and_are_counted(tmp_path, mo
     for module in found.modules:
         assert re.search(rf"{module.name.split('.', 3)[3]} +\d+x\d+ +{module.experts} +4 ", rows)
     assert "Least trained: " in shown and "least trained: model.layers.0 (" not in shown.lower()
+
+
+def test_a_control_is_called_one(tmp_path, model):
+    def shown(**order):
+        allocation = {"strategy": "alphalora", **order}
+        done = plan(config(tmp_path, model, alphalora={"allocation": allocation}))
+        return " ".join(done.output.split())
+
+    said = "This plan is a control: the numbers of alphalora's plan, dealt"
+    opposite = shown(order="opposite")
+    assert f"{said} the other way round, the fewest to the highest score." in opposite
+    seeded = shown(order="shuffled", order_seed=3)
+    assert f"{said} at random with order_seed 3. Budget: 20 experts, met exactly." in seeded
+    assert "Experts per block: alphalora, shuffled, rank 4" in seeded
+    assert "control" not in shown()
+    allocation = {"strategy": "uniform", "order": "opposite"}
+    refused = plan(config(tmp_path, "no/model", alphalora={"allocation": allocation}))
+    assert refused.exit_code == 1
+    assert "`alphalora.allocation`: strategy 'uniform' goes by no scores" in refused.output
 
 
 def test_a_strategy_that_measures_nothing_has_a_table_all_the_same(model):
