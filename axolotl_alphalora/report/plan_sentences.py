@@ -97,6 +97,23 @@ def budget_line(plan: Plan) -> str:
     return f"Budget: {what}; {left_over(plan)} {verb} left over{why}."
 
 
+def data_line(plan: Plan, rows: int, tokens: int, folder: str) -> str:
+    """Say how many parameters are trained for each training token.
+
+    Args:
+        plan: The plan.
+        rows: Training rows.
+        tokens: Their tokens that have a label, of one epoch; at least 1.
+        folder: Where they lie.
+    """
+    ratio = plan.trainable_parameters / tokens
+    shown = f"{ratio:,.0f}" if ratio >= 100 else f"{ratio:.3g}"
+    return (
+        f"Data: {shown} trainable parameters for each training token. There are {tokens:,} "
+        f"tokens with a label in {plural(rows, 'training row')} (one epoch, {folder})."
+    )
+
+
 def budget_words(plan: Plan) -> str:
     """Name the budget: ``160 experts``; ``none`` without one."""
     budget = plan.budget
