@@ -227,8 +227,8 @@ class AlphaLoraLayer(nn.Module, BaseTunerLayer):
             x,
             self.alphalora_A[name],
             self.alphalora_B[name],
-            self.alphalora_router[name] if name in self.alphalora_router else None,
-            self._router_down(name),
+            self.part("alphalora_router", name),
+            self.part("alphalora_router_down", name),
             top_k=self.top_k[name],
             scaling=self.scaling[name],
             dropout=getattr(dropout, "p", 0.0) if dropout.training else 0.0,
@@ -246,7 +246,9 @@ class AlphaLoraLayer(nn.Module, BaseTunerLayer):
         x = self._cast_input_dtype(x, a.dtype)
         gates = None
         if name in self.alphalora_router:
-            logits = router_logits(x, self.alphalora_router[name], self._router_down(name))
+            logits = router_logits(
+                x, self.alphalora_router[name], self.part("alphalora_router_down", name)
+            )
             gates, probabilities, selected = route(logits, self.top_k[name])
             if self.balancer.observing:
                 gates = self._observe(name, gates, probabilities, selected)
@@ -281,7 +283,7 @@ class AlphaLoraLayer(nn.Module, BaseTunerLayer):
         number = self.num_experts[name]
         if number > 1:
             router = parts["alphalora_router"]._parameters[name]
-            logits = router_logits(x, router, self._router_down(name))
+            logits = router_logits(x, router, self.part("alphalora_router_down", name))
             gates = gate(logits, self.top_k[name], hidden.dtype)
             if len(a) == b.shape[1]:
                 hidden.view(*logits.shape, self.r[name]).mul_(gates.unsqueeze(-1))
@@ -304,8 +306,9 @@ class AlphaLoraLayer(nn.Module, BaseTunerLayer):
             if name in self.alphalora_A and self.alphalora_A[name].requires_grad
         ]
 
-    def _router_down(self, name: str) -> torch.Tensor | None:
-        parts: Any = self._modules["alphalora_router_down"]
+    def part(self, part: str, name: str) -> torch.Tensor | None:
+        """One of an adapter's tensors, by its attribute here; None where it has none."""
+        parts: Any = self._modules[part]
         return parts._parameters.get(name)
 
     def _router_name(self, name: str) -> str:

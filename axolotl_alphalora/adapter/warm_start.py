@@ -2,7 +2,8 @@
 
 ``copy`` gives every expert the LoRA's update: gates that sum to 1 weigh it to the same. ``svd``
 shares the update's singular directions out over N experts and scales each part with N; the router
-starts at zero, so that all gates are 1 / N where every token uses all experts.
+(of a router ``V U`` its V) starts at zero, so that all gates are 1 / N where every token uses all
+experts. Experts that are cut count as their parts; a shared A can be that of the LoRA, and no more.
 """
 
 from __future__ import annotations
@@ -116,50 +117,58 @@ class WarmStart:
             a, b = _directions(a, b)
         b = b * (self.lora.scaling(layer.module_name) / layer.scaling[adapter_name])
         # The rest of A stays as it was drawn, with B at zero: what training can add.
-        all_a = layer.alphalora_A[adapter_name].data.unflatten(0, (experts, rank))
+        all_a = layer.alphalora_A[adapter_name].data.unflatten(0, (-1, rank))
         all_b = layer.alphalora_B[adapter_name].data.zero_().unflatten(1, (experts, rank))
         for expert in range(experts):
             part_a, part_b = a, b
             if self.split == "svd":
                 # Interleaved, so that every expert gets large and small directions.
                 part_a, part_b = a[expert::experts], b[:, expert::experts] * experts
-            all_a[expert, : part_a.shape[0]].copy_(part_a)
+            all_a[expert % len(all_a), : part_a.shape[0]].copy_(part_a)
             all_b[:, expert, : part_a.shape[0]].copy_(part_b)
         if self.split == "svd" and adapter_name in layer.alphalora_router:
             layer.alphalora_router[adapter_name].data.zero_()
 
     def _check_routing(self, config: AlphaLoraConfig, counts: Mapping[str, int]) -> None:
-        if self.split == "copy":
-            name = next((name for name in self.lora.modules if counts[name] > 1), None)
-            if config.top_k == 1 and name is not None:
-                raise self._error(
-                    f"adapts {name}, which has {counts[name]} experts here, and with top_k: 1 an "
-                    "expert is weighed with its probability, so that a copy would count for less. "
-                    "Set top_k to 2 or more"
-                )
-            return
-        name = max(self.lora.modules, key=lambda module: counts[module])
-        if config.top_k < counts[name]:
+        mixture = config.mixture
+        if mixture.share_a and (mixture.segments > 1 or self.split == "svd"):
             raise self._error(
-                f"cannot be split over the {counts[name]} experts of {name}, of which a token "
-                f"uses {config.top_k}: the parts make up the LoRA only together. Set top_k to "
-                f"{counts[name]} or more, or init_split: copy"
+                "has one A, which experts with share_a: true can start from only where they are "
+                "whole copies. Set init_split: copy and segments: 1, or share_a: false"
             )
+        by_count = sorted(self.lora.modules, key=lambda module: counts[module], reverse=True)
+        for name in by_count:
+            count, active = counts[name], mixture.active(counts[name])
+            if self.split == "copy" and active == 1 < count:
+                raise self._error(
+                    f"adapts {name}, which has {count} experts here, and with top_k: "
+                    f"{config.top_k} a token uses one, which is weighed with its probability, so "
+                    "that a copy would count for less. Set top_k to 2 or more"
+                )
+            if self.split == "svd" and active < mixture.experts(count):
+                raise self._error(
+                    f"cannot be split over the {count} experts of {name}, of which a token uses "
+                    f"{active // mixture.segments}: the parts make up the LoRA only together. Set "
+                    f"top_k to {count} or more, or init_split: copy"
+                )
 
     def _check_ranks(self, config: AlphaLoraConfig, counts: Mapping[str, int]) -> None:
-        needed = {}
+        needed, segments = {}, config.segments
         for name, (rank, _, _) in self.lora.modules.items():
-            parts = counts[name] if self.split == "svd" else 1
+            parts = config.mixture.experts(counts[name]) if self.split == "svd" else 1
+            room = parts * (config.rank_of(name) // segments)
             factors = self.lora.factors(name)
-            if rank > parts * config.rank_of(name):
+            if rank > room:
                 rank = _directions(*factors)[0].shape[0]
-                if rank > parts * config.rank_of(name):
-                    needed[name] = -(-rank // parts)
+                if rank > room:
+                    needed[name] = -(-rank // parts) * segments
         if needed:
             name = max(needed, key=lambda module: needed[module])
             raise self._error(
                 f"needs experts of rank {needed[name]} in {name}, which have rank "
-                f"{config.rank_of(name)} here. Set r (lora_r) to {needed[name]} or more"
+                f"{config.rank_of(name)} here"
+                + (f", cut into {segments}" if segments > 1 else "")
+                + f". Set r (lora_r) to {needed[name]} or more"
             )
 
     def _check_whole(self, kept: Iterable[str]) -> None:

@@ -15,11 +15,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..adapter import AlphaLoraLayer, find_balancer, find_routers
-from ..adapter.functional import route
+from ..adapter.functional import route, weigh
 from ..adapter.usage import RouterUsage, UsageMeter, combine
 from ..hosts.constants import IGNORED
 from ..inspection import ALL
-from ..sensitivity import Sample
+from ..samples import Sample
 from ..threads import one_thread
 
 
@@ -27,48 +27,54 @@ from ..threads import one_thread
 class Moments:
     """Sums over the tokens that one routed module saw, fp64 on the CPU.
 
-    With ``z = A x`` [N*r] the experts' hidden values, ``h`` the same times each expert's gate, and
-    ``f = [z; R x]`` [N*r + N] the hidden values and the router's logits. They need no more memory
-    for more tokens or a wider layer.
+    With ``z = A x`` the experts' hidden values, [N*r] or fewer where they share their A, ``h``
+    [N*r] those of each expert times its gate, and ``f = [z; R x]`` [F] the hidden values and what
+    the router reads of the input: its logits [N], or U x of a router ``V U``. They need no more
+    memory for more tokens or a wider layer.
 
     Attributes:
-        ff: Sum of f fᵀ, [N*r + N, N*r + N].
-        hf: Sum of h fᵀ, [N*r, N*r + N].
+        ff: Sum of f fᵀ, [F, F].
+        hf: Sum of h fᵀ, [N*r, F].
         gates: Sum of the gates, [N].
+        hidden: How many of the F are z.
         tokens: Number of tokens.
     """
 
     ff: Tensor
     hf: Tensor
     gates: Tensor
+    hidden: int
     tokens: int = 0
 
     @classmethod
-    def empty(cls, experts: int, rank: int) -> Moments:
-        """Moments of no token."""
-        width = experts * rank
-        features = width + experts
+    def empty(cls, experts: int, width: int, hidden: int, read: int) -> Moments:
+        """Moments of no token: for N, N*r, and the sizes of z and R x."""
+        features = hidden + read
         return cls(
             torch.zeros(features, features, dtype=torch.float64),
             torch.zeros(width, features, dtype=torch.float64),
             torch.zeros(experts, dtype=torch.float64),
+            hidden,
         )
 
-    def add(self, x: Tensor, a: Tensor, router: Tensor, top_k: int) -> None:
+    def add(
+        self, x: Tensor, a: Tensor, router: Tensor, top_k: int, router_down: Tensor | None = None
+    ) -> None:
         """Add tokens.
 
         Args:
             x: [..., in].
-            a: [N*r, in], the experts' down projections stacked.
-            router: [N, in].
+            a: [N*r, in], the experts' down projections stacked, or fewer rows, shared.
+            router: [N, in], or [N, R] with a ``router_down``.
             top_k: Experts of a token.
+            router_down: [R, in], or None.
         """
         x = x.reshape(-1, x.shape[-1]).to(a.dtype)
-        logits = F.linear(x, router)
-        gates = route(logits, top_k)[0]
-        z = F.linear(x, a).float()  # [T, N*r]
-        h = (z.unflatten(-1, (gates.shape[-1], -1)) * gates.unsqueeze(-1)).flatten(-2)
-        f = torch.cat([z, logits.float()], -1)
+        read = F.linear(x, router if router_down is None else router_down)
+        gates = route(read if router_down is None else F.linear(read, router), top_k)[0]
+        z = F.linear(x, a).float()
+        h = weigh(z, gates, len(self.hf) // self.hidden)  # [T, N*r]
+        f = torch.cat([z, read.float()], -1)
         self.ff += (f.T @ f).double().cpu()
         self.hf += (h.T @ f).double().cpu()
         self.gates += gates.sum(0).double().cpu()
@@ -104,15 +110,17 @@ def calibrate(
         for module in model.modules()
         if isinstance(module, AlphaLoraLayer) and "default" in module.alphalora_router
     ]
-    found = {
-        layer.module_name: Moments.empty(layer.num_experts["default"], layer.r["default"])
-        for layer in layers
-    }
+    found = {}
+    for layer in layers:
+        a, b = layer.alphalora_A["default"], layer.alphalora_B["default"]
+        router, down = _router(layer)
+        read = router if down is None else down
+        found[layer.module_name] = Moments.empty(len(router), b.shape[1], len(a), len(read))
 
     def note(layer: AlphaLoraLayer, args: tuple[Any, ...]) -> None:
-        weights = layer.alphalora_A["default"], layer.alphalora_router["default"]
+        a, (router, down) = layer.alphalora_A["default"], _router(layer)
         with one_thread():
-            found[layer.module_name].add(args[0], *weights, layer.top_k["default"])
+            found[layer.module_name].add(args[0], a, router, layer.top_k["default"], down)
 
     hooks = [layer.register_forward_pre_hook(note) for layer in layers]
     try:
@@ -122,6 +130,11 @@ def calibrate(
         for hook in hooks:
             hook.remove()
     return found
+
+
+def _router(layer: AlphaLoraLayer) -> tuple[Tensor, Tensor | None]:
+    """The router, and its lower part if it is of low rank."""
+    return layer.alphalora_router["default"], layer.part("alphalora_router_down", "default")
 
 
 def inputs_for(model: nn.Module, sample: Sample) -> dict[str, torch.Tensor]:

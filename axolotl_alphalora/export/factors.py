@@ -1,8 +1,9 @@
 """One low-rank update instead of a routed mixture, computed on the factors.
 
 A module's mixture is ``s * B h(x)`` with ``h(x) = g(x) ⊙ A x``, A [N*r, in], B [out, N*r] and
-gates g(x), each of which stands for the r rows of its expert. What replaces h is ``M f(x)``, linear
-in the plain hidden values and the router's logits, ``f(x) = [A x; R x]``: see
+gates g(x), each of which stands for the r rows of its expert. (Experts that share their A stand for
+copies of it.) What replaces h is ``M f(x)``, linear in the plain hidden values and in what the
+router reads, ``f(x) = [A x; R x]`` with F values: see
 :class:`~axolotl_alphalora.evaluation.Moments`. The full [out, in] matrix is never formed.
 """
 
@@ -42,15 +43,15 @@ class Factors:
 
 
 def mean_mixing(moments: Moments) -> Tensor:
-    """Constant gates: M = [diag(ḡ), 0], [N*r, N*r + N], each gate r times."""
+    """Constant gates: M = [diag(ḡ), 0], [N*r, F], each gate r times; of copies of A, as many."""
     mixing = torch.zeros_like(moments.hf)
-    rank = len(mixing) // len(moments.gates)
-    mixing[:, : len(mixing)] = torch.diag(moments.mean_gates.repeat_interleave(rank))
+    rank, rows = len(mixing) // len(moments.gates), torch.arange(len(mixing))
+    mixing[rows, rows % moments.hidden] = moments.mean_gates.repeat_interleave(rank)
     return mixing
 
 
 def fitted_mixing(moments: Moments) -> Tensor:
-    """The M that minimises ``sum_t |h_t - M f_t|^2`` over the tokens seen: [N*r, N*r + N].
+    """The M that minimises ``sum_t |h_t - M f_t|^2`` over the tokens seen: [N*r, F].
 
     A slight ridge pulls it towards the mean gates, which is where it stays for what no token
     reached.
@@ -65,17 +66,38 @@ def fitted_mixing(moments: Moments) -> Tensor:
     return start + torch.linalg.solve(moments.ff + ridge, missing.T).T
 
 
-def mixed(a: Tensor, b: Tensor, router: Tensor, scaling: float, mixing: Tensor) -> Factors:
+def mixed(a: Tensor, b: Tensor, read: Tensor, scaling: float, mixing: Tensor) -> Factors:
     """Replace the gates by a linear map of what they depend on: ``W = s * B M [A; R]``.
 
     Args:
-        a: [N*r, in].
+        a: [N*r, in], or fewer rows, shared.
         b: [out, N*r].
-        router: R, [N, in].
+        read: R, the router or the lower part of it, [F - rows of A, in].
         scaling: s.
-        mixing: M, [N*r, N*r + N].
+        mixing: M, [N*r, F].
+
+    Returns:
+        The update, of rank N*r, or as many of the F as M uses if those are fewer.
     """
-    return Factors(mixing @ torch.cat([a, router]).double(), b.double() * scaling)
+    rows, b = torch.cat([a, read]).double(), b.double() * scaling
+    used = _fewer(mixing)
+    if used is None:
+        return Factors(mixing @ rows, b)
+    return Factors(rows[used], b @ mixing[:, used])
+
+
+def second_moment(moments: Moments, mixing: Tensor) -> Tensor:
+    """Sum over tokens of ``A'x (A'x)ᵀ``, where A' is that of `mixed`."""
+    used = _fewer(mixing)
+    if used is None:
+        return mixing @ moments.ff @ mixing.T
+    return moments.ff[used][:, used]
+
+
+def _fewer(mixing: Tensor) -> Tensor | None:
+    """Which columns of M are not zero, if those are fewer than its rows."""
+    used = mixing.any(0).nonzero().flatten()
+    return used if len(used) < len(mixing) else None
 
 
 def compress(factors: Factors, rank: int, second_moment: Tensor | None = None) -> Factors:
@@ -167,16 +189,19 @@ def build(
 def _replaced(
     layer: AlphaLoraLayer, moments: Mapping[str, Moments], method: Method, rank: int | None
 ) -> Factors:
-    a, b = layer.alphalora_A["default"].detach().cpu(), layer.alphalora_B["default"].detach().cpu()
+    a, b, router, down = (
+        None if tensor is None else tensor.detach().cpu()
+        for tensor in (layer.part(name, "default") for name in layer.adapter_layer_names)
+    )
+    assert a is not None and b is not None
     scaling = layer.scaling["default"]
     second: Tensor | None = None
-    if "default" not in layer.alphalora_router:
+    if router is None:
         update = Factors(a.double(), b.double() * scaling)
     else:
-        router = layer.alphalora_router["default"].detach().cpu()
         seen = moments[layer.module_name]
         mixing = _MIXINGS[method](seen)
-        update = mixed(a, b, router, scaling, mixing)
+        update = mixed(a, b, router if down is None else down, scaling, mixing)
         if seen.tokens:
-            second = mixing @ seen.ff @ mixing.T
+            second = second_moment(seen, mixing)
     return update if rank is None else compress(update, rank, second)

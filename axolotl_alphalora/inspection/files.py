@@ -20,6 +20,7 @@ from ..files import (
     expert_scaling,
     read_adapter_config,
 )
+from ..mixture import Mixture
 from ..spectral.model_files import check_pointer, holds_model
 
 _SAVE_AGAIN = "use another checkpoint, or train and save it again"
@@ -34,19 +35,20 @@ class AdapterConfig:
     Attributes:
         base_model: Directory or repository id of the base model; None if it was not recorded.
         revision: Of the base model in its repository; None for the usual one.
-        rank: Rank of an expert, where `rank_pattern` does not name its module.
-        top_k: Experts of a token, where there are as many.
+        rank: Rank of an expert before it is cut, where `rank_pattern` does not name its module.
+        mixture: The shape of its mixtures.
         lora_alpha: Scale of the experts' output.
         use_rslora: Whether they are scaled with the rank's root.
-        num_experts: Module name to number of experts; None where the adapter gives one for all.
-        rank_pattern: Module name to rank.
+        num_experts: Module name to number of experts before they are cut; None where the adapter
+            gives one for all.
+        rank_pattern: Module name to rank, as `rank` is.
         plan: The plan that the numbers come from, or None.
     """
 
     base_model: str | None
     revision: str | None
     rank: int
-    top_k: int
+    mixture: Mixture
     lora_alpha: float
     use_rslora: bool
     num_experts: Mapping[str, int] | None
@@ -54,12 +56,12 @@ class AdapterConfig:
     plan: Mapping[str, Any] | None
 
     def rank_of(self, module: str) -> int:
-        """Rank of each expert of the module of that exact name."""
+        """Rank of each expert of the module of that exact name, before it is cut."""
         return self.rank_pattern.get(module, self.rank)
 
     def scaling(self, rank: int) -> float:
-        """Factor on the output of an expert of that rank."""
-        return expert_scaling(self.lora_alpha, rank, self.use_rslora)
+        """Factor on the output of an expert that had that rank before it was cut."""
+        return self.mixture.segments * expert_scaling(self.lora_alpha, rank, self.use_rslora)
 
 
 def read_config(adapter_dir: str | Path) -> AdapterConfig:
@@ -93,7 +95,12 @@ def read_config(adapter_dir: str | Path) -> AdapterConfig:
             base_model=values.get("base_model_name_or_path"),
             revision=values.get("revision"),
             rank=int(values["r"]),
-            top_k=int(values["top_k"]),
+            mixture=Mixture(  # older releases had only the first of these
+                values["top_k"],
+                values.get("segments", 1),
+                values.get("router_rank"),
+                values.get("share_a", False),
+            ),
             lora_alpha=float(values["lora_alpha"]),
             use_rslora=bool(values["use_rslora"]),
             num_experts=dict(counts) if isinstance(counts, dict) else None,

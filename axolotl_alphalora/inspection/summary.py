@@ -225,7 +225,9 @@ class Inspection:
 
     @property
     def total_experts(self) -> float:
-        """Sum over the blocks of the mean number of their modules, as a plan counts."""
+        """Sum over the blocks of the mean number of their modules, as a plan counts if it cuts
+        none.
+        """
         return round(sum(block.experts for block in self.blocks), 6)
 
     @property
@@ -272,6 +274,11 @@ class Inspection:
     def routing(self) -> RoutingSummary | None:
         """All routers on all of the data; None without data."""
         return self.routing_of(self.modules)
+
+    def chooses(self, module: ModuleExperts) -> bool:
+        """Whether a token uses some of a module's experts, and not all."""
+        mixture, number = self.config.mixture, len(module.experts)
+        return mixture.active(number // mixture.segments) < number
 
     def usage_of(self, module: str) -> RouterUsage | None:
         """What a module's router decided over all of the data; None without data or router."""

@@ -2,7 +2,8 @@
 
 Updates are known by their factors; no out x in matrix is formed. Notation as in
 :mod:`axolotl_alphalora.adapter.functional`: N experts of rank r stacked, ``A`` is [N*r, in] and
-``B`` is [out, N*r]; expert e's update is ``dW_e = s * B_e A_e``.
+``B`` is [out, N*r]; expert e's update is ``dW_e = s * B_e A_e``. Experts that are cut count as
+their parts, and those that share an A have a copy of it each.
 """
 
 from __future__ import annotations
@@ -238,38 +239,46 @@ def _modules(keys: set[str], config: AdapterConfig, folder: Path) -> dict[str, s
     return {name: found[name] for name in in_depth_order(found)}
 
 
+PARTS = ("alphalora_A", "alphalora_B", "alphalora_router", "alphalora_router_down")
+"""The last part of the keys of a module's weights."""
+
+
 def _read(
     file: Any, keys: set[str], name: str, prefix: str, config: AdapterConfig
 ) -> ModuleExperts:
     if f"{prefix}.alphalora_B" not in keys:
         raise ValueError(f"{name}: alphalora_B is missing: save the adapter again")
-    a = file.get_tensor(f"{prefix}.alphalora_A").float()
-    b = file.get_tensor(f"{prefix}.alphalora_B").float()
-    router = f"{prefix}.alphalora_router"
-    shape = file.get_slice(router).get_shape() if router in keys else None
-    number = shape[0] if shape else 1
-    rank, scaling = config.rank_of(name), config.scaling(config.rank_of(name))
-    wanted = number if config.num_experts is None else config.num_experts[name]
-    if not (number == wanted and a.shape[0] == b.shape[1] == number * rank):
+    there = [part for part in PARTS if f"{prefix}.{part}" in keys]
+    tensors = {part: file.get_tensor(f"{prefix}.{part}") for part in there}
+    shapes = {part: tuple(tensor.shape) for part, tensor in tensors.items()}
+    mixture, rank = config.mixture, config.rank_of(name)
+    in_features, out_features = shapes["alphalora_A"][1], shapes["alphalora_B"][0]
+    wanted = (
+        shapes["alphalora_B"][1] // rank if config.num_experts is None else config.num_experts[name]
+    )
+    right = mixture.tensors(in_features, out_features, wanted, rank)
+    if shapes != right:
+        found = ", ".join(f"{part} {shapes.get(part)}" for part in PARTS if part in shapes | right)
         raise ValueError(
-            f"{name}: A {list(a.shape)}, B {list(b.shape)} and router {shape} are not those of "
-            f"{wanted} experts of rank {rank}, as {ADAPTER_CONFIG} says: use another checkpoint, "
-            "or save the adapter again"
+            f"{name}: {found} are not those of {wanted} experts of rank {rank}, as "
+            f"{ADAPTER_CONFIG} says: use another checkpoint, or save the adapter again"
         )
-    routers = file.get_tensor(router) if router in keys else a.new_zeros(())
-    if not all(bool(part.isfinite().all()) for part in (a, b, routers)):
+    if not all(bool(tensor.isfinite().all()) for tensor in tensors.values()):
         raise ValueError(f"{name}: its weights are not finite, so training has diverged")
+    number, scaling = mixture.experts(wanted), config.scaling(rank)
+    a, b = tensors["alphalora_A"].float(), tensors["alphalora_B"].float()
+    a = a.repeat(b.shape[1] // len(a), 1)
     experts = []
     for values in singular_values(a, b, number, scaling).tolist():
         experts.append(Expert(math.hypot(*values), effective_rank(values), tuple(values)))
     rows = cosines(a, b, number).tolist()
     return ModuleExperts(
         name=name,
-        in_features=a.shape[1],
-        out_features=b.shape[0],
-        rank=rank,
+        in_features=in_features,
+        out_features=out_features,
+        rank=rank // mixture.segments,
         scaling=scaling,
         experts=tuple(experts),
         cosine=tuple(tuple(None if math.isnan(x) else x for x in row) for row in rows),
-        parameters=a.numel() + b.numel() + (number * a.shape[1] if shape else 0),
+        parameters=sum(tensor.numel() for tensor in tensors.values()),
     )

@@ -97,7 +97,8 @@ def split_groups(
 
 
 def _kind(name: str, factors: Mapping[str, float]) -> str | None:
-    return next((kind for kind in factors if f".{kind}." in name), None)
+    # A router of low rank has two parts, alphalora_router and alphalora_router_down.
+    return next((kind for kind in factors if f".{kind}" in name), None)
 
 
 _DRAFT = ".saving-"

@@ -8,11 +8,13 @@ from __future__ import annotations
 from statistics import fmean
 from typing import TYPE_CHECKING
 
+from .plan_sentences import strategy_words
 from .tables import WARNING, listed, model_name, numeral, plural, spread
 
 if TYPE_CHECKING:
     from ..export import Exported
     from ..inspection import Inspection
+    from ..mixture import Mixture
 
 COPIES = 0.95
 """Two experts whose updates have a larger absolute cosine are called near copies."""
@@ -28,10 +30,10 @@ def facts(inspection: Inspection) -> list[str]:
     lines = [
         f"{plural(len(inspection.blocks), 'block')} with "
         f"{plural(len(inspection.modules), 'module')}, in which there are "
-        f"{plural(inspection.module_experts, 'expert')} of rank {ranks}: "
-        f"top-{config.top_k}, {inspection.parameters:,} parameters"
+        f"{plural(inspection.module_experts, 'expert')} of rank {ranks}{_cut(inspection)}: "
+        f"{_active(config.mixture)}{_shape(config.mixture)}, {inspection.parameters:,} parameters"
         + (f", for {model_name(config.base_model)}" if config.base_model else "")
-        + (f"; shared out by {strategy['name']}." if strategy else ".")
+        + (f"; shared out by {strategy_words(strategy)}." if strategy else ".")
     ]
     data = inspection.data
     if data is not None:
@@ -40,6 +42,24 @@ def facts(inspection: Inspection) -> list[str]:
             f"{data.tokens:,} tokens."
         )
     return lines
+
+
+def _cut(inspection: Inspection) -> str:
+    segments = inspection.config.mixture.segments
+    if segments == 1:
+        return ""
+    return f" ({inspection.module_experts // segments:,} as planned, cut into {segments} each)"
+
+
+def _active(mixture: Mixture) -> str:
+    if isinstance(mixture.top_k, float):
+        return f"{mixture.top_k:.0%} of them for a token"
+    return f"top-{mixture.top_k * mixture.segments}"
+
+
+def _shape(mixture: Mixture) -> str:
+    said = ", one A for all experts of a module" if mixture.share_a else ""
+    return said + (f", routers of rank {mixture.router_rank}" if mixture.router_rank else "")
 
 
 def stands_out(inspection: Inspection) -> list[str]:
@@ -79,7 +99,8 @@ def _redundancy(inspection: Inspection) -> list[str]:
     if len(blocks) > 1:
         high = max(blocks, key=lambda block: block.redundancy or 0)
         low = min(blocks, key=lambda block: block.redundancy or 0)
-        alike = ", which see the same tokens" if high.experts <= inspection.config.top_k else ""
+        chooses = any(inspection.chooses(row) for row in inspection.by_block[high.name])
+        alike = "" if chooses else ", which see the same tokens"
         said += (
             f" It is largest in {high.name} ({high.redundancy:.3f}, "
             f"{plural(high.experts, 'expert')}{alike}) and smallest in {low.name} "

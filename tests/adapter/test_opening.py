@@ -51,7 +51,7 @@ def assert_same_logits(model, expected):
 
 
 @pytest.fixture(scope="module", params=deep.BASES)
-def saved(request, tmp_path_factory):
+def deep_adapter(request, tmp_path_factory):
     """A family, the adapted model's logits, and the directories of its base and its adapter."""
     folder = tmp_path_factory.mktemp(request.param)
     base = deep.base(request.param)
@@ -122,9 +122,9 @@ WAYS = {
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("names", ["exact names", "shortened names"])
 def test_a_deep_adapter_opens_by_every_way_whatever_its_target_modules_say(
-    saved, tmp_path, names, way
+    deep_adapter, tmp_path, names, way
 ):
-    family, expected, folder = saved
+    family, expected, folder = deep_adapter
     changes = {}
     if names == "shortened names":
         counted = set(settings(folder / "adapter")["num_experts"])
@@ -159,8 +159,8 @@ def test_exact_names_are_saved_of_however_many_layers(family, where, tmp_path):
     assert list(settings(tmp_path)["num_experts"]) == sorted(names)
 
 
-def test_an_opened_adapter_adapts_what_its_counts_say(saved):
-    family, _, folder = saved
+def test_an_opened_adapter_adapts_what_its_counts_say(deep_adapter):
+    family, _, folder = deep_adapter
     read = AlphaLoraConfig.from_pretrained(folder / "adapter")
     base = deep.base(family)
     assert resolve_targets(read, base) == resolve_targets(config(), base)
@@ -168,8 +168,8 @@ def test_an_opened_adapter_adapts_what_its_counts_say(saved):
     assert resolve_targets(read, base) == resolve_targets(config(), base)
 
 
-def test_modules_of_the_meta_device_are_opened_by_name(saved, tmp_path):
-    family, _, folder = saved
+def test_modules_of_the_meta_device_are_opened_by_name(deep_adapter, tmp_path):
+    family, _, folder = deep_adapter
     kind, shape = deep.BASES[family]
     with torch.device("meta"):
         base = kind(shape())
@@ -219,7 +219,7 @@ def test_what_the_caller_does_to_a_config_later_is_not_saved(tmp_path):
     assert tuner.peft_config["default"] is not one
 
 
-@pytest.mark.parametrize("saved", ["llama"], indirect=True)
+@pytest.mark.parametrize("deep_adapter", ["llama"], indirect=True)
 @pytest.mark.parametrize(
     ("sizes", "message"),
     [
@@ -243,9 +243,9 @@ def test_what_the_caller_does_to_a_config_later_is_not_saved(tmp_path):
 )
 @pytest.mark.parametrize("way", ["PeftModel", "low_cpu_mem_usage", "second adapter"])
 def test_another_base_is_called_that_with_both_sizes_and_the_right_ones_name(
-    saved, sizes, message, way
+    deep_adapter, sizes, message, way
 ):
-    _, _, folder = saved
+    _, _, folder = deep_adapter
     base = deep.base("llama", **sizes)
     with pytest.raises(ValueError, match=message) as caught:
         WAYS[way](base, folder / "adapter")
@@ -253,8 +253,8 @@ def test_another_base_is_called_that_with_both_sizes_and_the_right_ones_name(
     assert f"Open it on {folder / 'base'}." in str(caught.value)
 
 
-def test_adapters_without_the_number_of_blocks_open(saved, tmp_path):
-    family, expected, folder = saved
+def test_adapters_without_the_number_of_blocks_open(deep_adapter, tmp_path):
+    family, expected, folder = deep_adapter
     assert settings(folder / "adapter")["base_blocks"] == {"model.layers": 6}
     adapter = copied(folder / "adapter", tmp_path, base_blocks=None)
     assert_same_logits(PeftModel.from_pretrained(deep.base(family), adapter), expected)

@@ -5,48 +5,15 @@ import shutil
 
 import pytest
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 
 from axolotl_alphalora.adapter import AlphaLoraConfig
 from axolotl_alphalora.adapter.warm_start import _directions
-from axolotl_alphalora.blocks import block_name
 from helpers.kinds import assert_same, forward, fresh, layers, outputs, trainable
+from helpers.starting import FIRST, MINE, counts, refused, saved_lora, started
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
-FIRST = "model.layers.0.self_attn.q_proj"
-MINE = ("q_proj", "down_proj", "up_proj")
-
-
-def saved_lora(folder, kind="linear", dtype=torch.float32, **changes):
-    """Saves a LoRA as if it had been trained; returns what the base model gives with it."""
-    settings = {"r": 4, "lora_alpha": 12, "target_modules": ["q_proj", "down_proj"]}
-    settings |= {"task_type": "CAUSAL_LM", "init_lora_weights": False}
-    torch.manual_seed(5)
-    model = get_peft_model(fresh(kind, dtype), LoraConfig(**settings | changes))
-    with torch.no_grad():
-        for name, parameter in trainable(model).items():
-            if "modules_to_save" in name:
-                parameter.add_(torch.randn_like(parameter), alpha=0.1)
-    model.save_pretrained(folder)
-    return outputs(model)
-
-
-def counts(kind, targets):
-    """2 experts in the first block and 3 in the second, but for one module without a router."""
-    names = [name for name, _ in fresh(kind).named_modules() if name.endswith(tuple(targets))]
-    return {
-        name: 2 + int(block_name(name).rpartition(".")[2]) if name != names[0] else 1
-        for name in names
-    }
-
-
-def started(folder, kind="linear", dtype=torch.float32, targets=MINE, **changes):
-    settings = {"r": 4, "lora_alpha": 16, "task_type": "CAUSAL_LM", "init_from": str(folder)}
-    if "target_modules" not in changes:
-        settings["num_experts"] = counts(kind, targets)
-    torch.manual_seed(7)
-    return get_peft_model(fresh(kind, dtype), AlphaLoraConfig(**settings | changes)).eval()
 
 
 def edit(folder, **changes):
@@ -216,14 +183,6 @@ def test_weights_that_another_process_fills_in_are_left_alone(tmp_path):
 
 
 NONE_IN_FIRST = counts("linear", MINE[:2]) | {FIRST: 0}
-
-
-def refused(folder, message, **changes):
-    base = fresh("linear")
-    settings = {"target_modules": ["q_proj", "down_proj"], "init_from": str(folder)} | changes
-    with pytest.raises(ValueError, match=message):
-        get_peft_model(base, AlphaLoraConfig(**settings))
-    assert not layers(base)
 
 
 @pytest.mark.refused("PEFT", "experts started from a LoRA that they cannot repeat")

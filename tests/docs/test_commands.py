@@ -23,7 +23,10 @@ HERE = (
     "alphalora inspect outputs/alphalora",
     "alphalora inspect outputs/alphalora --data rows.jsonl --plot experts.html",
     "alphalora plan config.yml",
+    "alphalora plan config.yml --as-lora --output adapter_config.json",
+    "alphalora plan config.yml --as-lora --output lora.py",
     "alphalora plan config.yml --as-lora --output lora.yml",
+    "alphalora plan config.yml --compare alphalora opposite shuffled",
     "alphalora plan config.yml --compare mola:2468 uniform",
     "alphalora plan config.yml --confidence --per-module",
     "alphalora plan config.yml --output plan.json",
@@ -70,6 +73,15 @@ ELSEWHERE = {
     ),
     "torchrun --nproc-per-node=4 -m benchmarks.ranks --engine fsdp2": (
         "tests/scale/test_gpus.py::test_two_gpus_train_like_one"
+    ),
+    "python -m benchmarks.study run --hours 8 --data path/to/data --threads 2": (
+        "tests/benchmarks/study/test_run.py::test_a_run_that_is_killed_loses_one_cell_at_most"
+    ),
+    "python -m benchmarks.study list": (
+        "tests/benchmarks/study/test_run.py::test_a_run_that_is_killed_loses_one_cell_at_most"
+    ),
+    "python -m benchmarks.study report": (
+        "tests/benchmarks/study/test_report.py::test_the_pages_pictures_are_those_of_the_results"
     ),
     "python docs/generate.py": "tests/docs/test_pages.py::test_a_page_says_what_the_code_says",
 }

@@ -22,7 +22,7 @@ def module():
     a, b, router = torch.randn(N * RANK, IN), torch.randn(OUT, N * RANK), torch.randn(N, IN)
     # Tokens that are not white, as hidden states are not.
     x = torch.randn(400, IN) @ torch.randn(IN, IN) * 0.2
-    moments = Moments.empty(N, RANK)
+    moments = Moments.empty(N, N * RANK, N * RANK, N)
     for part in x.split(150):
         moments.add(part, a, router, TOP_K)
     gates = route(x @ router.T, TOP_K)[0]
@@ -79,7 +79,7 @@ def test_the_fit_is_the_best_linear_map_of_hidden_values_and_logits(module):
 def test_gates_that_do_not_depend_on_the_token_are_fitted_exactly():
     torch.manual_seed(1)
     a, b, router = torch.randn(6, IN), torch.randn(OUT, 6), torch.zeros(2, IN)
-    moments = Moments.empty(2, 3)
+    moments = Moments.empty(2, 6, 6, 2)
     moments.add(torch.randn(100, IN), a, router, 2)
     got = mixed(a, b, router, SCALE, fitted_mixing(moments))
     torch.testing.assert_close(dense(got).float(), SCALE * 0.5 * b @ a, rtol=1e-4, atol=1e-4)
@@ -88,7 +88,7 @@ def test_gates_that_do_not_depend_on_the_token_are_fitted_exactly():
 def test_an_expert_that_no_token_reaches_stays_at_its_mean_gate():
     torch.manual_seed(2)
     a, router = torch.randn(6, IN), torch.randn(2, IN)
-    moments = Moments.empty(2, 3)
+    moments = Moments.empty(2, 6, 6, 2)
     assert torch.equal(fitted_mixing(moments), mean_mixing(moments))
     assert moments.mean_gates.tolist() == [0.5, 0.5]
     moments.add(torch.zeros(5, IN), a, router, 1)

@@ -9,6 +9,7 @@ SLOW = {
     "benchmark": "runs a benchmark, most of which start processes",
     "compiler": "compiles",
     "pictures": "draws many pictures",
+    "deep_adapter": "opens models of 30 layers and more in every way",
     "smollm2": "goes through all matrices of a real model",
 }
 """Fixture to why it takes long."""

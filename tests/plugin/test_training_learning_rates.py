@@ -18,8 +18,9 @@ def test_kinds_without_a_ratio_of_their_own_are_not_split():
     assert lr_ratios(None, 0.1) == {"alphalora_router": 0.1}
 
 
-def test_every_parameter_stays_in_a_group_with_the_settings_of_its_old_one(tiny_llama):
-    model = adapted(tiny_llama)
+@pytest.mark.parametrize("router_rank", [None, 3])
+def test_every_parameter_stays_in_a_group_with_the_settings_of_its_old_one(tiny_llama, router_rank):
+    model = adapted(tiny_llama, router_rank=router_rank)
     parameters = trainable(model)
     half = len(parameters) // 2
     groups = [

@@ -1,0 +1,1 @@
+"""Does it help? Cells of a table, trained one after another; `docs/study.md` says what they say."""
