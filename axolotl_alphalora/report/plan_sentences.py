@@ -110,7 +110,7 @@ def data_line(plan: Plan, rows: int, tokens: int, folder: str) -> str:
     shown = f"{ratio:,.0f}" if ratio >= 100 else f"{ratio:.3g}"
     return (
         f"Data: {shown} trainable parameters for each training token. There are {tokens:,} "
-        f"tokens with a label in {plural(rows, 'training row')} (one epoch, {folder})."
+        f"tokens with a label in {plural(rows, 'training row')} (one epoch, prepared in {folder})."
     )
 
 
