@@ -13,11 +13,14 @@ TESTS = Path(__file__).parents[1] / "tests"
 STATUS = {"works": "works", "refused": "refused", "untested": "untested here"}
 AREAS = (
     "Quantised bases",
+    "Mixtures",
     "Trainers",
     "Data",
+    "Allocation",
     "Memory and speed",
     "Scale-out",
     "Verbs",
+    "Plans",
     "Seeing and exporting",
     "Base models",
     "PEFT",

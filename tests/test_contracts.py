@@ -284,6 +284,22 @@ def TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING():
 
 
 @checks("peft")
+def IncrementalPCA():
+    """What we set, and the way past the check that the last rows are as many as the components."""
+    pca = peft_names.IncrementalPCA
+    takes(pca.__init__, "n_components", "lowrank", "lowrank_q", "lowrank_seed")
+    takes(pca.partial_fit, "self", "X", "check_input")
+    found = pca(n_components=2, lowrank=True, lowrank_q=4, lowrank_seed=0)
+    rows = torch.randn(50, 5, generator=torch.Generator().manual_seed(0))
+    found.lowrank = False  # read at each update
+    found.partial_fit(rows[:49].clone(), check_input=False)
+    found.partial_fit(rows[49:].clone(), check_input=False)
+    squares = torch.linalg.svdvals(rows - rows.mean(0)).square()
+    wanted = (squares / squares.sum())[:2]
+    assert torch.allclose(found.explained_variance_ratio_.float(), wanted, rtol=0.02)
+
+
+@checks("peft")
 def ModulesToSaveWrapper():
     base = nn.Linear(1, 1)
     wrapper = peft_names.ModulesToSaveWrapper(base, "default")

@@ -31,6 +31,7 @@ IMPORTS = {
     },
     "import torch": {
         "import axolotl_alphalora.sensitivity": STACK,
+        "import axolotl_alphalora.activations": STACK,
         "import axolotl_alphalora.spectral": {*STACK, "bitsandbytes", "weightwatcher"},
         "import axolotl_alphalora.inspection": STACK,
     },
@@ -114,7 +115,7 @@ def test_peft_knows_the_method_in_whatever_order_the_two_are_imported(order):
 
 FLOW = (
     *("registration", "blocks", "settings", "mixture", "hosts", "files", "threads", "progress"),
-    *("spectral", "adapter", "sensitivity"),
+    *("spectral", "adapter", "samples", "sensitivity", "activations"),
     *("allocation", "analysis", "planning"),
     *("trainer", "inspection", "evaluation"),
     *("export", "report"),

@@ -18,7 +18,7 @@ from ..files import ADAPTER_CARD
 from ..hosts.peft import get_peft_model_state_dict
 from ..hosts.transformers import Conv1D
 from ..progress import Stages
-from ..sensitivity import Sample
+from ..samples import Sample
 from .factors import DEFAULT_METHOD, Method, build
 from .lora import attach, save_lora, servers
 

@@ -217,7 +217,6 @@ def _from_rows(bench: Bench, request: PlanRequest) -> Any:
             found = measure_sensitivity(bench.model, names, samples)
         else:
             from axolotl_alphalora.activations import measure_explained_variance
-
             from axolotl_alphalora.allocation import components_needed
 
             components = components_needed(request, request.targets.resolve(bench.model))

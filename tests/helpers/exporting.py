@@ -5,7 +5,7 @@ import torch
 from peft import PeftModel
 
 from axolotl_alphalora.export import export_adapter
-from axolotl_alphalora.sensitivity import Sample
+from axolotl_alphalora.samples import Sample
 
 
 def rows(count, seed):
