@@ -4,12 +4,7 @@ import json
 
 import pytest
 import yaml
-from axolotl.utils.config import validate_config
-from axolotl.utils.data.shared import (
-    generate_dataset_hash_from_config,
-    get_prepared_dataset_path,
-)
-from axolotl.utils.dict import DictDefault
+from axolotl.common.const import DEFAULT_DATASET_PREPARED_PATH
 from click.testing import CliRunner
 from datasets import concatenate_datasets
 
@@ -17,40 +12,11 @@ from axolotl_alphalora.allocation import Plan
 from axolotl_alphalora.cli import alphalora
 from axolotl_alphalora.plugin import prepared
 from axolotl_alphalora.plugin.data import load_splits, load_tokenizer
-from axolotl_alphalora.plugin.prepared import prepared_folder, prepared_tokens
+from axolotl_alphalora.plugin.prepared import PREPARED_IN, prepared_tokens
 from helpers.models import save_tiny_model
 from helpers.settings import base_yaml, validate
 
 pytestmark = pytest.mark.usefixtures("plugin")
-
-PACKED = {"sample_packing": True, "attn_implementation": "flash_attention_2"}
-CHAT = {"path": "./chat.jsonl", "ds_type": "json", "type": "chat_template"}
-
-
-@pytest.mark.parametrize(
-    "changes",
-    [
-        {},
-        {"sequence_len": None},
-        {"dataset_prepared_path": "./p", "val_set_size": 0.1, "train_on_inputs": True},
-        PACKED,
-        PACKED | {"eval_sample_packing": False, "sample_packing_bin_size": 50},
-        {"datasets": [CHAT]},
-        {"datasets": [CHAT], "chat_template": "chatml"},
-        {"datasets": [CHAT | {"chat_template": "chatml", "roles_to_train": ["assistant"]}]},
-        {"datasets": [{"path": "a/b", "type": "completion", "split": "train[:9]"}, CHAT]},
-        {"special_tokens": {"pad_token": "<pad>"}, "dataset_exact_deduplication": True},
-        {"added_tokens_overrides": {5: "<new>"}},
-        {"tokenizer_config": "./other"},
-    ],
-    ids=str,
-)
-def test_the_folder_is_the_host_s(changes):
-    written = {key: value for key, value in base_yaml(**changes).items() if value is not None}
-    cfg = validate_config(DictDefault(written))
-    cfg.tokenizer_config = cfg.tokenizer_config or cfg.base_model  # as it does before it loads
-    theirs = generate_dataset_hash_from_config(cfg, cfg.datasets, cfg.tokenizer_config)
-    assert prepared_folder(written) == get_prepared_dataset_path(cfg, theirs)
 
 
 @pytest.fixture
@@ -118,6 +84,15 @@ def test_where_nothing_is_prepared_nothing_is_said(changes):
     assert prepared_tokens(base_yaml(**changes)) is None
 
 
-def test_without_the_host_nothing_is_said(monkeypatch):
-    monkeypatch.setattr(prepared, "find_spec", lambda name: None)
-    assert prepared_tokens(base_yaml()) is None
+def test_of_several_prepared_data_sets_none_is_guessed(config):
+    _, settings = config
+    cfg = validate(**settings, tokenizer_config=settings["base_model"])
+    for changes in ({}, {"sequence_len": 128}):
+        assert not changes or prepared_tokens(settings)
+        cfg.update(changes)
+        load_splits(cfg, load_tokenizer(cfg))
+    assert prepared_tokens(settings) is None
+
+
+def test_the_usual_place_is_the_hosts():
+    assert PREPARED_IN == DEFAULT_DATASET_PREPARED_PATH
