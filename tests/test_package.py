@@ -116,7 +116,7 @@ FLOW = (
     *("registration", "blocks", "settings", "mixture", "hosts", "files", "threads", "progress"),
     *("spectral", "adapter", "sensitivity"),
     *("allocation", "analysis", "planning"),
-    *("trainer", "inspection", "evaluation"),
+    *("trainer", "inspection", "evaluation", "probe"),
     *("export", "report"),
     *("plugin", "quickstart", "cli"),
 )
