@@ -144,7 +144,7 @@ def save_gguf(
             keys = getattr(text, "num_key_value_heads", None) or queries
             b = interleaved(b, queries if module.endswith(".q_proj") else keys)
         for which, factor in (("lora_a", update.a), ("lora_b", b)):
-            saved = factor.to(_DTYPES[dtype]).cpu().contiguous()
+            saved = factor.detach().to(_DTYPES[dtype]).cpu().contiguous()
             if not saved.isfinite().all():
                 raise ValueError(f"{module} is too large for {dtype}: take --gguf-type f32.")
             writer.add_tensor(f"{tensors[module]}.{which}", saved.numpy())

@@ -16,33 +16,50 @@ SCALES: Mapping[str, float] = {"half": 0.5, "double": 2.0}
 
 
 @dataclass(frozen=True)
+class Step:
+    """One token of a greedy continuation.
+
+    Attributes:
+        token: As text; empty where it ends the answer.
+        logprob: Its log-probability, in nats.
+        top: The likeliest tokens there, this one included, to their log-probabilities.
+    """
+
+    token: str
+    logprob: float
+    top: Mapping[str, float]
+
+
+@dataclass(frozen=True)
 class Answer:
     """A greedy continuation.
 
     Attributes:
         text: Without the token that ends it.
-        tokens: Each token as text; where the model ended its answer, the last one is empty.
-        logprobs: The log-probability of each token, in nats.
+        steps: Its tokens.
     """
 
     text: str
-    tokens: tuple[str, ...]
-    logprobs: tuple[float, ...]
+    steps: tuple[Step, ...]
 
     @property
     def logprob(self) -> float:
         """The log-probability of the whole, in nats."""
-        return sum(self.logprobs)
+        return sum(step.logprob for step in self.steps)
 
     def to_dict(self) -> dict[str, Any]:
         """The answer as JSON values, with its summed log-probability."""
-        rounded = [round(value, 6) for value in self.logprobs]
-        return {
-            "text": self.text,
-            "logprob": round(self.logprob, 6),
-            "tokens": list(self.tokens),
-            "logprobs": rounded,
-        }
+        steps = [
+            [step.token, round(step.logprob, 6), {k: round(v, 6) for k, v in step.top.items()}]
+            for step in self.steps
+        ]
+        return {"text": self.text, "logprob": round(self.logprob, 6), "steps": steps}
+
+    @classmethod
+    def from_dict(cls, document: Mapping[str, Any]) -> Answer:
+        """Read what `to_dict` wrote."""
+        steps = tuple(Step(token, float(lp), dict(top)) for token, lp, top in document["steps"])
+        return cls(document["text"], steps)
 
 
 @dataclass(frozen=True)
@@ -82,7 +99,7 @@ class Probe:
         ]
         head = {key: value for key, value in asdict(self).items() if key != "asked"}
         document = {"format": FORMAT, "version": VERSION, **head, "prompts": prompts}
-        return json.dumps(document, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+        return json.dumps(document, indent=None, ensure_ascii=False, allow_nan=False) + "\n"
 
 
 def read_probe(path: Path) -> Probe:
@@ -100,11 +117,7 @@ def read_probe(path: Path) -> Probe:
         asked = [
             Asked(
                 row["prompt"],
-                {
-                    name: Answer(a["text"], tuple(a["tokens"]), tuple(map(float, a["logprobs"])))
-                    for name, a in row.items()
-                    if name != "prompt"
-                },
+                {name: Answer.from_dict(a) for name, a in row.items() if name != "prompt"},
             )
             for row in document["prompts"]
         ]

@@ -5,15 +5,18 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 from urllib.error import HTTPError, URLError
 from urllib.request import Request, urlopen
 
 import torch
 
-from .answers import Answer
+from .answers import Answer, Step
 
-Step = Callable[[str], None]
+TOP = 5
+"""Tokens whose log-probabilities are asked for at each place; as many as most servers give."""
+
 _SECONDS = 300.0
 
 
@@ -30,19 +33,23 @@ def ask_model(model: Any, tokenizer: Any, prompt: str, tokens: int) -> Answer:
     device = next(model.parameters()).device
     inputs = tokenizer(prompt, return_tensors="pt")["input_ids"].to(device)
     ends = _ends(model, tokenizer)
-    ids, logprobs = [], []
+    steps: list[Step] = []
+    ids: list[int] = []
     past = None
     while len(ids) < tokens and not (ids and ids[-1] in ends):
         out = model(input_ids=inputs, past_key_values=past, use_cache=True)
         past = out.past_key_values
-        scores = out.logits[0, -1].float().log_softmax(-1)
-        best = int(scores.argmax())
+        likeliest = out.logits[0, -1].float().log_softmax(-1).topk(TOP)
+        top = {
+            tokenizer.decode([token]): value
+            for value, token in zip(*(part.tolist() for part in likeliest), strict=True)
+        }
+        best = int(likeliest.indices[0])
         ids.append(best)
-        logprobs.append(float(scores[best]))
+        word = "" if best in ends else tokenizer.decode([best])
+        steps.append(Step(word, float(likeliest.values[0]), top))
         inputs = torch.tensor([[best]], device=device)
-    said = [token for token in ids if token not in ends]
-    texts = ["" if token in ends else tokenizer.decode([token]) for token in ids]
-    return Answer(tokenizer.decode(said), tuple(texts), tuple(logprobs))
+    return Answer(tokenizer.decode([token for token in ids if token not in ends]), tuple(steps))
 
 
 def _ends(model: Any, tokenizer: Any) -> set[int]:
@@ -59,7 +66,7 @@ def ask_server(
     tokens: int,
     *,
     model: str | None = None,
-    step: Step | None = None,
+    step: Callable[[str], None] | None = None,
 ) -> list[Answer]:
     """Ask the route `/v1/completions` of a server for greedy answers with log-probabilities.
 
@@ -82,7 +89,7 @@ def ask_server(
     name = model or _only_model(root)
     answers = []
     for prompt in prompts:
-        body = {"model": name, "prompt": prompt, "max_tokens": tokens, "logprobs": 1}
+        body = {"model": name, "prompt": prompt, "max_tokens": tokens, "logprobs": TOP}
         body |= {"temperature": 0, "top_p": 1, "seed": 0}
         answers.append(_answer(_request(f"{root}/completions", body)))
         if step is not None:
@@ -124,18 +131,24 @@ def _answer(response: dict[str, Any]) -> Answer:
         choice = response["choices"][0]
         text, found = choice["text"], choice.get("logprobs") or {}
         if "content" in found:  # as for chats: llama.cpp
-            tokens = [row["token"] for row in found["content"]]
-            logprobs = [row["logprob"] for row in found["content"]]
+            steps = [
+                Step(
+                    row["token"],
+                    float(row["logprob"]),
+                    {one["token"]: one["logprob"] for one in row.get("top_logprobs") or ()},
+                )
+                for row in found["content"]
+            ]
         else:
-            tokens, logprobs = found["tokens"], found["token_logprobs"]
-        answer = Answer(text, tuple(tokens), tuple(map(float, logprobs)))
-    except (KeyError, IndexError, TypeError) as error:
+            tops = found.get("top_logprobs") or [{}] * len(found["tokens"])
+            rows = zip(found["tokens"], found["token_logprobs"], tops, strict=True)
+            steps = [Step(token, float(value), dict(top or {})) for token, value, top in rows]
+    except (KeyError, IndexError, TypeError, ValueError) as error:
         raise ValueError(
             "the server's completions have no log-probabilities, which the probe goes by "
             f"({type(error).__name__}: {error})."
         ) from error
     # Some servers list the token that ends the answer, with its name.
-    ended = choice.get("finish_reason") == "stop" and tokens and not text.endswith(tokens[-1])
-    if ended:
-        return Answer(text, (*answer.tokens[:-1], ""), answer.logprobs)
-    return answer
+    if steps and choice.get("finish_reason") == "stop" and not text.endswith(steps[-1].token):
+        steps[-1] = replace(steps[-1], token="")
+    return Answer(text, tuple(steps))

@@ -6,12 +6,12 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from .answers import ADAPTER, BASE, Answer, Probe
+from .answers import ADAPTER, BASE, Answer, Probe, Step
 
 _NOISE = 0.25
 """More than quantising a model moves its log-probabilities by, in nats on average."""
 
-_UNSEEN_END = math.log(0.5)
+_UNTOLD_END = math.log(0.5)
 """The log-probability of an answer's end where a server does not tell it."""
 
 
@@ -60,12 +60,12 @@ def judge(probe: Probe, answers: Sequence[Answer], tolerance: float | None = Non
             "write it anew with other rows."
         )
     allowed = min(min(gaps.values()) / 2, _NOISE) if tolerance is None else tolerance
-    nearest = min(distances, key=lambda name: distances[name])
-    known = nearest in (ADAPTER, BASE) and distances[nearest] <= allowed
     same = {
         name: sum(one.answers[name].text == seen.text for one, seen in _pairs(probe, answers))
         for name in names
     }
+    nearest = min(distances, key=lambda name: (distances[name], -same[name]))
+    known = nearest in (ADAPTER, BASE) and distances[nearest] <= allowed
     served = nearest if known else None
     return Verdict(served, nearest, distances, allowed, same, len(answers))
 
@@ -92,30 +92,43 @@ def _mean(found: Sequence[Sequence[float]]) -> float:
 def _differences(known: Answer, seen: Answer) -> list[float]:
     """How much the log-probabilities of two greedy answers differ, token by token.
 
-    Up to the first token that is another one they are both known. There, `known` gives its own
-    token p and any other at most min(p, 1 - p), so the difference is at least what `seen` gives
-    its token beyond that. What follows has another beginning, and is not compared.
+    At the first token that is another one, those of both tokens are compared. What follows has
+    another beginning, and is not.
     """
-    found = []
-    for index, (token, logprob) in enumerate(zip(known.tokens, known.logprobs, strict=True)):
-        told = index < len(seen.tokens)
-        ends = not token and (index == len(seen.tokens) or (told and not seen.tokens[index]))
-        if ends and not told:
-            break
-        there = seen.logprobs[index] if told else _UNSEEN_END
-        if ends or (told and _same(token, seen.tokens[index])):
-            found.append(abs(logprob - there))
+    found: list[float] = []
+    for index, step in enumerate(known.steps):
+        told = seen.steps[index] if index < len(seen.steps) else None
+        if told is None and not step.token:
+            break  # both end here, and how sure that was is not told
+        if told is None:
+            told = Step("", _UNTOLD_END, {})
+        if _same(step.token, told.token):
+            found.append(abs(step.logprob - told.logprob))
             continue
-        rest = math.log1p(-math.exp(logprob)) if logprob < 0 else -math.inf
-        found.append(min(max(0.0, there - min(logprob, rest)), _FAR))
+        found.append(max(_difference(step, told), _difference(told, step)))
         break
     return found
 
 
-_FAR = 20.0
-"""Log-probabilities further apart are as good as infinitely far."""
+def _difference(one: Step, other: Step) -> float:
+    """How differently two places see the token that the first chose; at least so much."""
+    for token, logprob in other.top.items():
+        if _same(one.token, token):
+            return abs(one.logprob - logprob)
+    # It is not among the likeliest there, nor likelier than what the one chosen leaves.
+    chosen = math.exp(min(other.logprob, -1e-9))
+    most = min([math.log1p(-chosen), other.logprob, *other.top.values()])
+    return max(0.0, one.logprob - most)
 
 
 def _same(token: str, other: str) -> bool:
-    """Whether two servers' texts of a token mean the same one: some leave out its first space."""
-    return token == other or (token.strip() == other.strip() != "")
+    """Whether two servers' texts of a token mean the same one.
+
+    Some leave out its first space, and a part of a character has a text of each server's own.
+    """
+    if _PART in token:
+        return _PART in other or other.startswith("bytes:") or not other
+    return token == other or token.strip() == other.strip() != ""
+
+
+_PART = "\ufffd"

@@ -6,7 +6,6 @@ from dataclasses import replace
 import gguf
 import pytest
 import torch
-from peft import PeftModel
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -25,11 +24,10 @@ from transformers import (
     SmolLM3Config,
 )
 
-from axolotl_alphalora.adapter import AlphaLoraConfig
 from axolotl_alphalora.export import llama_cpp
 from axolotl_alphalora.export.factors import Factors
 from axolotl_alphalora.export.llama_cpp import FAMILIES, check_gguf, save_gguf
-from axolotl_alphalora.export.lora import save_lora
+from helpers.exporting import with_lora
 from helpers.llama_cpp import VOCABULARY, greedy, served, write_base
 
 SIZES = {
@@ -117,12 +115,6 @@ def updates_for(model, scale=0.3):
             a, b = torch.randn(rank, sizes[0]), torch.randn(sizes[1], rank)
             found[name] = Factors(a.double() / sizes[0] ** 0.5, b.double() * scale / rank**0.5)
     return found
-
-
-def with_lora(model, updates, folder, **options):
-    folder.mkdir()
-    save_lora(folder, updates, AlphaLoraConfig(task_type="CAUSAL_LM"), {}, **options)
-    return PeftModel.from_pretrained(model, folder).eval()
 
 
 def check_against_peft(server, lora, prompts=PROMPTS, tokens=TOKENS, tolerance=1e-3):

@@ -4,7 +4,9 @@ import pytest
 import torch
 from peft import PeftModel
 
+from axolotl_alphalora.adapter import AlphaLoraConfig
 from axolotl_alphalora.export import export_adapter
+from axolotl_alphalora.export.lora import save_lora
 from axolotl_alphalora.sensitivity import Sample
 
 
@@ -40,3 +42,9 @@ def check_price(model, base, adapter, output):
     found = export_adapter(model, adapter, output, calibration=rows(8, 1), held_out=held_out)
     lora = PeftModel.from_pretrained(base(), output).eval()
     assert found.divergence.kl == pytest.approx(divergence(model, lora, held_out), rel=1e-3)
+
+
+def with_lora(model, updates, folder, **options):
+    folder.mkdir()
+    save_lora(folder, updates, AlphaLoraConfig(task_type="CAUSAL_LM"), {}, **options)
+    return PeftModel.from_pretrained(model, folder).eval()

@@ -12,6 +12,7 @@ import gguf
 import numpy as np
 import torch
 import xllamacpp
+from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from axolotl_alphalora.quickstart.model import bundled_gguf
 
@@ -78,21 +79,58 @@ def pairs_together(rows, heads):
     return np.concatenate([rows[head * width :][order] for head in range(heads)])
 
 
-def write_smollm2(path):
-    """The quickstart's model as an F32 GGUF, with the rounding of the converted one."""
-    reader = gguf.GGUFReader(str(bundled_gguf()))
-    writer = gguf.GGUFWriter(str(path), reader.fields["general.architecture"].contents())
+def smollm2(path):
+    """The quickstart's model, dequantised: written as an F32 GGUF, and as transformers has it.
+
+    Returns:
+        The model, with the numbers of the file, and its tokenizer.
+    """
+    source = bundled_gguf()
+    reader = gguf.GGUFReader(str(source))
+    said = {field.name: field.contents() for field in reader.fields.values()}
+    said["general.file_type"] = int(gguf.LlamaFileType.ALL_F32)
+    writer = gguf.GGUFWriter(str(path), said["general.architecture"])
     for field in reader.fields.values():
-        if field.name.startswith("GGUF.") or field.name == "general.architecture":
-            continue
-        value, types = field.contents(), field.types
-        if field.name == "general.file_type":
-            value = int(gguf.LlamaFileType.ALL_F32)
-        writer.add_key_value(field.name, value, types[0], types[-1] if len(types) > 1 else None)
-    for tensor in reader.tensors:
-        weight = torch.from_numpy(gguf.quants.dequantize(tensor.data, tensor.tensor_type).copy())
-        writer.add_tensor(tensor.name, weight.bfloat16().float().numpy())
+        if not field.name.startswith("GGUF.") and field.name != "general.architecture":
+            types = field.types
+            more = types[-1] if len(types) > 1 else None
+            writer.add_key_value(field.name, said[field.name], types[0], more)
+    weights = {
+        tensor.name: gguf.quants.dequantize(tensor.data, tensor.tensor_type)
+        for tensor in reader.tensors
+    }
+    for name, weight in weights.items():
+        writer.add_tensor(name, weight)
     finish(writer)
+    config = LlamaConfig(
+        vocab_size=len(said["tokenizer.ggml.tokens"]),
+        hidden_size=said["llama.embedding_length"],
+        intermediate_size=said["llama.feed_forward_length"],
+        num_hidden_layers=said["llama.block_count"],
+        num_attention_heads=said["llama.attention.head_count"],
+        num_key_value_heads=said["llama.attention.head_count_kv"],
+        rms_norm_eps=said["llama.attention.layer_norm_rms_epsilon"],
+        rope_parameters={"rope_type": "default", "rope_theta": said["llama.rope.freq_base"]},
+        tie_word_embeddings=True,
+        eos_token_id=said["tokenizer.ggml.eos_token_id"],
+    )
+    with torch.device("meta"):
+        model = LlamaForCausalLM(config)
+    model.to_empty(device="cpu")
+    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, config.num_hidden_layers)
+    for name, tensor in model.state_dict().items():
+        if name == "lm_head.weight":
+            continue
+        weight = weights[names.get_name(name, try_suffixes=(".weight",))]
+        if "q_proj" in name or "k_proj" in name:
+            heads = config.num_attention_heads if "q_proj" in name else config.num_key_value_heads
+            order = pairs_together(np.arange(len(weight)), heads)
+            weight = weight[np.argsort(order)]
+        tensor.copy_(torch.from_numpy(np.ascontiguousarray(weight)))
+    model.tie_weights()
+    model.model.rotary_emb = type(model.model.rotary_emb)(config)
+    tokenizer = AutoTokenizer.from_pretrained(source.parent, gguf_file=source.name)
+    return model.eval().requires_grad_(False), tokenizer
 
 
 def finish(writer):
