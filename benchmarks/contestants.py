@@ -22,6 +22,7 @@ from axolotl_alphalora.adapter import AlphaLoraConfig, AlphaLoraLayer
 from axolotl_alphalora.adapter.functional import route
 from axolotl_alphalora.adapter.fused import using
 from axolotl_alphalora.blocks import block_name, group_by_block
+from axolotl_alphalora.mixture import Mixture
 
 from .common import SHAPES
 
@@ -38,6 +39,16 @@ CONTESTANTS = (
     "experts-ffn",
     "mixlora",
 )
+MIXTURES: Mapping[str, dict[str, Any]] = {
+    "experts": {},
+    "segments-4": {"segments": 4},
+    "segments-8": {"segments": 8},
+    "router-16": {"router_rank": 16},
+    "share-a": {"share_a": True},
+}
+"""Shapes of a mixture, by what differs from `experts`."""
+MORE = (*(name for name in MIXTURES if name not in CONTESTANTS), *(f"{n}-lora" for n in MIXTURES))
+"""Contestants that take part where they are named."""
 FFN = ["gate_proj", "up_proj", "down_proj"]
 """The layers that mixlora gives experts to."""
 SWITCHES = {"experts-plain": {"function": False}, "experts-triton": {"triton": True}}
@@ -211,7 +222,7 @@ def build(
     """Build one contestant, sharing the base's weights.
 
     Args:
-        name: One of `CONTESTANTS`.
+        name: One of `CONTESTANTS` or `MORE`.
         base: The frozen base model.
         ids: The tokens of every step.
         options: As `benchmarks.training_step` reads them.
@@ -224,7 +235,7 @@ def build(
         raise Absent("its kernels need a CUDA GPU")
     model = copy.deepcopy(base, {id(p): p for p in base.parameters()})
     if name == "mixlora":
-        model, rest["extra_loss"] = _mixlora(model, options)
+        model, rest["extra_loss"] = mixlora(model, options)
     elif name != "none":
         model = get_peft_model(model, _config(name, base, options)).get_base_model()
     if name == "dispatch":
@@ -240,8 +251,11 @@ def build(
 def _config(name: str, base: Any, options: argparse.Namespace) -> Any:
     experts, rank = options.experts, options.rank
     shared: dict[str, Any] = {"target_modules": "all-linear", "lora_dropout": options.dropout}
-    if name.startswith("lora"):
+    mixture = {"segments": options.segments} | MIXTURES.get(name.removesuffix("-lora"), {})
+    if name in ("lora", "lora-equal") or name.endswith("-lora"):
         width = rank if name == "lora" else experts * rank
+        if name.endswith("-lora"):
+            width = equal_rank(base, Mixture(options.top_k, **mixture), experts, rank)
         return LoraConfig(r=width, lora_alpha=2 * width, **shared)
     counts: Any = experts
     if name == "experts-ffn":
@@ -252,13 +266,27 @@ def _config(name: str, base: Any, options: argparse.Namespace) -> Any:
         counts = uneven_counts(base, experts)
     if isinstance(counts, dict):
         del shared["target_modules"]
-    return AlphaLoraConfig(
-        num_experts=counts, r=rank, lora_alpha=2 * rank, top_k=options.top_k, **shared
-    )
+    settings = {"r": rank, "lora_alpha": 2 * rank, "top_k": options.top_k}
+    return AlphaLoraConfig(num_experts=counts, **settings, **shared, **mixture)
 
 
-def _mixlora(model: Any, options: argparse.Namespace) -> tuple[Any, Callable[[], Tensor]]:
-    """Axolotl's mixlora on the feed-forward layers, and what its trainer adds to the loss."""
+def equal_rank(base: nn.Module, mixture: Mixture, experts: int, rank: int) -> int:
+    """Rank of a LoRA of all linear layers that trains as many parameters, routers included."""
+    shapes = [
+        (module.in_features, module.out_features)
+        for name, module in base.named_modules()
+        if hasattr(module, "in_features") and name != "lm_head"
+    ]
+    wanted = sum(mixture.parameters(*shape, experts, rank) for shape in shapes)
+    return max(1, round(wanted / sum(map(sum, shapes))))
+
+
+def mixlora(model: Any, options: argparse.Namespace) -> tuple[Any, Callable[[], Tensor]]:
+    """Axolotl's mixlora on the feed-forward layers, and what its trainer adds to the loss.
+
+    Raises:
+        Absent: If axolotl is not installed.
+    """
     try:
         from axolotl.integrations.mixlora.constants import MIXLORA_DEFAULTS
         from axolotl.integrations.mixlora.loss import collect_mixlora_aux_loss

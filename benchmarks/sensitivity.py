@@ -148,7 +148,8 @@ def _lora(model: Any, ids: Any, arguments: argparse.Namespace) -> list[float]:
 def _measure(model: Any, ids: Any, arguments: argparse.Namespace) -> list[float]:
     import torch
 
-    from axolotl_alphalora.sensitivity import Sample, measure_sensitivity
+    from axolotl_alphalora.samples import Sample
+    from axolotl_alphalora.sensitivity import measure_sensitivity
 
     sample = Sample("data", {"input_ids": ids, "labels": ids})
     names = _linears(model)

@@ -44,7 +44,7 @@ def take_steps(
     """Let contestants take their steps in turn, and count what is the same in every step.
 
     Args:
-        names: Of `benchmarks.contestants.CONTESTANTS`.
+        names: Of `benchmarks.contestants.CONTESTANTS` and `MORE`.
         options: As `benchmarks.training_step` reads them.
         base: The base model that they share; None gives each a process and a base of its own.
 

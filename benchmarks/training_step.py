@@ -2,6 +2,10 @@
 
     python -m benchmarks.training_step --model path/to/model --repeats 5
     python -m benchmarks.training_step --model path/to/model --along experts 1 2 4 8 16
+    python -m benchmarks.training_step --experts 20 --along segments 1 2 4 8 \\
+        --contestants none experts experts-lora     # up to 160 experts in a layer
+    python -m benchmarks.training_step --batch 1 --length 256 --dropout 0 --contestants none \\
+        lora-equal experts experts-lora segments-8 segments-8-lora      # many small operators
     python -m benchmarks.training_step --model 7b --nf4 --batch 4 --length 2048 --checkpointing
     python -m benchmarks.training_step --model 7b --nf4 --batch 1 --length 2048 --checkpointing \\
         --contestants uneven --limit-gib 12        # does a QLoRA run fit a consumer's GPU?
@@ -17,17 +21,21 @@ On the same base model, tokens and dtype, each step in turn (`benchmarks.steps`)
   block to the last;
 - ``dispatch``: a loop over the experts, as mixtures are commonly written;
 - ``mixlora``: axolotl's, on the feed-forward layers, with no LoRA on the others; where axolotl is
-  installed; ``experts-ffn``: AlphaLoRA with as many experts of that rank on the same layers.
+  installed; ``experts-ffn``: AlphaLoRA with as many experts of that rank on the same layers;
+- where they are named, ``segments-4``, ``segments-8``, ``router-16``, ``share-a``: ``experts``,
+  each cut into so many, with routers of rank 16, or with one A a layer; and ``experts-lora``,
+  ``segments-4-lora`` and so on, a LoRA with as many parameters as that one, routers included.
 
 A step is forward (under autocast, where the dtype is bf16), backward, AdamW. Shown: the median and
-range over repeats, tokens a second, the ratio to ``lora-equal`` by neighbouring steps, what the
-adapter adds to ``none``, what autograd keeps for a token (with checkpointing, the inputs of the
-blocks come on top), the operators that forward and backward dispatch (kernels, on a GPU), and on a
-GPU the peak of allocated memory of a step, less what the other contestants hold.
+range over repeats, tokens a second, the ratio by neighbouring steps to the contestant's own LoRA,
+or else to ``lora-equal``, what the adapter adds to ``none``, what autograd keeps for a token (with
+checkpointing, the inputs of the blocks come on top), the operators that forward and backward
+dispatch (kernels, on a GPU), and on a GPU the peak of allocated memory of a step, less what the
+other contestants hold.
 
-``--along`` repeats this for several numbers of experts, ranks or lengths, and shows the slope of
-the straight line with the least squares through what the adapter adds: for one more, as a share of
-the first step without an adapter.
+``--along`` repeats this for several numbers of experts, segments, ranks or lengths, and shows the
+slope of the straight line with the least squares through what the adapter adds: for one more, as
+a share of the first step without an adapter.
 
 ``--limit-gib`` is what PyTorch's allocator may hand out from before a base in nf4 is loaded until
 the last step; the optimizer is then bitsandbytes' PagedAdamW8bit, whose paged states lie outside of
@@ -43,10 +51,10 @@ from typing import Any
 import torch
 
 from .common import command_line, load_shape, machine, parsed, ratios, spread
-from .contestants import CONTESTANTS
+from .contestants import CONTESTANTS, MORE
 from .steps import differences, slope, take_steps
 
-AXES = ("experts", "rank", "length")
+AXES = ("experts", "rank", "length", "segments")
 
 
 def measure(options: argparse.Namespace, base: Any) -> dict[str, list[float]]:
@@ -54,7 +62,8 @@ def measure(options: argparse.Namespace, base: Any) -> dict[str, list[float]]:
     facts, absent, times = take_steps(options.contestants, options, base)
     print(
         f"\n{options.model}, {options.dtype}{', nf4' if options.nf4 else ''}, {options.batch} x "
-        f"{options.length} tokens, {options.experts} experts of rank {options.rank}, dropout "
+        f"{options.length} tokens, {options.experts} experts of rank {options.rank}"
+        f"{f' in {options.segments} segments' if options.segments > 1 else ''}, dropout "
         f"{options.dropout:g}{', checkpointing' if options.checkpointing else ''}, "
         f"{options.repeats} repeats"
     )
@@ -62,14 +71,15 @@ def measure(options: argparse.Namespace, base: Any) -> dict[str, list[float]]:
         print(f"no {name}: {reason}")
     kind = "kernels" if options.device != "cpu" else "operators"
     print(
-        f"{'':<15}{'trained':>12}  {'s a step':<24}{'tokens/s':>9}  {'over lora-equal':<24}"
+        f"{'':<15}{'trained':>12}  {'s a step':<24}{'tokens/s':>9}  {'over its LoRA':<24}"
         f"{'over none, s':<26}{'KiB a token':>12}{kind:>11}{'peak MiB':>10}"
     )
     tokens, adds = options.batch * options.length, {}
     for name, seconds in times.items():
         row, ratio, more = facts[name], "-", "-"
-        if "lora-equal" in times:
-            ratio = spread(ratios(seconds, times["lora-equal"]), 3)
+        lora = times.get(f"{name}-lora", times.get("lora-equal"))
+        if lora is not None:
+            ratio = spread(ratios(seconds, lora), 3)
         if "none" in times and name != "none":
             adds[name] = differences(seconds, times["none"])
             more = spread(adds[name], 3)
@@ -109,8 +119,11 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=2)
     parser.add_argument("--length", type=int, default=512)
     parser.add_argument("--dropout", type=float, default=0.05)
+    parser.add_argument("--segments", type=int, default=1, help="of the experts, where not named")
     parser.add_argument("--checkpointing", action="store_true")
-    parser.add_argument("--contestants", nargs="+", choices=CONTESTANTS, default=CONTESTANTS)
+    parser.add_argument(
+        "--contestants", nargs="+", choices=(*CONTESTANTS, *MORE), default=CONTESTANTS
+    )
     parser.add_argument("--along", nargs="+", metavar=("AXIS", "N"), help=", ".join(AXES))
     parser.add_argument("--limit-gib", type=float)
     options = parsed(parser)

@@ -21,7 +21,7 @@ import yaml
 import support
 
 # All that the pages take from the package.
-from axolotl_alphalora.allocation import Strategy, registry
+from axolotl_alphalora.allocation import Options, Strategy, registry
 from axolotl_alphalora.cli import alphalora
 from axolotl_alphalora.planning import AlphaLoraConfigBlock as Block
 from axolotl_alphalora.plugin.options import HONOURED
@@ -29,6 +29,9 @@ from axolotl_alphalora.plugin.refusals import REFUSED
 
 DOCS = Path(__file__).parent
 ROOT = DOCS.parent
+sys.path.append(str(ROOT))
+from benchmarks.study import report  # noqa: E402 (it is not installed)
+
 EXAMPLE = DOCS / "example-strategy"
 COMMAND = "python docs/generate.py"
 WIDTH = 96
@@ -80,9 +83,8 @@ def settings() -> str:
 
 def allocation() -> str:
     """The YAML of the strategy `alphalora` with its options."""
-    options = registry().get("alphalora").strategy.options
     lines = ["alphalora:", "  allocation:", "    strategy: alphalora"]
-    for name, field in options.model_fields.items():
+    for name, field in registry().get("alphalora").fields.items():
         lines += _commented(f"    {name}: {_yaml(field.default)}", field.description or "")
     return "\n".join(["```yaml", *lines, "```"])
 
@@ -115,6 +117,7 @@ def strategies() -> str:
         "nothing": "nothing",
         "quality": "the weights",
         "sensitivity": "training data and a loaded model",
+        "activations": "training data and a loaded model",
     }
     lines = ["| strategy | goes by | from | measures | budget |", "| --- " * 5 + "|"]
     for one in _strategies():
@@ -129,10 +132,15 @@ def strategy_options() -> str:
     lines = ["| strategy | option | default | meaning |", "| --- " * 4 + "|"]
     for one in _strategies():
         name = f"`{one.name}`"
-        for option, field in one.options.model_fields.items():
+        for option, field in one.options.own_fields().items():
             default = _yaml(field.default)
             lines.append(f"| {name} | `{option}` | `{default}` | {field.description} |")
             name = ""
+    scored = ", ".join(f"`{name}`" for name in registry().names() if registry().get(name).scored)
+    for option, field in Options.model_fields.items():
+        default = _yaml(field.default)
+        lines.append(f"| {scored} | `{option}` | `{default}` | {field.description} |")
+        scored = ""
     return "\n".join(lines)
 
 
@@ -222,6 +230,7 @@ PARTS: dict[str, Callable[[], str]] = {
     "example": example,
     "support": support.tables,
     "works": support.summary,
+    **report.parts(),
 }
 
 

@@ -13,12 +13,16 @@ TESTS = Path(__file__).parents[1] / "tests"
 STATUS = {"works": "works", "refused": "refused", "untested": "untested here"}
 AREAS = (
     "Quantised bases",
+    "Mixtures",
     "Trainers",
     "Data",
+    "Allocation",
     "Memory and speed",
     "Scale-out",
     "Verbs",
+    "Plans",
     "Seeing and exporting",
+    "Serving",
     "Base models",
     "PEFT",
     "Robustness",
@@ -102,6 +106,10 @@ SUMMARY: dict[str, tuple[str, ...]] = {
         "`alphalora export`: what is written is what was measured",
         "Axolotl's `merge-lora` of the exported LoRA",
         "PEFT's `merge_and_unload` of the exported LoRA",
+    ),
+    "The routed adapter in vLLM's layers, on stand-ins (`.ci/vllm` has a real vLLM)": (
+        "the routed mixture of vLLM's layers, on stand-ins for them",
+        "tensor parallelism, on stand-ins for vLLM's layers",
     ),
 }
 """The README's rows: what a reader asks, and the features that answer it."""

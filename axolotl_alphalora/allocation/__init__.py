@@ -1,14 +1,23 @@
 """Sharing out experts: budgets, strategies, and the plan that records a decision."""
 
-from .budget import Budget, expert_parameters
-from .build import AllocationRequest, build_plan, check_budget, resolve_budget
+from .budget import Budget
+from .build import (
+    AllocationRequest,
+    build_plan,
+    check_budget,
+    components_needed,
+    resolve_budget,
+)
+from .order import alike
 from .plan import Plan
 from .records import ModulePlan, PlanError, UnitPlan
 from .registry import StrategyError, registry
 from .spending import largest_remainder
-from .strategy import Evidence, Options, Problem, Strategy, hookimpl
+from .strategy import CONTROLS, SAMPLED, Evidence, Options, Problem, Strategy, hookimpl
 
 __all__ = [
+    "CONTROLS",
+    "SAMPLED",
     "AllocationRequest",
     "Budget",
     "Evidence",
@@ -20,9 +29,10 @@ __all__ = [
     "Strategy",
     "StrategyError",
     "UnitPlan",
+    "alike",
     "build_plan",
     "check_budget",
-    "expert_parameters",
+    "components_needed",
     "hookimpl",
     "largest_remainder",
     "registry",

@@ -13,39 +13,13 @@ from fractions import Fraction
 from typing import Literal
 
 from ..blocks import group_by_block
+from ..mixture import Mixture
 from .optimizers import state_bytes
 
 _KINDS = ("experts_per_block", "total_experts", "total_parameters", "memory_mib")
 _WHOLE = ("total_experts", "total_parameters")
 _MIB = 2**20
 _WEIGHT_AND_GRADIENT = 4 + 4
-
-
-def expert_tensors(
-    in_features: int, out_features: int, experts: int, rank: int
-) -> tuple[tuple[int, int], ...]:
-    """Return the shapes of the tensors that one adapted linear layer trains.
-
-    The experts are stored stacked: A is ``[experts * rank, in_features]`` and B
-    ``[out_features, experts * rank]``. Two or more experts also need a router of
-    ``[experts, in_features]``, without a bias.
-
-    Args:
-        in_features: Input features of the linear layer.
-        out_features: Its output features.
-        experts: Number of experts; 0 for a layer that is left alone.
-        rank: Rank of every expert.
-    """
-    if experts == 0:
-        return ()
-    stacked = ((experts * rank, in_features), (out_features, experts * rank))
-    return (*stacked, (experts, in_features)) if experts > 1 else stacked
-
-
-def expert_parameters(in_features: int, out_features: int, experts: int, rank: int) -> int:
-    """Return the trainable parameters of one adapted linear layer, see :func:`expert_tensors`."""
-    shapes = expert_tensors(in_features, out_features, experts, rank)
-    return sum(rows * columns for rows, columns in shapes)
 
 
 @dataclass(frozen=True)
@@ -144,8 +118,10 @@ class Costs:
       see :func:`~axolotl_alphalora.allocation.optimizers.state_bytes`. Activations and the base
       model are not in it.
 
-    With ``spend="rank"`` a module whose number is n gets one expert of rank n * ``rank`` and no
-    router, instead of n experts of rank ``rank``.
+    Parameters and memory are those of the tensors that a module trains, as
+    :meth:`~axolotl_alphalora.mixture.Mixture.tensors` says for the shape of the mixture. With
+    ``spend="rank"`` a module whose number is n gets one expert of rank n * ``rank`` and no router,
+    instead of n experts of rank ``rank``.
 
     Attributes:
         limit: What may be spent, in the same whole numbers as the costs; None without a budget.
@@ -160,6 +136,7 @@ class Costs:
         spend: Literal["experts", "rank"],
         budget: Budget,
         optimizer: str | None = None,
+        mixture: Mixture | None = None,
     ) -> None:
         """Work out costs and the limit.
 
@@ -170,6 +147,7 @@ class Costs:
             spend: Whether a number means experts or multiples of the rank.
             budget: What may be spent, and in which currency.
             optimizer: Name of the optimiser; only ``memory_mib`` needs it.
+            mixture: What a mixture of experts looks like in a layer; None for the usual one.
 
         Raises:
             ValueError: If the units do not hold every module once, the budget rounds to no expert,
@@ -180,6 +158,7 @@ class Costs:
         self._spend = spend
         self._budget = budget
         self._optimizer = optimizer or ""
+        self._mixture = mixture or Mixture()
         self._denominator = 1
         self._kinds: dict[str, _Kind] = {
             name: (int(shape[0]), int(shape[1])) for name, shape in shapes.items()
@@ -263,10 +242,11 @@ class Costs:
         if self._spend == "rank":
             experts, rank = min(number, 1), number * self._rank
         if self._budget.kind == "total_parameters":
-            return expert_parameters(in_features, out_features, experts, rank)
+            return self._mixture.parameters(in_features, out_features, experts, rank)
+        tensors = self._mixture.tensors(in_features, out_features, experts, rank)
         return sum(
-            _WEIGHT_AND_GRADIENT * shape[0] * shape[1] + state_bytes(self._optimizer, shape)
-            for shape in expert_tensors(in_features, out_features, experts, rank)
+            _WEIGHT_AND_GRADIENT * rows * columns + state_bytes(self._optimizer, (rows, columns))
+            for rows, columns in tensors.values()
         )
 
 

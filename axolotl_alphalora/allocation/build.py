@@ -11,14 +11,21 @@ from numbers import Integral, Real
 from typing import Any, Literal
 
 from ..blocks import group_by_unit
+from ..mixture import Mixture
 from .budget import Budget, Costs
+from .evidence import check_evidence
+from .order import deal
 from .plan import Plan, mean_number
-from .records import BudgetRecord, ModulePlan, UnitPlan
+from .records import BudgetRecord, ModulePlan, UnitPlan, check_spend
 from .registry import Registered, StrategyError, registry
 from .strategy import Evidence, Needs, Options, Problem
 
 DEFAULT_EXPERTS_PER_BLOCK = 5.0
 """The budget where a strategy needs one and none is given: AlphaLoRA's."""
+
+
+DEFAULT_RHO = 2.0
+"""EVA's, for a strategy that goes by activations and has no option of that name."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,12 +38,19 @@ class AllocationRequest:
         options: Its options, as far as they were given.
         budget: What may be spent; None if nothing was said about it.
         spend: ``"experts"``, or ``"rank"``: one expert of N times the rank instead of N experts.
-        top_k: Experts that a token is sent to, where there are as many.
-        rank: LoRA rank of an expert.
+        top_k: Experts that a token is sent to, where there are as many; below 1, the share of a
+            layer's experts. This and the next three are a
+            :class:`~axolotl_alphalora.mixture.Mixture`, which says what they mean.
+        segments: Parts that every expert is cut into.
+        router_rank: Rank of the routers; None for full ones.
+        share_a: Whether the experts of a layer share one A.
+        rank: LoRA rank of an expert, before it is cut.
         optimizer: Axolotl's name of the optimizer, which a memory budget counts.
 
     Raises:
-        ValueError: If ``top_k`` or ``rank`` is below 1, or ``spend`` is neither.
+        TypeError: If a part of the mixture is of another type; names it.
+        ValueError: If ``rank`` or a part of the mixture is out of range, ``spend`` is neither, or
+            ``spend="rank"`` meets a mixture that takes routers or experts to cut; names it.
     """
 
     base_model: str
@@ -44,16 +58,24 @@ class AllocationRequest:
     options: Mapping[str, Any] = field(default_factory=dict)
     budget: Budget | None = None
     spend: Literal["experts", "rank"] = "experts"
-    top_k: int = 2
+    top_k: int | float = 2
+    segments: int = 1
+    router_rank: int | None = None
+    share_a: bool = False
     rank: int = 8
     optimizer: str | None = None
 
     def __post_init__(self) -> None:
-        for name in ("top_k", "rank"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}: it must be at least 1")
+        if self.rank < 1:
+            raise ValueError(f"rank is {self.rank}: it must be at least 1")
         if self.spend not in ("experts", "rank"):
             raise ValueError(f"spend is {self.spend!r}: it must be experts or rank")
+        check_spend(self.spend, self.mixture)
+
+    @property
+    def mixture(self) -> Mixture:
+        """What a mixture looks like in a layer."""
+        return Mixture(self.top_k, self.segments, self.router_rank, self.share_a)
 
     @property
     def registered(self) -> Registered:
@@ -66,7 +88,7 @@ class AllocationRequest:
 
     @property
     def needs(self) -> Needs:
-        """What the strategy needs to have measured: nothing, quality or sensitivity."""
+        """What the strategy needs to have measured."""
         return self.registered.strategy.needs
 
     @cached_property
@@ -117,6 +139,24 @@ def check_budget(request: AllocationRequest, shapes: Mapping[str, tuple[int, int
         check_numbers(numbers, problem)
 
 
+def components_needed(request: AllocationRequest, shapes: Mapping[str, tuple[int, int]]) -> int:
+    """Say how many components of each layer's inputs a strategy reads, in whole experts.
+
+    They are those of rho times as many experts as an even plan gives a module on average, up to
+    ``max_experts``. rho is the strategy's option of that name, or else EVA's 2.
+
+    Raises:
+        ValueError: If the budget cannot be spent on the model.
+    """
+    problem = _problem(request, shapes, Evidence())
+    mean = DEFAULT_EXPERTS_PER_BLOCK
+    if problem.costs.limit is not None:
+        evenly = problem.spend(dict.fromkeys(problem.units, 1.0))
+        mean = sum(evenly[unit] * len(names) for unit, names in problem.units.items()) / len(shapes)
+    experts = max(1, math.ceil(getattr(request.settings, "rho", DEFAULT_RHO) * mean))
+    return min(experts, problem.budget.max_experts or experts) * request.rank
+
+
 def build_plan(
     request: AllocationRequest,
     shapes: Mapping[str, tuple[int, int]],
@@ -138,7 +178,7 @@ def build_plan(
     known = evidence or Evidence()
     problem = _problem(request, shapes, known)
     registered = request.registered
-    _check_evidence(registered, problem)
+    check_evidence(registered.strategy, problem)
     numbers, scores = _decide(registered, problem)
     if not any(numbers.values()):
         raise StrategyError(
@@ -150,12 +190,15 @@ def build_plan(
         strategy={
             "name": request.strategy,
             "package": registered.package,
-            "options": problem.options.model_dump(mode="json"),
+            "options": problem.options.recorded,
         },
         sample=known.sample and deepcopy(dict(known.sample)),  # type: ignore[arg-type]
         budget=_as_spent(problem, numbers, request.optimizer),
         spend=request.spend,
         top_k=request.top_k,
+        segments=request.segments,
+        router_rank=request.router_rank,
+        share_a=request.share_a,
         rank=request.rank,
         units=tuple(
             UnitPlan(
@@ -175,6 +218,8 @@ def _problem(
 ) -> Problem:
     if not shapes:
         raise ValueError("there are no modules to plan for")
+    mixture = request.mixture
+    mixture.check_rank(request.rank, "the rank of an expert (lora_r)")
     budget = resolve_budget(request.strategy, request.settings, request.budget)
     units = group_by_unit(shapes, request.granularity)
     return Problem(
@@ -182,29 +227,12 @@ def _problem(
         units=units,
         options=request.settings,
         budget=budget,
-        costs=Costs(shapes, units, request.rank, request.spend, budget, request.optimizer),
+        costs=Costs(shapes, units, request.rank, request.spend, budget, request.optimizer, mixture),
         alphas={unit: float(alpha) for unit, alpha in evidence.alphas.items()},
         qualities={row.module: row for row in evidence.qualities},
         sensitivities=evidence.sensitivities,
+        explained_variances=evidence.explained_variances,
     )
-
-
-def _check_evidence(registered: Registered, problem: Problem) -> None:
-    """Check that what the strategy needs was measured for everything it decides on."""
-    needs = registered.strategy.needs
-    if needs == "quality":
-        for unit in problem.units:
-            if unit not in problem.alphas:
-                raise ValueError(f"{unit!r} has modules to adapt but no alpha")
-        for unit in problem.alphas:
-            if unit not in problem.units:
-                raise ValueError(f"{unit!r} has an alpha but no module to adapt")
-    if needs == "sensitivity" and not problem.sensitivities:
-        raise ValueError(f"strategy {registered.strategy.name!r} needs sensitivities")
-    for task, values in problem.sensitivities.items():
-        missing = next((name for name in problem.shapes if name not in values), None)
-        if missing is not None:
-            raise ValueError(f"{missing} has no sensitivity in the task {task!r}")
 
 
 def _as_spent(problem: Problem, numbers: Mapping[str, int], optimizer: str | None) -> BudgetRecord:
@@ -233,6 +261,7 @@ def _module(name: str, number: int, request: AllocationRequest, problem: Problem
         experts=experts,
         rank=rank,
         sensitivity={task: values[name] for task, values in problem.sensitivities.items()} or None,
+        explained=problem.explained_variances.get(name),
         quality=quality and replace(quality, shape=shape),
     )
 
@@ -245,6 +274,7 @@ def _decide(registered: Registered, problem: Problem) -> tuple[dict[str, int], d
         _check_scores(scores, problem)
         numbers = _by_module(registered.allocate(problem, scores), problem)
         check_numbers(numbers, problem)
+        numbers = deal(numbers, scores, problem)
     except Exception as error:
         package = "" if registered.built_in else f" of {registered.package}"
         said = str(error)

@@ -14,18 +14,25 @@ are what an adapter is built from. Fields:
                               for full precision) and a ``digest`` of their values, or of the
                               files where they had to be loaded
 ``strategy``                  ``name``, the ``package`` that it is from, and all ``options``
-                              that it ran with
-``sample``                    the training data that sensitivities were measured on: ``tasks``
-                              (name to number of samples), ``seed``, ``digest``; null if none
-                              were
+                              that it ran with; ``order`` (and ``order_seed``) among them only
+                              where the plan is a control, whose numbers are not by the scores
+``sample``                    the training data that sensitivities or explained variances were
+                              measured on: ``tasks`` (name to number of samples), ``seed``,
+                              ``digest``; null if none were
 ``budget``                    ``kind``: ``total_experts``, ``total_parameters``, ``memory_mib``
                               or null; ``asked``, ``spent`` and ``unspent`` in its unit;
                               ``min_experts`` and ``max_experts`` of a module, null for no
                               bound; the ``optimizer`` that a memory budget counts, or null
 ``spend``                     ``"experts"``, or ``"rank"``: modules with one expert of N times
                               the rank
-``top_k``                     experts that a token is sent to, where there are as many
-``rank``                      LoRA rank of an expert
+``top_k``                     experts that a token is sent to, where there are as many; below 1
+                              the share of a layer's experts
+``segments``                  parts that every expert is cut into: a layer holds that many times
+                              its experts, each of a part of their rank, and as many times more
+                              are active
+``router_rank``               rank of the routers, null for full ones
+``share_a``                   whether the experts of a layer share one A
+``rank``                      LoRA rank of an expert, before it is cut
 ``total_experts``             sum over the blocks of the mean number of their modules
 ``module_experts``            sum over the modules
 ``trainable_parameters``      parameters of all experts and routers
@@ -37,8 +44,10 @@ are what an adapter is built from. Fields:
 ``modules[].shape``           output features, input features of the layer as it is applied,
                               whatever the layout of its weight
 ``modules[].experts``         its experts; 0 means: leave the layer alone
-``modules[].rank``            rank of each of its experts
+``modules[].rank``            rank of each of its experts, before they are cut
 ``modules[].sensitivity``     task to the sum of squared gradients, or null
+``modules[].explained``       the share of the inputs' variance that the components of its
+                              first, second, ... expert explain; only where it was measured
 ``modules[].alpha``           power-law exponent of its spectrum, null if not measured
 ``modules[].x_min``           eigenvalue at which the fitted tail starts, or null
 ``modules[].distance``        Kolmogorov-Smirnov distance of the fit, or null
@@ -50,6 +59,8 @@ are what an adapter is built from. Fields:
 
 With ``spend: rank`` every number N of experts is spent on rank: a module has one expert of rank
 N times ``rank``, and counts as N in ``units[].experts``, ``total_experts`` and ``module_experts``.
+
+Plans of older releases lack ``segments``, ``router_rank`` and ``share_a``: 1, null and false.
 """
 
 from __future__ import annotations
@@ -61,13 +72,15 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any, Literal, Self
 
-from pydantic import ValidationError, model_validator
+from pydantic import StrictBool, ValidationError, model_validator
 
 from ..blocks import GRANULARITIES, group_by_block, group_by_unit
 from ..files import expanded, write_whole
+from ..mixture import Mixture
 from ..settings import Count
-from .budget import expert_parameters, whole_if_exact
+from .budget import whole_if_exact
 from .records import (
+    Amount,
     BudgetRecord,
     ModulePlan,
     PlanError,
@@ -76,9 +89,11 @@ from .records import (
     StrategyRecord,
     Text,
     UnitPlan,
+    check_spend,
     in_words,
     shown,
 )
+from .strategy import CONTROLS
 
 FORMAT = "axolotl-alphalora-plan"
 VERSION = 2
@@ -101,10 +116,18 @@ class Plan(Record):
     sample: SampleRecord | None = None
     budget: BudgetRecord
     spend: Literal["experts", "rank"] = "experts"
-    top_k: Count
+    top_k: Amount
+    segments: Count = 1
+    router_rank: Count | None = None
+    share_a: StrictBool = False
     rank: Count
     units: tuple[UnitPlan, ...]
     modules: tuple[ModulePlan, ...]
+
+    @property
+    def mixture(self) -> Mixture:
+        """What a mixture looks like in a layer."""
+        return Mixture(self.top_k, self.segments, self.router_rank, self.share_a)
 
     @property
     def counts(self) -> dict[str, int]:
@@ -131,6 +154,19 @@ class Plan(Record):
         return {module.name: module.experts * module.rank // self.rank for module in self.modules}
 
     @property
+    def control(self) -> str | None:
+        """``opposite`` or ``shuffled`` where the numbers are not by the scores, None otherwise."""
+        order = self.strategy["options"].get("order")
+        return order if order in CONTROLS else None
+
+    @property
+    def members(self) -> dict[str, list[str]]:
+        """Unit name to the names of its modules; empty if the units are none of these modules'."""
+        listed = [unit.name for unit in self.units]
+        grouped = (group_by_unit(self.counts, granularity) for granularity in GRANULARITIES)
+        return next((found for found in grouped if list(found) == listed), {})
+
+    @property
     def block_numbers(self) -> dict[str, float]:
         """Decoder block to the mean number of its modules, blocks in order."""
         return {block: whole_if_exact(mean) for block, mean in self._block_means().items()}
@@ -148,10 +184,12 @@ class Plan(Record):
     @property
     def trainable_parameters(self) -> int:
         """Parameters of all experts and routers."""
-        return sum(
-            expert_parameters(module.shape[1], module.shape[0], module.experts, module.rank)
-            for module in self.modules
-        )
+        return sum(self.parameters_of(module) for module in self.modules)
+
+    def parameters_of(self, module: ModulePlan) -> int:
+        """Trainable parameters of a module's experts and its router."""
+        out_features, in_features = module.shape
+        return self.mixture.parameters(in_features, out_features, module.experts, module.rank)
 
     def differences(self, counts: Mapping[str, int]) -> str | None:
         """Return a sentence about the first module whose count differs, None if none does.
@@ -265,6 +303,8 @@ class Plan(Record):
         """Check that the parts agree: a file may have been edited."""
         if not isinstance(self.weights.get("source"), str):
             raise ValueError("weights.source is missing: it says where the weights came from")
+        self.mixture.check_rank(self.rank, "rank")
+        check_spend(self.spend, self.mixture)
         for key in ("asked", "spent", "unspent"):
             if self.budget["kind"] is not None and self.budget[key] is None:
                 raise ValueError(f"budget.{key} must be a finite number, not None")
@@ -279,10 +319,8 @@ class Plan(Record):
                     f"modules[{i}] has {module.experts} experts of rank {module.rank}, which is "
                     f"not how rank {self.rank} is spent on {self.spend}"
                 )
-        numbers, listed = self.numbers, [unit.name for unit in self.units]
-        grouped = (group_by_unit(numbers, granularity) for granularity in GRANULARITIES)
-        units = next((found for found in grouped if list(found) == listed), None)
-        if units is None:
+        numbers, units = self.numbers, self.members
+        if not units:
             raise ValueError(
                 "units are neither the modules' blocks, nor parts of them, nor single modules: "
                 f"{_EDITED}"

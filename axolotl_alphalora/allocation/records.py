@@ -19,6 +19,7 @@ from pydantic import (
 )
 from typing_extensions import TypedDict
 
+from ..mixture import Mixture
 from ..settings import Count, MatrixQuality, Number
 
 _MEASURED = tuple(field.name for field in fields(MatrixQuality))[2:]  # what it says of a matrix
@@ -37,6 +38,30 @@ def _amount(value: Any) -> float:
     return value
 
 
+def check_spend(spend: str, mixture: Mixture, where: str = "") -> None:
+    """Check that a mixture has the experts and routers that its shape speaks of.
+
+    Args:
+        spend: What numbers are spent on.
+        mixture: The shape.
+        where: What stands before the names of the options, such as ``alphalora.``.
+
+    Raises:
+        ValueError: If they are spent on rank, and the shape is one of several experts; names it.
+    """
+    usual = Mixture()
+    names = [
+        f"{where}{name}"
+        for name in ("segments", "router_rank", "share_a")
+        if getattr(mixture, name) != getattr(usual, name)
+    ]
+    if spend == "rank" and names:
+        raise ValueError(
+            f"{where}spend: rank gives every layer one expert and no router, so that there is "
+            f"nothing for {', '.join(names)} to shape: remove it, or set {where}spend: experts"
+        )
+
+
 Text = Annotated[str, Field(strict=True, min_length=1)]
 Least0 = Annotated[int, Field(strict=True, ge=0)]
 Amount = Annotated[int | float, PlainValidator(_amount)]
@@ -53,7 +78,7 @@ class StrategyRecord(TypedDict):
 
 @with_config(ConfigDict(extra="forbid"))
 class SampleRecord(TypedDict):
-    """The training data that sensitivities were measured on: task to samples, seed, digest."""
+    """The training data that was measured on: task to samples, seed, digest."""
 
     tasks: dict[str, Count]
     seed: Least0
@@ -88,6 +113,8 @@ class ModulePlan(Record):
         experts: Number of experts; 0 means: leave the layer alone.
         rank: Rank of each of them.
         sensitivity: Task to the sum of squared gradients over its samples, None if not measured.
+        explained: The share of the inputs' variance that the components of the first,
+            second, ... expert explain, None if not measured. The file then leaves it out.
         quality: What the weight's spectrum says, None if it was not measured. The file has its
             fields beside the others, null if there are none.
     """
@@ -97,6 +124,7 @@ class ModulePlan(Record):
     experts: Least0
     rank: Count
     sensitivity: dict[str, Number] | None = None
+    explained: tuple[Number, ...] | None = None
     quality: MatrixQuality | None = None
 
     @model_validator(mode="before")
@@ -115,6 +143,8 @@ class ModulePlan(Record):
     @model_serializer(mode="wrap")
     def _fold(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
         row = serialize(self)
+        if row["explained"] is None:  # older releases do not know the key
+            del row["explained"]
         measured = row.pop("quality") or {}
         return row | {key: measured.get(key) for key in _MEASURED}
 
@@ -148,6 +178,7 @@ _SAID = {
     "string_too_short": "must be a string that is not empty, not {shown}",
     "literal_error": "must be one of {choices}, not {shown}",
     "tuple_type": "must be an array, not {shown}",
+    "bool_type": "must be true or false, not {shown}",
     "dict_type": "must be an object, not {shown}",
     "model_type": "must be an object, not {shown}",
 }

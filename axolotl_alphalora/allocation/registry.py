@@ -12,6 +12,7 @@ from typing import Any, get_args
 import pluggy
 import yaml
 from pydantic import ValidationError
+from pydantic.fields import FieldInfo
 
 from .. import __version__
 from . import strategy as hooks
@@ -49,9 +50,26 @@ class Registered:
             StrategyError: If an option is unknown or its value is wrong; names it.
         """
         try:
-            return self.strategy.options.model_validate(dict(given))
+            found = self.strategy.options.model_validate(dict(given))
         except ValidationError as error:
             raise StrategyError(self._in_words(error, given)) from error
+        if found.order != "scores" and not self.scored:
+            raise StrategyError(
+                f"strategy {self.strategy.name!r} goes by no scores, which order: {found.order} "
+                "could deal otherwise: leave out order"
+            )
+        return found
+
+    @property
+    def scored(self) -> bool:
+        """Whether it has a ``score`` hook."""
+        return self._has("score")
+
+    @property
+    def fields(self) -> dict[str, FieldInfo]:
+        """Its options: its own ones, then those of every strategy with scores if it has any."""
+        shared = Options.model_fields if self.scored else {}
+        return {**self.strategy.options.own_fields(), **shared}
 
     def score(self, problem: Problem) -> dict[str, float]:
         """Call the strategy's ``score`` hook; empty if it has none.
@@ -85,7 +103,7 @@ class Registered:
         return dict(found or {})
 
     def _in_words(self, error: ValidationError, given: Mapping[str, Any]) -> str:
-        name, fields = self.strategy.name, self.strategy.options.model_fields
+        name, fields = self.strategy.name, self.fields
         lines = []
         by_option: dict[str, list[Any]] = {}
         for item in error.errors():
@@ -206,7 +224,7 @@ class Registry:
         option = strategy.shorthand
         if option is None:
             advice = f"write {{strategy: {name}, option: value}}"
-            if not strategy.options.model_fields:
+            if not strategy.options.own_fields():
                 advice = f"it takes no options, so write {name}"
             raise StrategyError(f"{text!r}: strategy {name!r} has no short form; {advice}")
         try:
@@ -247,6 +265,9 @@ def _check(found: Registered) -> None:
         raise ValueError(f"needs is {strategy.needs!r}: it is one of {', '.join(get_args(Needs))}")
     if not (isinstance(strategy.options, type) and issubclass(strategy.options, Options)):
         raise TypeError(f"options must be a subclass of Options, not {strategy.options!r}")
+    for name, shared in Options.model_fields.items():
+        if repr(strategy.options.model_fields[name]) != repr(shared):
+            raise ValueError(f"its option {name!r} is one that all strategies have: rename it")
     if strategy.shorthand is not None and strategy.shorthand not in strategy.options.model_fields:
         raise ValueError(f"shorthand {strategy.shorthand!r} is none of its options")
     if not (found._has("score") or found._has("allocate")):

@@ -16,17 +16,23 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import pluggy
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic.fields import FieldInfo
 
 from ..settings import MatrixQuality
 from .budget import Budget, Costs
 from .spending import spend
 
-Needs = Literal["nothing", "quality", "sensitivity"]
+Needs = Literal["nothing", "quality", "sensitivity", "activations"]
+SAMPLED: Mapping[Needs, str] = {"sensitivity": "gradients", "activations": "activations"}
+"""What a loaded model is run on training data for, and what is taken from it there."""
 BudgetUse = Literal["needed", "optional", "none"]
+Order = Literal["scores", "opposite", "shuffled"]
+CONTROLS = ("opposite", "shuffled")
+"""The values of the option ``order`` that make a plan a control."""
 
 
 class Options(BaseModel):
@@ -37,9 +43,37 @@ class Options(BaseModel):
     are counted; without one, a unit is a decoder block. Those of a strategy that needs quality may
     hold the fields of :class:`~axolotl_alphalora.settings.QualitySettings`, which then say how
     quality is measured.
+
+    Every strategy with scores has the options ``order`` and ``order_seed``: what its numbers are
+    dealt by.
     """
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+    order: Order = Field(
+        default="scores",
+        description="controls: opposite deals the same numbers the other way round, shuffled at "
+        "random, among units of equal shapes",
+    )
+    order_seed: int = Field(default=0, ge=0, description="seed of order: shuffled")
+
+    @model_validator(mode="after")
+    def _check_order(self) -> Self:
+        if "order_seed" in self.model_fields_set and self.order != "shuffled":
+            raise ValueError("order_seed is the seed of order: shuffled: set that, or leave it out")
+        return self
+
+    @classmethod
+    def own_fields(cls) -> dict[str, FieldInfo]:
+        """The fields that the strategy's package has added."""
+        fields = cls.model_fields.items()
+        return {name: field for name, field in fields if name not in Options.model_fields}
+
+    @property
+    def recorded(self) -> dict[str, Any]:
+        """The options as a plan records them: ``order`` only where it makes a control."""
+        left_out = {"scores": {"order", "order_seed"}, "opposite": {"order_seed"}}
+        return self.model_dump(mode="json", exclude=left_out.get(self.order))
 
     @property
     def budget_use(self) -> BudgetUse:
@@ -63,7 +97,8 @@ class Strategy:
         summary: One sentence that says what it goes by.
         options: Its options.
         needs: What must be measured before it can decide: ``"quality"`` (spectra of the weights),
-            ``"sensitivity"`` (gradients on a sample of the training data), or ``"nothing"``.
+            ``"sensitivity"`` (gradients on a sample of the training data), ``"activations"`` (the
+            variance of the layers' inputs on such a sample), or ``"nothing"``.
         reference: The paper it is from.
         shorthand: The option that ``name:value`` sets, None if there is no such short form.
     """
@@ -86,6 +121,8 @@ class Evidence:
         qualities: What was measured of each matrix.
         intervals: Unit name to the interval of its alpha.
         sensitivities: Task to module name to the sum of squared gradients over its samples.
+        explained_variances: Module name to the share of its inputs' variance that the components
+            of its first, second, ... expert explain: as many numbers for every module.
         sample: What those were measured on: ``tasks``, ``seed`` and ``digest``.
     """
 
@@ -94,6 +131,7 @@ class Evidence:
     qualities: tuple[MatrixQuality, ...] = ()
     intervals: Mapping[str, tuple[float, float]] = field(default_factory=dict)
     sensitivities: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    explained_variances: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
     sample: Mapping[str, Any] | None = None
 
 
@@ -112,6 +150,8 @@ class Problem:
         qualities: Module name to what was measured of its matrix, likewise.
         sensitivities: Task to module name to the sum of squared gradients over the task's samples,
             if the strategy needs sensitivity.
+        explained_variances: Module name to the share of its inputs' variance that the components
+            of its first, second, ... expert explain, if the strategy needs activations.
     """
 
     shapes: Mapping[str, tuple[int, int]]
@@ -122,6 +162,7 @@ class Problem:
     alphas: Mapping[str, float] = field(default_factory=dict)
     qualities: Mapping[str, MatrixQuality] = field(default_factory=dict)
     sensitivities: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    explained_variances: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
 
     def spend(
         self, weights: Mapping[str, float], ties: Mapping[str, float] | None = None

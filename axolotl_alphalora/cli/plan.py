@@ -12,11 +12,11 @@ from rich.console import Console
 
 from ..files import write_whole
 from ..planning import Planner, base_model, compare_plans, read_source
-from ..planning.as_lora import lora_yaml
+from ..planning.as_lora import FORMATS, check_lora, comment
 from ..planning.source import AS_GIVEN
 from ..report.documents import plans_document
 from ..report.findings import Findings
-from ..report.plan_sentences import cautions
+from ..report.plan_sentences import cautions, data_line
 from ..report.plan_tables import correlations_table, modules_table, plans_legend, plans_table
 from ..report.plots import save_comparison, save_plan
 from ..report.tables import WARNING
@@ -29,7 +29,9 @@ if TYPE_CHECKING:
     from ..plugin.session import HostModel
     from ..spectral import Spectra
 
-_UNLIKE_AS_LORA = ("as_json", "per_module", "confidence", "plot", "compare")
+_UNLIKE_AS_LORA = ("per_module", "confidence", "plot", "compare")
+_AS_LORA = {".json": "json", ".py": "python"}
+"""Suffix of a file to what `--as-lora` writes into it; a YAML into any other."""
 
 
 @click.command()
@@ -48,7 +50,8 @@ _UNLIKE_AS_LORA = ("as_json", "per_module", "confidence", "plot", "compare")
 @click.option(
     "--as-lora",
     is_flag=True,
-    help="Print the YAML of a plain LoRA with the same capacity per matrix; --output saves it.",
+    help="Print the YAML of a plain LoRA with the same capacity per matrix; with --json, or "
+    "--output to a .json or .py file, PEFT's LoraConfig.",
 )
 def plan(
     source: str,
@@ -67,7 +70,8 @@ def plan(
     the YAML's training data. A saved plan can be named in the YAML as `alphalora.plan`.
 
     A SPEC is made of parts joined by +: the name of a strategy (`alphalora strategies` lists them),
-    also as mola:2468, the name of an estimator, or option=value. What it leaves open is as the YAML
+    also as mola:2468, the name of an estimator, opposite or shuffled (the option `order`), or
+    option=value. What it leaves open is as the YAML
     says, or the default where it names another strategy.
 
     All plans of --compare meet one budget: the YAML's, or what its plan comes to if its strategy
@@ -79,7 +83,7 @@ def plan(
     if specs and not wanted["compare"]:
         raise click.UsageError(f"{specs[0]!r} is one argument too many: is --compare missing?")
     if as_lora:
-        _refuse_beside_as_lora({**wanted, "as_json": as_json})
+        written = _lora_format(wanted, as_json, output)
     wanted["compare"] = (*wanted["compare"], *specs)
     display = Display.read(**wanted, plots_compared=True)
     console = Console(stderr=as_json or as_lora)
@@ -87,7 +91,11 @@ def plan(
         known = read_source(source, strategy)
         planner = _planner(known, console)
         if as_lora:
-            text = lora_yaml(known, planner.settled(known)[0])
+            plan = planner.settled(known)[0]
+            text = FORMATS[written](known, plan)
+            check_lora(known, plan)
+            if written == "json":  # which takes no comments
+                print_as_is("\n".join(comment(plan, known, for_host=False)), console)
             if output is None:
                 emit(text.removesuffix("\n"))
             else:
@@ -123,11 +131,17 @@ def _planner(source: Source, console: Any) -> Planner:
     return Planner(None if path is None else lambda request: host(path).plan(request), console)
 
 
-def _refuse_beside_as_lora(given: dict[str, Any]) -> None:
+def _lora_format(given: dict[str, Any], as_json: bool, output: Path | None) -> str:
+    """What `--as-lora` writes; options that do not go with it are refused."""
     for name in _UNLIKE_AS_LORA:
         if given[name]:
-            option = "--json" if name == "as_json" else f"--{name.replace('_', '-')}"
-            raise click.UsageError(f"--as-lora prints a YAML and nothing else: leave out {option}.")
+            option = f"--{name.replace('_', '-')}"
+            raise click.UsageError(f"--as-lora prints a LoRA and nothing else: leave out {option}.")
+    suffix = ".json" if output is None and as_json else "" if output is None else output.suffix
+    written = _AS_LORA.get(suffix, "yaml")
+    if as_json and written != "json":
+        raise click.UsageError(f"--json writes no {suffix} file: leave out --json.")
+    return written
 
 
 def _show_plan(
@@ -143,6 +157,7 @@ def _show_plan(
     console = planner.console
     if not quiet:
         print_plan(plan, console)
+    print_lines(_data(source, plan), console)
     print_lines((f"{WARNING}{line}" for line in (*source.notes, *cautions(plan))), console)
     if display.per_module and not quiet:
         console.print()
@@ -152,6 +167,18 @@ def _show_plan(
         save_plan(plan, findings, display.plot, spectra)
         print_as_is(f"\nDrawn in {display.plot}", console)
     return plan.to_dict(), plan
+
+
+def _data(source: Source, plan: Plan) -> list[str]:
+    """Say how large the plan is beside the YAML's data, where that is prepared already."""
+    if source.path is None:
+        return []
+    from ..plugin.prepared import prepared_tokens
+
+    found = prepared_tokens(source.config)
+    if found is None:
+        return []
+    return [data_line(plan, found.rows, found.tokens, str(found.folder))]
 
 
 def _show_comparison(

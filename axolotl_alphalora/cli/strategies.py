@@ -17,6 +17,7 @@ _NEEDS = {
     "nothing": "nothing",
     "quality": "the weights",
     "sensitivity": "training data, on which gradients are taken",
+    "activations": "training data, which the model runs forward on",
 }
 _BUDGET = {
     "needed": "needed (5 experts per block if none is given)",
@@ -86,7 +87,7 @@ def _described(name: str) -> dict[str, Any]:
         "shorthand": strategy.shorthand,
         "options": [
             {"name": option, "default": values[option], "description": field.description or ""}
-            for option, field in strategy.options.model_fields.items()
+            for option, field in found.fields.items()
         ],
     }
 

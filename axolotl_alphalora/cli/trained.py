@@ -15,7 +15,7 @@ from .options import ModelName
 
 if TYPE_CHECKING:
     from ..inspection import AdapterConfig
-    from ..sensitivity import Sample
+    from ..samples import Sample
 
 _ADVICE = "Give the rows as a JSON lines file instead: `--data rows.jsonl`."
 

@@ -19,7 +19,7 @@ from ..adapter.functional import route, weigh
 from ..adapter.usage import RouterUsage, UsageMeter, combine
 from ..hosts.constants import IGNORED
 from ..inspection import ALL
-from ..sensitivity import Sample
+from ..samples import Sample
 from ..threads import one_thread
 
 
@@ -112,12 +112,13 @@ def calibrate(
     ]
     found = {}
     for layer in layers:
-        a, b, router, down = (layer.part(name, "default") for name in layer.adapter_layer_names)
+        a, b = layer.alphalora_A["default"], layer.alphalora_B["default"]
+        router, down = _router(layer)
         read = router if down is None else down
         found[layer.module_name] = Moments.empty(len(router), b.shape[1], len(a), len(read))
 
     def note(layer: AlphaLoraLayer, args: tuple[Any, ...]) -> None:
-        a, _, router, down = (layer.part(name, "default") for name in layer.adapter_layer_names)
+        a, (router, down) = layer.alphalora_A["default"], _router(layer)
         with one_thread():
             found[layer.module_name].add(args[0], a, router, layer.top_k["default"], down)
 
@@ -129,6 +130,11 @@ def calibrate(
         for hook in hooks:
             hook.remove()
     return found
+
+
+def _router(layer: AlphaLoraLayer) -> tuple[Tensor, Tensor | None]:
+    """The router, and its lower part if it is of low rank."""
+    return layer.alphalora_router["default"], layer.part("alphalora_router_down", "default")
 
 
 def inputs_for(model: nn.Module, sample: Sample) -> dict[str, torch.Tensor]:

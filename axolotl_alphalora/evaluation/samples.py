@@ -14,7 +14,7 @@ import torch
 from jinja2 import TemplateError
 
 from ..hosts.constants import IGNORED
-from ..sensitivity import Sample, share_out
+from ..samples import Sample, share_out
 
 TASK = "task"
 _ALL = "data"

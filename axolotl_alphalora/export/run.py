@@ -17,7 +17,7 @@ from ..hosts.peft import get_peft_model_state_dict
 from ..hosts.transformers import Conv1D
 from ..probe import Probe, make_probe, prompts_of
 from ..progress import Stages
-from ..sensitivity import Sample
+from ..samples import Sample
 from .exported import Exported, check_divergence
 from .factors import DEFAULT_METHOD, Factors, Method, build
 from .llama_cpp import GgufType, check_gguf, save_gguf

@@ -9,7 +9,7 @@ from torch import nn
 
 from ..evaluation import Moments, measure_divergence
 from ..progress import Stages
-from ..sensitivity import Sample
+from ..samples import Sample
 from .factors import Factors, Method, build
 from .lora import attach
 

@@ -33,6 +33,9 @@ from peft.utils import (
 from peft.utils.constants import (
     SEQ_CLS_HEAD_NAMES,  # heads that some loaders add to a model
 )
+from peft.utils.incremental_pca import (
+    IncrementalPCA,  # principal components of what does not fit into memory at once, as EVA takes
+)
 from peft.utils.integrations import (
     dequantize_module_weight,  # the weights of bitsandbytes' layers
 )

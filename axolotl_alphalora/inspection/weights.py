@@ -256,8 +256,9 @@ def _read(
     wanted = (
         shapes["alphalora_B"][1] // rank if config.num_experts is None else config.num_experts[name]
     )
-    if shapes != mixture.tensors(in_features, out_features, wanted, rank):
-        found = ", ".join(f"{part} {list(shape)}" for part, shape in shapes.items())
+    right = mixture.tensors(in_features, out_features, wanted, rank)
+    if shapes != right:
+        found = ", ".join(f"{part} {shapes.get(part)}" for part in PARTS if part in shapes | right)
         raise ValueError(
             f"{name}: {found} are not those of {wanted} experts of rank {rank}, as "
             f"{ADAPTER_CONFIG} says: use another checkpoint, or save the adapter again"

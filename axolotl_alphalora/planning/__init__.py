@@ -15,8 +15,8 @@ from .compare import (
 )
 from .config import ADAPTER, AlphaLoraConfigBlock
 from .planner import (
-    Gradients,
     Measured,
+    MeasureSamples,
     ModelNeeded,
     Planner,
     WeightsNotReadable,
@@ -30,7 +30,7 @@ __all__ = [
     "ADAPTER",
     "AlphaLoraConfigBlock",
     "Compared",
-    "Gradients",
+    "MeasureSamples",
     "Measured",
     "ModelNeeded",
     "PlanRequest",

@@ -10,17 +10,17 @@ from functools import partial
 from statistics import StatisticsError, correlation, fmean
 from typing import TYPE_CHECKING
 
-from ..allocation import Budget, Evidence, Plan, build_plan
+from ..allocation import Budget, Plan
 from ..allocation.budget import Costs
 from ..blocks import block_name, group_by_block
 from ..progress import working
-from .planner import Measured, Planner, plan_from_spectra
+from .planner import Measured, Planner, plan_from_samples, plan_from_spectra
 from .request import PlanRequest
 from .source import AS_GIVEN, Source, changed, common_budget, with_budget
 
 if TYPE_CHECKING:
-    from ..sensitivity import Sensitivity
     from ..spectral import Measurement
+    from .planner import OfSamples
 
 Numbers = Mapping[str, int]
 """Module name to the number that a plan gives it."""
@@ -111,7 +111,7 @@ class Compared:
         label: Its heading.
         plan: The plan.
         stability: How far it stays the same when its evidence varies: empty where it rests on
-            none, None where that is not known, as for a saved plan.
+            none, None where that is not known, as for a saved plan, or not asked: for a control.
         own: Whether it is the source's own plan.
     """
 
@@ -180,7 +180,15 @@ def _check_cost(spec: str, request: PlanRequest, plan: Plan, budget: Budget) -> 
     if request.settings.budget_use != "none":
         return
     units = {name: [name] for name in plan.shapes}
-    costs = Costs(plan.shapes, units, request.rank, request.spend, budget, request.optimizer)
+    costs = Costs(
+        plan.shapes,
+        units,
+        request.rank,
+        request.spend,
+        budget,
+        request.optimizer,
+        request.mixture,
+    )
     assert costs.limit is not None
     spent = costs.total(plan.numbers)
     if spent != costs.limit:
@@ -197,16 +205,17 @@ def _stability(
     """Say how far a plan stays the same when its evidence varies, see :class:`Compared`.
 
     A plan that goes by spectra is compared with those of the other estimators and with those of
-    resampled spectra; one that goes by gradients has the plans of the two halves of its sample
-    compared with each other. Variants for which no plan can be made are left out.
+    resampled spectra; one that goes by training samples has the plans of their two halves compared
+    with each other. Variants for which no plan can be made are left out.
     """
+    from ..activations import ExplainedVariance
     from ..sensitivity import Sensitivity
 
     if request.needs == "nothing":
         return ()
-    if measured is None:
+    if measured is None or plan.control:
         return None
-    if isinstance(measured, Sensitivity):
+    if isinstance(measured, Sensitivity | ExplainedVariance):
         halves = _made(partial(_of_half, plan, measured, request, which) for which in (0, 1))
         known = [stability("halves", halves[0], halves[1:])] if len(halves) == 2 else []
     else:
@@ -257,7 +266,6 @@ def _resamples(
         yield partial(plan_from_spectra, request, plan.shapes, measured, scores=scores)
 
 
-def _of_half(plan: Plan, measured: Sensitivity, request: PlanRequest, which: int) -> Plan:
-    squares = measured.half(which).by_task()
-    evidence = Evidence(plan.weights, sensitivities=squares, sample=plan.sample)
-    return build_plan(request, plan.shapes, evidence)
+def _of_half(plan: Plan, measured: OfSamples, request: PlanRequest, which: int) -> Plan:
+    half = measured.half(which)
+    return plan_from_samples(request, plan.shapes, half, plan.weights, plan.sample)

@@ -5,16 +5,29 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import fields
 from difflib import get_close_matches
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 from ..allocation import Budget, registry, resolve_budget
+from ..allocation.records import check_spend
 from ..files import expanded
+from ..mixture import Mixture
 
 ADAPTER = "alphalora"
 BUDGET = tuple(field.name for field in fields(Budget))
 """The keys of the block that make its budget."""
+MIXTURE = tuple(field.name for field in fields(Mixture))
+"""The keys of the block that say what a mixture looks like in a layer."""
+
+TopK = Annotated[int, Field(ge=1)] | Annotated[float, Field(gt=0, lt=1)]
 
 
 class AlphaLoraConfigBlock(BaseModel):
@@ -65,7 +78,21 @@ class AlphaLoraConfigBlock(BaseModel):
         default="experts",
         description="What the budget buys, experts or rank: N experts, or one of N times the rank.",
     )
-    top_k: int = Field(default=2, ge=1, description="Experts that each token is routed to.")
+    top_k: TopK = Field(
+        default=2,
+        description="Experts that each token is routed to; below 1, their share.",
+    )
+    segments: int = Field(
+        default=1,
+        ge=1,
+        description="Parts that each expert is cut into; must divide lora_r.",
+    )
+    router_rank: int | None = Field(
+        default=None, ge=1, description="Rank of the routers, in two factors; null: full ones."
+    )
+    share_a: bool = Field(
+        default=False, description="true: the experts of a layer share one A of rank lora_r."
+    )
     aux_loss_coef: float = Field(
         default=0.001,
         ge=0,
@@ -124,9 +151,21 @@ class AlphaLoraConfigBlock(BaseModel):
         given = {key: getattr(self, key) for key in BUDGET if getattr(self, key) is not None}
         return Budget(**given) if given else None
 
-    @field_validator(
-        *BUDGET, "top_k", "aux_loss_coef", "router_lr_ratio", "log_blocks_every", mode="before"
-    )
+    @property
+    def mixture(self) -> Mixture:
+        """What a mixture looks like in a layer."""
+        return Mixture(**{key: getattr(self, key) for key in MIXTURE})
+
+    @field_validator(*MIXTURE, mode="before")
+    @classmethod
+    def _check_mixture(cls, value: Any, info: ValidationInfo) -> Any:
+        try:
+            Mixture(**{str(info.field_name): value})
+        except TypeError as error:
+            raise ValueError(str(error)) from error
+        return value
+
+    @field_validator(*BUDGET, "aux_loss_coef", "router_lr_ratio", "log_blocks_every", mode="before")
     @classmethod
     def _refuse_booleans(cls, value: Any) -> Any:
         if isinstance(value, bool):
@@ -199,6 +238,7 @@ class AlphaLoraConfigBlock(BaseModel):
             budget = resolve_budget(name, settings, self.budget)
         except ValueError as error:
             raise ValueError(f"`alphalora:` {error}") from error
+        check_spend(self.spend, self.mixture, f"{ADAPTER}.")
         self.experts_per_block = budget.experts_per_block
         if settings.budget_use != "none":
             self.min_experts = budget.min_experts

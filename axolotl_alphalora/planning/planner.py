@@ -5,11 +5,11 @@ Knows nothing of the host: who has one hands in how to plan from the model that 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Union
+from typing import TYPE_CHECKING, Any, Union, cast
 
-from ..allocation import Evidence, Plan, build_plan, check_budget
+from ..allocation import SAMPLED, Evidence, Plan, build_plan, check_budget, components_needed
 from ..progress import Progress, working
 from ..settings import QualitySettings
 from .request import PlanRequest, base_model, check_plan, layers
@@ -18,16 +18,18 @@ from .source import Source, check_estimator
 if TYPE_CHECKING:
     from torch import nn
 
+    from ..activations import ExplainedVariance
     from ..sensitivity import Sensitivity
     from ..spectral import Cache, Measurement, WeightSource
 
 DEFAULT_SAMPLES = 64
-"""Training samples that sensitivities are measured on, where a strategy does not say."""
+"""Training samples that are measured on, where a strategy does not say."""
 
 Shapes = Mapping[str, tuple[int, int]]
-Gradients = Callable[[Sequence[str], Any], tuple["Sensitivity", Mapping[str, Any]]]
-"""Takes the modules' names and the strategy's options; returns what it measured, and on what."""
-Measured = Union["Measurement", "Sensitivity", None]
+OfSamples = Union["Sensitivity", "ExplainedVariance"]
+MeasureSamples = Callable[["PlanRequest", Shapes], tuple[OfSamples, Mapping[str, Any]]]
+"""Takes what to plan and the target layers; returns what it measured, and on what."""
+Measured = Union["Measurement", OfSamples, None]
 """What a plan rests on; None if nothing was measured."""
 
 
@@ -61,16 +63,16 @@ def plan_from_files(
 
     Raises:
         WeightsNotReadable: If the files hold no plain weights for the targets.
-        ModelNeeded: If the strategy goes by gradients.
+        ModelNeeded: If the strategy goes by what a model does with training data.
         ValueError: If targets, strategy or budget do not fit the model.
     """
     base = base_model(request)
     shapes = layers(request, base)
     check_budget(request, shapes)
-    if request.needs == "sensitivity":
+    if request.needs in SAMPLED:
         raise ModelNeeded(
-            f"the strategy {request.strategy} goes by gradients, which take a loaded model and "
-            "training data"
+            f"the strategy {request.strategy} goes by {SAMPLED[request.needs]}, which take a "
+            "loaded model and training data"
         )
     if request.needs == "nothing":
         return build_plan(request, shapes), None
@@ -91,7 +93,7 @@ def plan_from_model(
     request: PlanRequest,
     model: nn.Module,
     progress: Progress | None = None,
-    gradients: Gradients | None = None,
+    samples: MeasureSamples | None = None,
 ) -> tuple[Plan, Measured]:
     """Plan from a loaded model, dequantised where it is quantised; before its first forward.
 
@@ -99,7 +101,7 @@ def plan_from_model(
         request: What to plan.
         model: The model, without an adapter.
         progress: For the reading of spectra.
-        gradients: Measures sensitivities, for a strategy that needs them.
+        samples: Measures on training samples, for a strategy that needs it.
 
     Returns:
         The plan, and what it rests on.
@@ -114,14 +116,39 @@ def plan_from_model(
     if request.needs == "nothing":
         return build_plan(request, shapes), None
     live = LiveWeights(model)
-    if request.needs == "sensitivity":
-        assert gradients is not None
+    if request.needs in SAMPLED:
+        assert samples is not None
         live.tensor(next(iter(shapes)))
-        sensitivity, sample = gradients(list(shapes), request.settings)
-        evidence = Evidence(live.description, sensitivities=sensitivity.by_task(), sample=sample)
-        return build_plan(request, shapes, evidence), sensitivity
+        found, sample = samples(request, shapes)
+        return plan_from_samples(request, shapes, found, live.description, sample), found
     measured = _measure(request, live, shapes, progress, default_cache())
     return plan_from_spectra(request, shapes, measured), measured
+
+
+def plan_from_samples(
+    request: PlanRequest,
+    shapes: Shapes,
+    measured: OfSamples,
+    weights: Mapping[str, Any],
+    sample: Mapping[str, Any] | None,
+) -> Plan:
+    """Let the request's strategy decide on what was measured on training samples.
+
+    Args:
+        request: What to plan.
+        shapes: The target layers.
+        measured: What was measured.
+        weights: What the source of the weights says about itself.
+        sample: What was measured on.
+    """
+    from ..sensitivity import Sensitivity
+
+    if isinstance(measured, Sensitivity):
+        evidence = Evidence(weights, sensitivities=measured.by_task(), sample=sample)
+    else:
+        explained = measured.by_expert(request.rank)
+        evidence = Evidence(weights, explained_variances=explained, sample=sample)
+    return build_plan(request, shapes, evidence)
 
 
 def plan_from_spectra(
@@ -154,7 +181,7 @@ def plan_from_spectra(
 
 
 class Planner:
-    """Makes the plans of a command; gradients of a sample are taken once.
+    """Makes the plans of a command; a sample is measured once.
 
     Args:
         from_host: Loads the run's own model, once, and plans from it and its training data; None
@@ -172,7 +199,7 @@ class Planner:
     ) -> None:
         self._from_host = from_host
         self.console = console
-        self._gradients: dict[tuple[int, int], tuple[Plan, Sensitivity]] = {}
+        self._known: dict[tuple[Any, ...], tuple[Plan, OfSamples]] = {}
 
     def check(self, request: PlanRequest, samples: int = 0) -> None:
         """Check that a plan can be made here, before anything is measured.
@@ -192,10 +219,10 @@ class Planner:
                 f"the strategy {request.strategy} goes by no spectra that could be resampled: "
                 "leave out --confidence"
             )
-        if request.needs == "sensitivity" and self._from_host is None:
+        if request.needs in SAMPLED and self._from_host is None:
             raise ValueError(
-                f"the strategy {request.strategy} goes by gradients on the run's training data: "
-                "give an Axolotl YAML with `datasets`, not a bare model"
+                f"the strategy {request.strategy} goes by {SAMPLED[request.needs]} on the run's "
+                "training data: give an Axolotl YAML with `datasets`, not a bare model"
             )
 
     def plan(self, request: PlanRequest, samples: int = 0) -> tuple[Plan, Measured]:
@@ -212,8 +239,8 @@ class Planner:
             ValueError: If the configuration, the model's files or the budget do not fit.
         """
         self.check(request, samples)
-        if request.needs == "sensitivity":
-            return self._from_gradients(request)
+        if request.needs in SAMPLED:
+            return self._from_samples(request)
         with working(self.console) as task:
             return plan_from_files(
                 request,
@@ -241,21 +268,20 @@ class Planner:
         check_plan(plan, source.request)
         return plan, None
 
-    def _from_gradients(self, request: PlanRequest) -> tuple[Plan, Sensitivity]:
-        from ..sensitivity import Sensitivity
-
+    def _from_samples(self, request: PlanRequest) -> tuple[Plan, OfSamples]:
         settings = request.settings
-        key = getattr(settings, "samples", DEFAULT_SAMPLES), getattr(settings, "seed", 0)
-        if key in self._gradients:
-            known, sensitivity = self._gradients[key]
-            squares = sensitivity.by_task()
-            evidence = Evidence(known.weights, sensitivities=squares, sample=known.sample)
-            return build_plan(request, known.shapes, evidence), sensitivity
+        samples, seed = getattr(settings, "samples", DEFAULT_SAMPLES), getattr(settings, "seed", 0)
+        key: tuple[Any, ...] = (request.needs, samples, seed)
+        if request.needs == "activations":
+            key += (components_needed(request, layers(request, base_model(request))),)
+        if key in self._known:
+            known, measured = self._known[key]
+            plan = plan_from_samples(request, known.shapes, measured, known.weights, known.sample)
+            return plan, measured
         assert self._from_host is not None
-        plan, measured = self._from_host(request)
-        assert isinstance(measured, Sensitivity)
-        self._gradients[key] = plan, measured
-        return plan, measured
+        made, found = self._from_host(request)
+        self._known[key] = made, cast("OfSamples", found)
+        return self._known[key]
 
 
 def _measure(

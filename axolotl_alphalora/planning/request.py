@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from .. import __version__
 from ..allocation import AllocationRequest, Plan
 from ..hosts.constants import OPTIMIZER
-from .config import AlphaLoraConfigBlock, plain
+from .config import MIXTURE, AlphaLoraConfigBlock, plain
 
 if TYPE_CHECKING:
     from torch import nn
@@ -184,10 +184,13 @@ def plan_request(cfg: Mapping[str, Any], block: AlphaLoraConfigBlock) -> PlanReq
         block: Its `alphalora:` block.
 
     Raises:
-        ValueError: If `base_model` is missing, or a memory budget cannot be counted; names the key.
+        ValueError: If `base_model` is missing, `lora_r` cannot be cut, or a memory budget cannot be
+            counted; names the key.
     """
     if not cfg.get("base_model"):
         raise ValueError("`base_model` is missing: the directory or hub id of the model to adapt.")
+    if cfg.get("lora_r"):
+        block.mixture.check_rank(cfg["lora_r"], "`lora_r`")
     options = dict(block.allocation or {"strategy": "alphalora"})
     return PlanRequest(
         base_model=str(cfg["base_model"]),
@@ -202,7 +205,7 @@ def plan_request(cfg: Mapping[str, Any], block: AlphaLoraConfigBlock) -> PlanReq
             modules_to_save=_plain(cfg.get("lora_modules_to_save")),
         ),
         rank=cfg.get("lora_r") or 8,
-        top_k=block.top_k,
+        **{key: getattr(block, key) for key in MIXTURE},
         strategy=options.pop("strategy"),
         options=options,
         budget=block.budget,
@@ -239,9 +242,14 @@ def check_plan(plan: Plan, request: PlanRequest) -> None:
     """
     if plan.rank != request.rank:
         raise ValueError(f"the plan is for rank {plan.rank}, but lora_r is {request.rank}")
-    if plan.top_k != request.top_k:
+    differ = [key for key in MIXTURE if getattr(plan, key) != getattr(request, key)]
+    if differ:
         raise ValueError(
-            f"the plan says top_k {plan.top_k}, but alphalora.top_k is {request.top_k}"
+            "; ".join(
+                f"the plan says {key} {in_yaml(getattr(plan, key))}, but alphalora.{key} is "
+                f"{in_yaml(getattr(request, key))}"
+                for key in differ
+            )
         )
     if plan.base_model != request.base_model:
         warnings.warn(
@@ -283,6 +291,11 @@ def _optimizer(cfg: Mapping[str, Any]) -> str:
             "that option, or give `alphalora.total_parameters` instead."
         )
     return str(cfg.get("optimizer") or OPTIMIZER)
+
+
+def in_yaml(value: object) -> str:
+    """A value of one word as a YAML spells it."""
+    return json.dumps(value) if value is None or isinstance(value, bool) else str(value)
 
 
 def _plain(value: Any) -> Any:

@@ -13,7 +13,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from ..allocation import Budget, Plan, registry
+from ..allocation import CONTROLS, Budget, Plan, registry
 from ..allocation.registry import read_value
 from ..settings import ESTIMATORS, QualitySettings
 from .config import ADAPTER
@@ -171,8 +171,8 @@ def read_spec(spec: str) -> dict[str, Any]:
 
     Args:
         spec: Parts joined by ``+``: the name of a strategy (``mola``, ``mola:2468``), the name of
-            an estimator, or ``option=value``, with values as in YAML: ``estimator=hill+beta=1``,
-            ``counts+experts=[1, 2]``.
+            an estimator, ``opposite`` or ``shuffled`` (values of ``order``), or ``option=value``,
+            with values as in YAML: ``estimator=hill+beta=1``, ``counts+experts=[1, 2]``.
 
     Returns:
         Option to value, ``strategy`` among them.
@@ -193,12 +193,15 @@ def read_spec(spec: str) -> dict[str, Any]:
                 raise ValueError(f"{spec}: {error}") from error
         elif key in ESTIMATORS:
             read = {"estimator": key}
+        elif key in CONTROLS:
+            read = {"order": key}
         elif key in registry().names():
             read = {"strategy": key}
         else:
             raise ValueError(
                 f"{spec}: {part!r} is no strategy ({', '.join(registry().names())}), no "
-                f"estimator ({', '.join(ESTIMATORS)}) and no option=value"
+                f"estimator ({', '.join(ESTIMATORS)}), no order ({', '.join(CONTROLS)}) and no "
+                "option=value"
             )
         for name, value in read.items():
             if name in found:
@@ -242,7 +245,9 @@ def changed_allocation(strategy: str, options: Mapping[str, Any], spec: str) -> 
         ImportError: If the estimator needs a package that is not installed.
     """
     given = read_spec(spec)
-    kept = options if given.get("strategy", strategy) == strategy else {}
+    kept = dict(options) if given.get("strategy", strategy) == strategy else {}
+    if given.get("order", "shuffled") != "shuffled":
+        kept.pop("order_seed", None)
     found = {"strategy": strategy, **kept, **given}
     options = {name: value for name, value in found.items() if name != "strategy"}
     try:

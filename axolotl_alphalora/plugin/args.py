@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from pydantic import BaseModel, Field, ModelWrapValidatorHandler, model_validator
 
+from ..allocation import SAMPLED
 from ..planning import ADAPTER, AlphaLoraConfigBlock, plan_request
 from ..planning.keys import as_written, check_adapter, check_spelling
 from . import quantization, refusals
@@ -204,16 +205,17 @@ def _check_planning(cfg: Mapping[str, Any], block: AlphaLoraConfigBlock) -> None
     request = plan_request(cfg, block)
     if request.optimizer is not None:
         state_bytes(request.optimizer, (1, 1))
-    if request.needs == "sensitivity":
+    if request.needs in SAMPLED:
         from .samples import check_data
 
         check_data(cfg)
         key = _sharded_by(cfg)
         if key is not None:
             raise ValueError(
-                f"`alphalora.allocation: {request.strategy}` goes by gradients of whole weights, "
-                f"which `{key}` shards. Plan first, in one process: `alphalora plan config.yml "
-                f"--output plan.json` without `{key}`, then set `alphalora.plan: plan.json`."
+                f"`alphalora.allocation: {request.strategy}` goes by {SAMPLED[request.needs]} with "
+                f"whole weights, which `{key}` shards. Plan first, in one process: `alphalora plan "
+                f"config.yml --output plan.json` without `{key}`, then set `alphalora.plan: "
+                "plan.json`."
             )
 
 

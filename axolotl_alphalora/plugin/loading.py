@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from torch import nn
 from ..adapter import AlphaLoraConfig
 from ..adapter.saved_lora import read_lora
 from ..adapter.warm_start import WarmStart
-from ..allocation import Plan
+from ..allocation import SAMPLED, Plan
 from ..planning import (
     ADAPTER,
     ModelNeeded,
@@ -42,7 +43,7 @@ _DATA = (
     "bf16",
     "fp16",
 )
-"""What sensitivities depend on besides the request."""
+"""What is measured on samples depends on these besides the request."""
 
 
 class Allocation:
@@ -75,9 +76,9 @@ class Allocation:
     def settle_from_model(self, model: nn.Module, cfg: Any) -> None:
         """Plan from the loaded model, if the base's files could not tell."""
         if self.counts is None:
-            from .session import gradients
+            from .session import on_samples
 
-            measure = gradients(cfg, model)
+            measure = on_samples(cfg, model)
             self._take(
                 on_one_process(lambda: plan_from_model(self.request, model, _progress, measure)[0])
             )
@@ -141,7 +142,7 @@ def _key(cfg: Any, needs: str) -> list[Any]:
     read = [plain(cfg.get(key)) for key in REQUEST_KEYS]
     plan = (cfg.get(ADAPTER) or {}).get("plan")
     content = Path(plan).read_bytes() if plan and Path(plan).is_file() else None
-    data = [plain(cfg.get(key)) for key in _DATA] if needs == "sensitivity" else None
+    data = [plain(cfg.get(key)) for key in _DATA] if needs in SAMPLED else None
     return [read, saved_adapter(cfg), content, data]
 
 
@@ -197,7 +198,7 @@ def _peft_config(cfg: Any, allocation: Allocation) -> AlphaLoraConfig:
         "lora_alpha": cfg.lora_alpha,
         "use_rslora": bool(cfg.peft_use_rslora),
         "modules_to_save": allocation.request.targets.modules_to_save,
-        "top_k": block.top_k,
+        **asdict(block.mixture),
         "lora_dropout": cfg.lora_dropout or 0.0,
         "aux_loss_coef": block.aux_loss_coef,
         "balance_over": block.balance_over,

@@ -22,7 +22,7 @@ import numpy as np
 import torch
 
 from ..hosts.constants import IGNORED
-from ..sensitivity import Sample, share_out
+from ..samples import Sample, share_out
 from .data import (
     COLUMN,
     Entry,

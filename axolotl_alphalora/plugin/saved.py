@@ -9,15 +9,19 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
-from ..allocation import Budget, Plan
+from ..allocation import Budget, Options, Plan
 from ..files import ADAPTER_CONFIG, ADAPTER_WEIGHTS, METHOD, check_version, read_adapter_config
 from ..hosts.constants import CLASSIFIER_HEADS, SPAN_HEADS
+from ..mixture import Mixture
 from ..planning import ADAPTER, AlphaLoraConfigBlock, PlanRequest, layers
+from ..planning.config import MIXTURE
+from ..planning.request import in_yaml
 from ..spectral.model_files import locate
 
 KEPT: Mapping[str, str] = {
@@ -25,7 +29,7 @@ KEPT: Mapping[str, str] = {
     "lora_alpha": "lora_alpha",
     "peft_use_rslora": "use_rslora",
     "lora_modules_to_save": "modules_to_save",
-    "alphalora.top_k": "top_k",
+    **{f"{ADAPTER}.{key}": key for key in MIXTURE},
 }
 """Keys of the YAML that an adapter rules, and the names of the settings in its config; besides
 those that decide how many experts there are, and where."""
@@ -148,22 +152,30 @@ def _differences(
         "lora_alpha": cfg.lora_alpha,
         "peft_use_rslora": cfg.peft_use_rslora,
         "lora_modules_to_save": request.targets.modules_to_save,
-        "alphalora.top_k": request.top_k if "top_k" in written else None,
+        **{f"{ADAPTER}.{key}": getattr(request, key) for key in MIXTURE if key in written},
     }
+    saved = {**asdict(Mixture()), **saved}  # adapters of older releases have whole experts
     for key, name in KEPT.items():
-        value, found = given[key], saved[name]
+        value, found = given.get(key), saved[name]
         same = value == found
         if name == "modules_to_save":
             asked, kept = set(value or ()), set(found or ())
             same = asked | (kept & _HEADS) == kept
         if value is not None and not same:
-            yield f"{key} is {value} in the YAML and {found} in the adapter"
+            yield f"{key} is {in_yaml(value)} in the YAML and {in_yaml(found)} in the adapter"
     yield from _target_differences(request, saved["num_experts"])
     if path is not None:
         plan = Plan.load(path)
         difference = plan.differences(saved["num_experts"]) or _rank_difference(plan, saved)
         if difference:
             yield f"alphalora.plan {path}: {difference}"
+        for key in MIXTURE:
+            planned, found = getattr(plan, key), saved[key]
+            if planned != found:
+                yield (
+                    f"alphalora.plan {path}: {key} is {in_yaml(planned)} in the plan and "
+                    f"{in_yaml(found)} in the adapter"
+                )
     elif saved.get("plan") is not None:
         yield from _plan_differences(written, request, Plan.from_dict(saved["plan"]))
 
@@ -208,13 +220,14 @@ def _plan_differences(written: set[str], request: PlanRequest, plan: Plan) -> It
         )
         return
     settings = request.settings.model_dump(mode="json")
+    recorded = Options().model_dump() | plan.strategy["options"]
     for name in request.options:
         if settings[name] == "auto":
             continue  # the plan records what that came to
-        if settings[name] != plan.strategy["options"].get(name, settings[name]):
+        if settings[name] != recorded.get(name, settings[name]):
             yield (
                 f"alphalora.allocation.{name} is {settings[name]} in the YAML and "
-                f"{plan.strategy['options'][name]} in the adapter"
+                f"{recorded[name]} in the adapter"
             )
     file = settings.get("experts") if request.strategy == "counts" else None
     if isinstance(file, str):

@@ -1,4 +1,4 @@
-"""The run's model as the host would load it, and its sensitivities on the run's own data."""
+"""The run's model as the host would load it, and what is measured of it on the run's own data."""
 
 from __future__ import annotations
 
@@ -14,11 +14,13 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..allocation import Plan
-from ..planning import ADAPTER, Gradients, Measured, PlanRequest, plan_from_model
+from ..activations import measure_explained_variance
+from ..allocation import SAMPLED, Plan, components_needed
+from ..planning import ADAPTER, Measured, MeasureSamples, PlanRequest, plan_from_model
 from ..planning.keys import PLUGIN
-from ..planning.planner import DEFAULT_SAMPLES
-from ..sensitivity import Sample, Sensitivity, measure_sensitivity
+from ..planning.planner import DEFAULT_SAMPLES, OfSamples, Shapes
+from ..samples import Sample
+from ..sensitivity import measure_sensitivity
 from .shared import progress_bar
 
 
@@ -48,7 +50,7 @@ class HostModel:
 
         with _host_output():
             cfg, model = self._load(PLAN_FIRST)
-            return plan_from_model(request, model, None, gradients(cfg, model))
+            return plan_from_model(request, model, None, on_samples(cfg, model, halves=True))
 
     def base(self, advice: str) -> Any:
         """Return the base model, without an adapter.
@@ -121,27 +123,44 @@ def _host_output() -> Iterator[None]:
         yield
 
 
-def gradients(cfg: Any, model: nn.Module) -> Gradients:
-    """Return what measures sensitivities of a model on a configuration's training data.
+def on_samples(cfg: Any, model: nn.Module, halves: bool = False) -> MeasureSamples:
+    """Return what measures a model on samples of a configuration's training data.
 
     Args:
         cfg: The host's validated configuration.
         model: The model as the host has loaded it, without an adapter.
+        halves: Whether the two halves of the samples will be asked for, as a comparison does.
     """
 
-    def measure(modules: Sequence[str], options: Any) -> tuple[Sensitivity, Mapping[str, Any]]:
+    def measure(request: PlanRequest, shapes: Shapes) -> tuple[OfSamples, Mapping[str, Any]]:
         from .samples import draw_samples
 
+        options = request.settings
         seed = getattr(options, "seed", 0)
         samples = draw_samples(cfg, getattr(options, "samples", DEFAULT_SAMPLES), seed)
-        found = measure_sensitivity(
-            model,
-            modules,
-            samples,
-            checkpointing=bool(cfg.gradient_checkpointing),
-            autocast=_autocast(cfg),
-            progress=progress_bar("gradients", "sample", len(samples)),
-        )
+        bar = progress_bar(SAMPLED[request.needs], "sample", len(samples))
+        autocast = _autocast(cfg)
+        found: OfSamples
+        if request.needs == "activations":
+            components = components_needed(request, shapes)
+            found = measure_explained_variance(
+                model,
+                list(shapes),
+                samples,
+                components,
+                halves=halves,
+                autocast=autocast,
+                progress=bar,
+            )
+        else:
+            found = measure_sensitivity(
+                model,
+                list(shapes),
+                samples,
+                checkpointing=bool(cfg.gradient_checkpointing),
+                autocast=autocast,
+                progress=bar,
+            )
         tasks = dict(Counter(sample.task for sample in samples))
         return found, {"tasks": tasks, "seed": seed, "digest": _digest(samples)}
 

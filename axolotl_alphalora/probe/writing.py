@@ -8,7 +8,7 @@ from typing import Any
 
 from ..hosts.constants import IGNORED
 from ..hosts.peft import BaseTunerLayer
-from ..sensitivity import Sample
+from ..samples import Sample
 from .answers import ADAPTER, BASE, SCALES, Asked, Probe
 from .asking import ask_model
 

@@ -10,6 +10,7 @@ from statistics import fmean
 from typing import TYPE_CHECKING
 
 from ..files import PROBE
+from .plan_sentences import strategy_words
 from .tables import WARNING, listed, model_name, numeral, plural, spread
 
 if TYPE_CHECKING:
@@ -34,7 +35,7 @@ def facts(inspection: Inspection) -> list[str]:
         f"{plural(inspection.module_experts, 'expert')} of rank {ranks}{_cut(inspection)}: "
         f"{_active(config.mixture)}{_shape(config.mixture)}, {inspection.parameters:,} parameters"
         + (f", for {model_name(config.base_model)}" if config.base_model else "")
-        + (f"; shared out by {strategy['name']}." if strategy else ".")
+        + (f"; shared out by {strategy_words(strategy)}." if strategy else ".")
     ]
     data = inspection.data
     if data is not None:
@@ -54,7 +55,7 @@ def _cut(inspection: Inspection) -> str:
 
 def _active(mixture: Mixture) -> str:
     if isinstance(mixture.top_k, float):
-        return f"{mixture.top_k:.0%} of them for a token"
+        return f"{100 * mixture.top_k:g}% of them for a token"
     return f"top-{mixture.top_k * mixture.segments}"
 
 
@@ -100,10 +101,8 @@ def _redundancy(inspection: Inspection) -> list[str]:
     if len(blocks) > 1:
         high = max(blocks, key=lambda block: block.redundancy or 0)
         low = min(blocks, key=lambda block: block.redundancy or 0)
-        rows = inspection.by_block[high.name]
-        alike = (
-            "" if any(inspection.chooses(row) for row in rows) else ", which see the same tokens"
-        )
+        chooses = any(inspection.chooses(row) for row in inspection.by_block[high.name])
+        alike = "" if chooses else ", which see the same tokens"
         said += (
             f" It is largest in {high.name} ({high.redundancy:.3f}, "
             f"{plural(high.experts, 'expert')}{alike}) and smallest in {low.name} "

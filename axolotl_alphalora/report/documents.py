@@ -108,14 +108,20 @@ def inspection_document(inspection: Inspection) -> dict[str, Any]:
     ``format``                               ``"axolotl-alphalora-inspection"``
     ``version``                              1
     ``adapter.base_model``                   directory or repository id, or null
-    ``adapter.rank``                         rank of an expert, where no module has its own
-    ``adapter.top_k``                        experts of a token, where there are as many
+    ``adapter.rank``                         rank of an expert before it is cut, where no module has
+                                             its own
+    ``adapter.top_k``                        experts of a token before they are cut, where there are
+                                             as many, or their share of a module's
+    ``adapter.segments``                     parts that each was cut into, which are the experts of
+                                             all that follows
+    ``adapter.router_rank``, ``.share_a``    rank of the routers, null for full ones; whether the
+                                             experts of a module share one A
     ``adapter.lora_alpha``, ``.use_rslora``  what experts are scaled with
     ``adapter.strategy``                     ``name`` and ``options`` that shared out the experts,
                                              or null if the adapter records no plan
     ``adapter.blocks``, ``.modules``         number of adapted blocks and modules
     ``adapter.total_experts``                sum over the blocks of the mean number of their
-                                             modules, as in a plan
+                                             modules: `segments` times what a plan says
     ``adapter.module_experts``               sum over the modules
     ``adapter.parameters``                   parameters of all experts and routers
     ``data``                                 null, or ``source``, ``tokens`` and ``rows``: task to

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
-from ..allocation import Plan, expert_parameters
+from ..allocation import Plan
 from ..blocks import block_name, group_by_block
 from ..settings import QualitySettings
 from .tables import numeral, spread
@@ -28,6 +28,7 @@ SHORT_TAIL = 10
 and more."""
 
 _SHARES = "sensitivity"
+_EXPLAINED = "eva"
 _ALPHAS = "alphalora"
 
 
@@ -124,7 +125,8 @@ class BlockScores:
     """What spoke for giving each block experts.
 
     Attributes:
-        name: What the scores are: ``alpha``, ``share`` of the sensitivity, or ``score``.
+        name: What the scores are: ``alpha``, ``share`` of the sensitivity, ``explained`` variance,
+            or ``score``.
         values: Block name to score; empty if the strategy went by none.
         intervals: Block name to the interval of its alpha, where experts were counted by block.
     """
@@ -138,7 +140,8 @@ class BlockScores:
         """Read the scores of a plan.
 
         Where experts are counted more finely than by block, a block has the mean alpha of its
-        matrices, the sum of its shares, or the mean of any other score.
+        matrices, the sum of its shares, the mean of what is explained of its layers' inputs, or
+        the mean of any other score.
 
         Args:
             plan: The plan.
@@ -154,6 +157,8 @@ class BlockScores:
             return cls("alpha", findings.block_scores(), findings.intervals if by_block else {})
         if strategy == _SHARES:
             return cls("share", {block: sum(shares) for block, shares in units.items()}, {})
+        if strategy == _EXPLAINED:
+            return cls("explained", _explained_by_block(plan), {})
         return cls("score", {block: fmean(scores) for block, scores in units.items()}, {})
 
     def text(self, block: str) -> str:
@@ -161,10 +166,16 @@ class BlockScores:
         value = self.values.get(block)
         if value is None:
             return "-"
-        if self.name == "share":
+        if self.name in ("share", "explained"):
             return f"{value:.2%}"
         whole = self.name == "score" and all(other == int(other) for other in self.values.values())
         return numeral(value) if whole else f"{value:.3f}"
+
+
+def _explained_by_block(plan: Plan) -> dict[str, float]:
+    known = {module.name: math.fsum(module.explained or ()) for module in plan.modules}
+    blocks = group_by_block(known).items()
+    return {block: fmean(known[name] for name in names) for block, names in blocks}
 
 
 def module_shares(plan: Plan) -> dict[str, float]:
@@ -184,6 +195,24 @@ def module_shares(plan: Plan) -> dict[str, float]:
     return {
         name: fmean(value / (totals[task] or 1) for task, value in values.items())
         for name, values in rows
+    }
+
+
+def module_explained(plan: Plan) -> dict[str, float]:
+    """Return how much of the variance of each module's inputs its experts' components explain.
+
+    Args:
+        plan: A plan.
+
+    Returns:
+        Module name to a number in [0, 1], 0 for a module without experts; empty if no explained
+        variances were measured.
+    """
+    numbers = plan.numbers
+    return {
+        module.name: math.fsum(module.explained[: numbers[module.name]])
+        for module in plan.modules
+        if module.explained is not None
     }
 
 
@@ -210,8 +239,5 @@ def block_parameters(plan: Plan) -> dict[str, int]:
     """Return each block's trainable parameters."""
     totals = dict.fromkeys(plan.block_numbers, 0)
     for module in plan.modules:
-        out_features, in_features = module.shape
-        totals[block_name(module.name)] += expert_parameters(
-            in_features, out_features, module.experts, module.rank
-        )
+        totals[block_name(module.name)] += plan.parameters_of(module)
     return totals

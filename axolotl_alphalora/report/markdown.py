@@ -12,6 +12,7 @@ from .adapter_tables import losses_table
 from .findings import Findings, differs_within_blocks
 from .plan_sentences import explain_plan, summary
 from .plan_tables import plan_table
+from .shapes import best_words, shape_line
 from .tables import MARKDOWN, WARNING, Cell, Column, Name, Table, names
 
 if TYPE_CHECKING:
@@ -36,13 +37,17 @@ def experts_section(config: AlphaLoraConfig) -> str:
     """
     assert isinstance(config.num_experts, dict)
     counts = {name: count for name, count in config.num_experts.items() if count}
-    routed = sum(count > 1 for count in counts.values())
+    routed = [count for count in counts.values() if config.mixture.experts(count) > 1]
+    shape = []
+    if config.plan is None:  # otherwise the plan's summary says it
+        ranks = [config.rank_of(name) for name in counts]
+        shape = shape_line(config.mixture, counts.values(), ranks)
     return f"""## Experts (AlphaLoRA)
 
 A mixture of LoRA experts: {sum(counts.values()):,} experts on {len(counts)} linear \
-layers of {len(group_by_block(counts))} blocks, of which {routed} have a router that sends each \
-token to its {config.top_k} best. Rank of an expert: {config.r}; `lora_alpha`: \
-{config.lora_alpha:g}.
+layers of {len(group_by_block(counts))} blocks, of which {len(routed)} have a router that sends \
+each token to its {best_words(config.mixture, routed)} best. Rank of an expert: {config.r}; \
+`lora_alpha`: {config.lora_alpha:g}.{"".join(f" {line}" for line in shape)}
 
 {_planned(config.plan, counts)}
 

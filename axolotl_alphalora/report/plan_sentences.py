@@ -8,11 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from statistics import median
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from ..allocation import ModulePlan, Plan
+from ..allocation import CONTROLS, ModulePlan, Plan, alike
 from ..blocks import kind_of
 from .findings import POOR_DISTANCE, SHORT_TAIL, Findings, differs_within_blocks, is_poor
+from .shapes import shape_line
 from .tables import WARNING, first_of, listed, numeral, plural
 
 if TYPE_CHECKING:
@@ -22,18 +23,21 @@ if TYPE_CHECKING:
 NOISE = 0.5
 """Below this reliability most of the differences between blocks are errors of the fits."""
 
+_EXPLAINED = "Explained variance: principal components of the inputs of layers"
+
 _OURS = "axolotl-alphalora"
 _UNITS = {"block": "blocks", "group": "parts of blocks", "module": "modules"}
 
 
 def summary(plan: Plan) -> list[str]:
     """Say what was spent and on what: one sentence or two a line."""
-    lines = [budget_line(plan)]
+    lines = [*_control(plan), budget_line(plan)]
     if differs_within_blocks(plan):
         adapted = sum(number > 0 for number in plan.numbers.values())
         lines.append(
             f"{plural(plan.module_experts, 'expert')} on {adapted} of {len(plan.modules)} matrices."
         )
+    lines += shape_line(plan.mixture, plan.counts.values(), [plan.rank])
     if plan.spend == "rank":
         lines.append(
             f"Spent on rank: a matrix planned for N experts has one of rank N x {plan.rank}, and "
@@ -42,11 +46,36 @@ def summary(plan: Plan) -> list[str]:
     if plan.sample is not None:
         tasks = plan.sample["tasks"]
         each = ", ".join(f"{task} {number}" for task, number in tasks.items())
+        gradients = any(module.sensitivity for module in plan.modules)
         lines.append(
-            f"Sensitivity: squared gradients on {plural(sum(tasks.values()), 'sample')} of "
+            f"{'Sensitivity: squared gradients' if gradients else _EXPLAINED} on "
+            f"{plural(sum(tasks.values()), 'sample')} of "
             f"{plural(len(tasks), 'task')} ({each}), seed {plan.sample['seed']}."
         )
     return lines
+
+
+def strategy_words(strategy: Mapping[str, Any]) -> str:
+    """Name the strategy that a plan records, and the order where the plan is a control."""
+    order = strategy.get("options", {}).get("order")
+    return f"{strategy['name']}, {order}" if order in CONTROLS else strategy["name"]
+
+
+def _control(plan: Plan) -> list[str]:
+    if plan.control is None:
+        return []
+    how = {
+        "opposite": "the other way round, the fewest to the highest score",
+        "shuffled": f"at random with order_seed {plan.strategy['options'].get('order_seed')}",
+    }[plan.control]
+    name = plan.strategy["name"]
+    said = f"This plan is a control: the numbers of {name}'s plan, dealt {how}."
+    fixed = [units[0] for units in alike(plan.shapes, plan.members) if len(units) == 1]
+    if fixed:
+        said += (
+            f" {first_of(fixed)} kept the number by score, since no other unit has the same shapes."
+        )
+    return [said]
 
 
 def budget_line(plan: Plan) -> str:
@@ -66,6 +95,23 @@ def budget_line(plan: Plan) -> str:
         # A strategy of another package may leave what would have paid for more.
         why = ": no further expert fits"
     return f"Budget: {what}; {left_over(plan)} {verb} left over{why}."
+
+
+def data_line(plan: Plan, rows: int, tokens: int, folder: str) -> str:
+    """Say how many parameters are trained for each training token.
+
+    Args:
+        plan: The plan.
+        rows: Training rows.
+        tokens: Their tokens that have a label, of one epoch; at least 1.
+        folder: Where they lie.
+    """
+    ratio = plan.trainable_parameters / tokens
+    shown = f"{ratio:,.0f}" if ratio >= 100 else f"{ratio:.3g}"
+    return (
+        f"Data: {shown} trainable parameters for each training token. There are {tokens:,} "
+        f"tokens with a label in {plural(rows, 'training row')} (one epoch, prepared in {folder})."
+    )
 
 
 def budget_words(plan: Plan) -> str:
@@ -280,12 +326,25 @@ def cautions(plan: Plan) -> list[str]:
 
 def _idle_top_k(plan: Plan) -> str | None:
     most, top_k = max(plan.counts.values()), plan.top_k
-    if top_k <= most or (plan.spend == "rank" and top_k == _DEFAULT_TOP_K):
+    if isinstance(top_k, float):
+        idle = plan.mixture.active(most) == plan.mixture.experts(most)
+    else:
+        idle = top_k > most
+    if not idle or (plan.spend == "rank" and top_k == _DEFAULT_TOP_K):
         return None
     if most == 1:
+        routers = "there are no routers and top_k does nothing"
+        if plan.segments > 1:
+            routers = "every token uses all of its segments and top_k does nothing"
         return (
-            f"top_k is {top_k}, and no layer has more than one expert, so that there are no "
-            "routers and top_k does nothing. To route, plan more experts."
+            f"top_k is {top_k}, and no layer has more than one expert, so that {routers}. To "
+            "route, plan more experts."
+        )
+    if isinstance(top_k, float):
+        return (
+            f"top_k is {top_k}, which of {most} experts, the most that a layer has, is all of "
+            "them, so that every token uses all experts of every layer. To route, lower top_k, or "
+            "plan more experts."
         )
     return (
         f"top_k is {top_k}, and no layer has more than {most} experts, so that every token uses "

@@ -8,7 +8,7 @@ from statistics import median
 from textwrap import wrap
 from typing import TYPE_CHECKING, Any
 
-from ..allocation import Plan, expert_parameters
+from ..allocation import Plan
 from ..blocks import block_name
 from ..planning import Compared, Stability, changed_blocks, moved_experts, rank_correlation
 from .findings import (
@@ -17,9 +17,11 @@ from .findings import (
     block_experts,
     block_parameters,
     is_poor,
+    module_explained,
     module_shares,
 )
-from .plan_sentences import budget_words, left_over
+from .plan_sentences import budget_words, left_over, strategy_words
+from .shapes import top_k_words
 from .tables import (
     MARKDOWN,
     PAGE,
@@ -70,7 +72,8 @@ def plan_table(plan: Plan, findings: Findings | None) -> Table:
     ]
     return Table(
         columns,
-        title=f"Experts per block: {plan.strategy['name']}, rank {plan.rank}, top-{plan.top_k}",
+        title=f"Experts per block: {strategy_words(plan.strategy)}, rank {plan.rank}, "
+        + top_k_words(plan.top_k),
         caption=source_line(plan.base_model, plan.weights),
         footer=["total"],
     )
@@ -132,12 +135,11 @@ def modules_table(plan: Plan, findings: Findings | None) -> Table:
         legend += f"; {_LEGEND}"
         columns += _measured(modules, findings.matrices)
     else:
-        sizes = [expert_parameters(*row.shape[::-1], row.experts, row.rank) for row in rows]
-        columns.append(Column("trainable", [f"{size:,}" for size in sizes]))
-    if shares := module_shares(plan):
-        columns.append(
-            Column("share", over(modules, {name: f"{one:.2%}" for name, one in shares.items()}))
-        )
+        columns.append(Column("trainable", [f"{plan.parameters_of(row):,}" for row in rows]))
+    for heading, shares in (("share", module_shares(plan)), ("explained", module_explained(plan))):
+        if shares:
+            texts = {name: f"{one:.2%}" for name, one in shares.items()}
+            columns.append(Column(heading, over(modules, texts)))
     return Table(columns, title=f"Matrices ({legend})", by_block=True)
 
 

@@ -83,8 +83,9 @@ def save_plan(
 
     scores = BlockScores.of(plan, findings)
     matrices = findings.matrices if findings else ()
+    control = f" (control: {plan.control})" if plan.control else ""
     picture = Picture(
-        title=f"AlphaLoRA experts: {Path(plan.base_model).name}",
+        title=f"AlphaLoRA experts: {Path(plan.base_model).name}{control}",
         scores={block: scores.values.get(block) for block in plan.block_numbers},
         intervals=scores.intervals,
         experts=plan.block_numbers,

@@ -1,5 +1,5 @@
 """How much the loss on a task's own data changes with each weight matrix."""
 
-from .measure import Sample, Sensitivity, measure_sensitivity, share_out
+from .measure import Sensitivity, measure_sensitivity
 
-__all__ = ["Sample", "Sensitivity", "measure_sensitivity", "share_out"]
+__all__ = ["Sensitivity", "measure_sensitivity"]

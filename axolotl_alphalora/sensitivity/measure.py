@@ -1,10 +1,8 @@
-"""Samples, and the sensitivity of the loss to each weight matrix on each of them (LoRA-SMoE)."""
+"""The sensitivity of the loss to each weight matrix on each sample (LoRA-SMoE)."""
 
 from __future__ import annotations
 
-import inspect
 import math
-import warnings
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,48 +11,21 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..samples import (
+    Passes,
+    Sample,
+    checkpointed_layers,
+    every_second,
+    freeze,
+    linear_layers,
+    numbered,
+    restored,
+    switch_checkpointing_on,
+    warn_of_uncalled,
+)
 from .capture import Capture
-from .state import checkpointed_layers, freeze, restored, switch_checkpointing_on
-
-
-@dataclass(frozen=True, eq=False)
-class Sample:
-    """One sequence as the model takes it.
-
-    Attributes:
-        task: The task that the sequence counts for.
-        inputs: The model's arguments, ``[1, T]`` tensors on the CPU: ``input_ids``, ``labels`` and
-            whatever else there is for each token.
-    """
-
-    task: str
-    inputs: Mapping[str, Tensor]
-
-
-def share_out(count: int, available: Mapping[str, float]) -> dict[str, int]:
-    """Share a number out among tasks as evenly as what they have allows.
-
-    Args:
-        count: What to share out.
-        available: The most that each task can take; may be infinite.
-
-    Returns:
-        Task to its share, in the order given; earlier tasks get what is left over. The shares of
-        two tasks differ by more than one only if the smaller is all that its task can take, and
-        they add up to `count` if the tasks can take as much.
-    """
-    shares = dict.fromkeys(available, 0)
-    while takers := [task for task in shares if shares[task] < available[task]]:
-        takers = takers[: count - sum(shares.values())]
-        if not takers:
-            break
-        for task in takers:
-            shares[task] += 1
-    return shares
-
 
 _FP16_SCALE = 2.0**16
-_NAMED = 3
 
 
 @dataclass(frozen=True)
@@ -98,12 +69,7 @@ class Sensitivity:
                 raise ValueError(
                     f"The task {task!r} has one sample only, which cannot be halved. Take more."
                 )
-        seen: Counter[str] = Counter()
-        kept = []
-        for index, task in enumerate(self.tasks):
-            if seen[task] % 2 == which:
-                kept.append(index)
-            seen[task] += 1
+        kept = [index for index, half in enumerate(every_second(self.tasks)) if half == which]
         return Sensitivity(
             tuple(self.tasks[index] for index in kept),
             {name: tuple(values[i] for i in kept) for name, values in self.squares.items()},
@@ -159,38 +125,28 @@ def measure_sensitivity(
         if checkpointing:
             switch_checkpointing_on(model)
         freeze(model)
-        passes = _Passes(model, targets, autocast)
-        for done, sample in enumerate(samples, start=1):
-            label = f"sample {done} of {len(samples)} (task {sample.task!r})"
+        passes = _Gradients(model, targets, autocast)
+        for label, sample in numbered(samples, progress):
             for name, square in zip(targets, passes.squares(sample, label), strict=True):
                 found[name].append(square)
-            if progress is not None:
-                progress(done)
-    uncalled = [name for name in targets if name not in passes.called]
-    if uncalled:
-        warnings.warn(_not_called(uncalled, len(targets)), stacklevel=2)
+    warn_of_uncalled(list(targets), passes.called, "sensitivity")
     squares = {name: tuple(values) for name, values in found.items()}
     return Sensitivity(tuple(sample.task for sample in samples), squares)
 
 
-class _Passes:
+class _Gradients:
     """Forward and backward passes of a frozen model, one for each sample."""
 
     def __init__(
         self, model: Any, targets: Mapping[str, nn.Module], autocast: torch.dtype | None
     ) -> None:
-        self._model = model
+        self._passes = Passes(model, autocast)
         self._names = list(targets)
-        self._autocast = autocast
-        embedding = model.get_input_embeddings()
-        self._device = next(embedding.parameters()).device
-        takes = inspect.signature(model.forward).parameters
-        self._options = {"use_cache": False} if "use_cache" in takes else {}
         dtypes = {autocast, *(parameter.dtype for parameter in model.parameters())}
         self._scale = _FP16_SCALE if torch.float16 in dtypes else 1.0
         self._capture = Capture()
         self._capture.watch(targets)
-        self._capture.reach(embedding, checkpointed_layers(model))
+        self._capture.reach(model.get_input_embeddings(), checkpointed_layers(model))
 
     @property
     def called(self) -> set[str]:
@@ -199,7 +155,7 @@ class _Passes:
 
     def squares(self, sample: Sample, label: str) -> list[float]:
         """The squared gradient norm of each target, in their order."""
-        inputs = {key: value.to(self._device) for key, value in sample.inputs.items()}
+        inputs = self._passes.inputs(sample)
         scale = self._scale
         while True:
             self._backward(inputs, scale, label)
@@ -216,22 +172,7 @@ class _Passes:
             scale = max(1.0, scale / 16)
 
     def _backward(self, inputs: Mapping[str, Tensor], scale: float, label: str) -> None:
-        enabled = self._autocast is not None
-        try:
-            with torch.autocast(self._device.type, dtype=self._autocast, enabled=enabled):
-                loss = self._model(**inputs, **self._options).loss
-            # Also waits for CUDA, which tells of a position that is too large only later.
-            value = loss.item()
-        except torch.OutOfMemoryError:
-            raise
-        except (IndexError, RuntimeError) as error:
-            length, limit = inputs["input_ids"].shape[-1], _positions(self._model)
-            if limit is None or length <= limit:
-                raise
-            raise ValueError(
-                f"The model fails on {label}, which has {length} tokens: its config allows for "
-                f"{limit} (`max_position_embeddings`). Set `sequence_len` to {limit} or less."
-            ) from error
+        loss, value = self._passes.run(inputs, label, _read_loss)
         if not math.isfinite(value):
             raise ValueError(
                 f"The loss of {label} is {value}. Look for labels that are all -100, and for "
@@ -240,46 +181,20 @@ class _Passes:
         (loss.float() * scale).backward()
 
 
-def _positions(model: Any) -> int | None:
-    config: Any = getattr(model, "config", None)
-    if hasattr(config, "get_text_config"):
-        config = config.get_text_config()
-    return getattr(config, "max_position_embeddings", None)
-
-
-def _not_called(names: Sequence[str], among: int) -> str:
-    some = ", ".join(names[:_NAMED]) + (", ..." if len(names) > _NAMED else "")
-    return (
-        f"No sample calls {len(names)} of the {among} target modules ({some}), so their "
-        "sensitivity is 0. That is right where the model does not need them for this data, as a "
-        "vision tower for text. If it uses their weight without calling them, as fused kernels do, "
-        "they are not measured: leave them out with `lora_exclude_modules`, or take another "
-        "strategy."
-    )
+def _read_loss(output: Any) -> tuple[Tensor, float]:
+    # Also waits for CUDA, which tells of a position that is too large only later.
+    return output.loss, output.loss.item()
 
 
 def _targets(model: nn.Module, modules: Sequence[str]) -> dict[str, nn.Module]:
-    known = dict(model.named_modules(remove_duplicate=False))
+    targets = linear_layers(model, modules)
     owners = Counter(id(weight) for _, weight in model.named_parameters(remove_duplicate=False))
-    targets = {}
-    for name in modules:
-        if name not in known:
-            raise ValueError(
-                f"The model has no module named {name!r}. Names are those of `named_modules()`."
-            )
-        module = known[name]
-        sides = getattr(getattr(module, "weight", None), "ndim", 0)
-        if sides != 2 and not hasattr(module, "in_features"):
-            raise ValueError(
-                f"{name} ({type(module).__name__}) is not a linear layer. Leave it out of the "
-                "target modules."
-            )
+    for name, module in targets.items():
         if any(owners[id(weight)] > 1 for weight in module.parameters(recurse=False)):
             raise NotImplementedError(
                 f"{name} shares its weight with another module, so its gradient is a sum that "
                 "cannot be squared layer by layer. Leave it out of the target modules."
             )
-        targets[name] = module
     return targets
 
 

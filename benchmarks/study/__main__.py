@@ -13,14 +13,18 @@ from __future__ import annotations
 
 import argparse
 import os
+import subprocess
 import sys
 import time
+import traceback
+from collections.abc import Mapping
 from fnmatch import fnmatchcase
 from pathlib import Path
 
 from . import results
-from .cells import Cell, table
-from .methods import METHODS, why_not
+from .cells import Cell, Line, table
+
+ROOT = Path(__file__).parents[2]
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -35,7 +39,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--data", type=Path, help="directory of the data (or STUDY_DATA)")
     parser.add_argument("--cells", default="*", help="a pattern for the keys of cells")
     parser.add_argument("--threads", type=int, default=os.cpu_count())
-    parser.add_argument("--generate", type=int, help="gsm8k rows to answer: 0 on a CPU, else 200")
+    parser.add_argument("--answers", type=int, help="held-out rows to answer (on a CPU gsm8k: 0)")
     parser.add_argument("--results", type=Path, default=results.RESULTS)
     options = parser.parse_args(arguments)
     try:
@@ -55,45 +59,65 @@ def run(options: argparse.Namespace) -> None:
     """Run cells until the hours are over or none is left."""
     import torch
 
+    from . import bases, methods
+    from .rows import SETS, read
     from .run import run_cell
 
-    start, skipped = time.monotonic(), set[str]()
+    start, skipped, named = time.monotonic(), set[str](), set[str]()
     torch.set_num_threads(options.threads)
-    data = options.data or (os.environ.get("STUDY_DATA") and Path(os.environ["STUDY_DATA"]))
+    data = options.data or Path(os.environ.get("STUDY_DATA") or ".")
+    for name in SETS:
+        read(name, "train", data)
     with results.locked(options.results):
         while time.monotonic() - start < options.hours * 3600:
             cell = _next(options, skipped)
             if cell is None:
                 print("no cell is left", flush=True)
                 return
-            reason = why_not(cell.method)
+            what, reason = cell.method, methods.why_not(cell.method)
+            if reason is None:
+                what, reason = cell.base, bases.why_not(cell.base)
             if reason is not None:
-                if not any(key.split("/")[4] == cell.method for key in skipped):
-                    print(f"skipped {cell.method}: {reason}", flush=True)
+                if what not in named:
+                    print(f"skipped {what}: {reason}", flush=True)
+                named.add(what)
                 skipped.add(cell.key)
                 continue
-            line = run_cell(cell, data or None, options.threads, options.generate)
+            print(f"{cell.key} ...", flush=True)
+            try:
+                line = run_cell(cell, data, options.threads, options.answers)
+            except Exception:  # what one method cannot do must not keep the others waiting
+                traceback.print_exc()
+                print(f"failed {cell.key}, see above; left for another run", flush=True)
+                skipped.add(cell.key)
+                continue
             results.append(line, options.results)
             seconds = sum(line["seconds"].values())
-            print(f"{cell.key}  {line['held_out']['loss']:.5f}  {seconds:.0f} s", flush=True)
+            print(f"  held-out loss {line['held_out']['loss']:.5f}, {seconds:.0f} s", flush=True)
 
 
 def _next(options: argparse.Namespace, skipped: set[str]) -> Cell | None:
     done = results.read(options.results)
-    cells = table(done, device())
-    wanted = [cell for cell in cells if fnmatchcase(cell.key, options.cells)]
-    if not wanted:
+    cells = _wanted(options, done)
+    return next((c for c in cells if c.key not in done and c.key not in skipped), None)
+
+
+def _wanted(options: argparse.Namespace, done: Mapping[str, Line]) -> list[Cell]:
+    cells = [cell for cell in table(done, device()) if fnmatchcase(cell.key, options.cells)]
+    if not cells:
         raise ValueError(
             f"--cells {options.cells}: no cell is called so; `list` prints those that are known "
-            f"by now. Methods: {', '.join(METHODS)}"
+            "by now"
         )
-    return next((c for c in wanted if c.key not in done and c.key not in skipped), None)
+    return cells
 
 
 def show(options: argparse.Namespace) -> None:
     """Print the cells that are known by now."""
+    from .methods import why_not
+
     done = results.read(options.results)
-    cells = [c for c in table(done, device()) if fnmatchcase(c.key, options.cells)]
+    cells = _wanted(options, done)
     for cell in cells:
         if cell.key in done:
             state = f"{done[cell.key]['held_out']['loss']:.5f}"
@@ -105,9 +129,12 @@ def show(options: argparse.Namespace) -> None:
 
 def report(options: argparse.Namespace) -> None:
     """Write the tables and pictures of the page."""
-    from .report import write
+    from .report import write_pictures
 
-    write(options.results)
+    if options.results != results.RESULTS:
+        raise ValueError("`report` writes the page, which is about the study's own results")
+    write_pictures()
+    subprocess.run([sys.executable, ROOT / "docs" / "generate.py"], check=True)
 
 
 if __name__ == "__main__":

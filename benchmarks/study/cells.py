@@ -10,10 +10,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from .methods import METHODS, UNTRAINED
-
 Line = Mapping[str, Any]
 """What is known of a cell that was run, see `benchmarks.study.run`."""
+
+UNTRAINED = "untrained"
+"""The method that leaves the base model as it is."""
 
 SEEDS = range(5)
 GRID = (1e-4, 2e-4, 4e-4, 8e-4, 1.6e-3)
@@ -22,7 +23,7 @@ BEYOND = 2
 """Values that a curve may get beyond an end of the grid, while its best one is the last there."""
 
 SMALL, LARGE = 320, 1280
-MAIN = "smollm2"
+MAIN, SECOND = "smollm2", "gemma3"
 PILOT = ("lora-r40", "uniform", "uniform-seg4")
 VARIANCE_OF = "uniform"
 SHAPES = (
@@ -171,6 +172,7 @@ def _cells(done: Mapping[str, Line], device: str) -> Iterator[Cell]:
             yield from _curves(setting, methods, done)
             yield from _seeds(setting, methods, done)
     for setting in (
+        Setting(base=SECOND, device=device),
         Setting(rows=LARGE, device=device),
         Setting(data="commonsense", device=device),
         Setting(data="skills", device=device),
@@ -192,6 +194,3 @@ def _seeds(setting: Setting, methods: Sequence[str], done: Mapping[str, Line]) -
         for method, rate in best.items():
             if rate is not None:
                 yield setting.cell(method, rate, seed)
-
-
-assert {*PILOT, *SHAPES, *ALLOCATIONS, *ROUTERS, *SHORT} <= set(METHODS)

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import math
+from argparse import Namespace
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from functools import partial
 from hashlib import sha256
+from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -14,6 +17,8 @@ from peft import LoraConfig, get_peft_model
 from torch import Tensor
 
 from axolotl_alphalora.adapter import AlphaLoraConfig, AlphaLoraLayer
+from axolotl_alphalora.allocation import Plan
+from axolotl_alphalora.mixture import Mixture
 from axolotl_alphalora.planning import (
     Planner,
     PlanRequest,
@@ -21,19 +26,27 @@ from axolotl_alphalora.planning import (
     plan_request,
     read_block,
 )
-from axolotl_alphalora.sensitivity import Sensitivity, measure_sensitivity
+from axolotl_alphalora.sensitivity import measure_sensitivity
 
+from .. import contestants
+from .cells import UNTRAINED
 from .rows import Row
 
 RANK, EXPERTS, TOP_K = 8, 5, 2
 """Of an expert; experts of a block in the mean; of a token."""
 
+SAMPLES = 64
+"""Training rows that a plan is measured on, where its strategy does not say."""
+
 SCALE = 2.0
 """lora_alpha over the rank: of an expert, and of every plain LoRA."""
 
-UNTRAINED = "untrained"
 SEGMENTS = (1, 4)
 """At which plans are compared."""
+
+
+SHAPE = ("segments", "router_rank", "share_a")
+"""Options of a mixture that no plan depends on whose budget is one of experts."""
 
 
 class Unavailable(Exception):
@@ -100,34 +113,66 @@ def linear_shapes(bench: Bench) -> list[tuple[int, int]]:
     return list(_request(bench.directory, {}).targets.resolve(bench.model).values())
 
 
-def mixture(bench: Bench, *, router: str = "learned", **options: Any) -> Built:
+def mixture(
+    bench: Bench, *, router: str = "learned", in_rank: bool = False, **options: Any
+) -> Built:
     """A mixture, by a plan that the package's own planner makes.
 
     Args:
         bench: What it is built on.
         router: learned; fixed, as it was drawn; or shared, one for all layers of a width.
+        in_rank: Whether the plan's numbers are spent on the rank of one expert each.
         **options: Of the `alphalora:` block.
     """
-    request = _request(bench.directory, options)
-    plan, _ = Planner(partial(_from_rows, bench)).plan(request)
-    shape = {name: options[name] for name in _shape_options() if name in options}
+    shape = {name: options.pop(name) for name in SHAPE if name in options}
+    plan = _plan(bench, options)
+    counts, ranks = dict(plan.counts), {}
+    if in_rank:
+        ranks = {name: RANK * number for name, number in counts.items() if number}
+        counts = {name: min(number, 1) for name, number in counts.items()}
     config = AlphaLoraConfig(
         r=RANK,
         lora_alpha=SCALE * RANK,
-        num_experts=dict(plan.counts),
-        rank_pattern=dict(plan.rank_pattern),
-        **{"top_k": TOP_K, **shape},
+        num_experts=counts,
+        rank_pattern=ranks,
+        top_k=options.get("top_k", TOP_K),
+        **shape,
     )
     torch.manual_seed(bench.seed)
     model = get_peft_model(bench.model, config)
     _set_routers(model, router)
-    blocks = {name: round(number, 2) for name, number in plan.block_numbers.items()}
-    return Built(model, {"rank": RANK, "blocks": list(blocks.values())})
+    blocks = [round(number, 2) for number in plan.block_numbers.values()]
+    return Built(model, {"rank": RANK, "blocks": blocks})
+
+
+def _plan(bench: Bench, options: Mapping[str, Any]) -> Plan:
+    """Plan with the mean number of experts a block, or as many parameters as that gives evenly."""
+    options = dict(options)
+    allocation = options.get("allocation")
+    if isinstance(allocation, dict) and allocation.get("order") == "shuffled":
+        options["allocation"] = {**allocation, "order_seed": bench.seed}
+    request = _request(bench.directory, options)
+    if request.granularity != "block":
+        shapes = linear_shapes(bench)
+        total = sum(Mixture().parameters(inside, out, EXPERTS, RANK) for out, inside in shapes)
+        options |= {"experts_per_block": None, "total_parameters": total}
+        request = _request(bench.directory, options)
+    return Planner(partial(_from_rows, bench)).plan(request)[0]
 
 
 def mixlora(bench: Bench) -> Built:
-    """Axolotl's mixlora on the feed-forward layers, with its own loss."""
-    raise Unavailable("not built yet")
+    """Axolotl's mixlora on the feed-forward layers, with its own loss.
+
+    Raises:
+        Unavailable: If axolotl is not installed.
+    """
+    options = Namespace(experts=EXPERTS, top_k=TOP_K, rank=RANK, dropout=0.0)
+    torch.manual_seed(bench.seed)
+    try:
+        model, extra_loss = contestants.mixlora(bench.model, options)
+    except contestants.Absent as error:
+        raise Unavailable(str(error)) from error
+    return Built(model, {"rank": RANK}, extra_loss)
 
 
 def untrained(bench: Bench) -> Built:
@@ -148,12 +193,6 @@ def _set_routers(model: Any, router: str) -> None:
             layer.alphalora_router["default"] = first.setdefault(own.shape, own)
 
 
-def _shape_options() -> list[str]:
-    """The options of the block that are the config's too."""
-    named = {each.name for each in fields(AlphaLoraConfig)}
-    return [name for name in ("top_k", "segments", "router_rank", "share_a") if name in named]
-
-
 def _request(directory: str, options: Mapping[str, Any]) -> PlanRequest:
     block = {"allocation": "uniform", "experts_per_block": EXPERTS, "top_k": TOP_K, **options}
     cfg = {
@@ -166,17 +205,27 @@ def _request(directory: str, options: Mapping[str, Any]) -> PlanRequest:
 
 
 def _from_rows(bench: Bench, request: PlanRequest) -> Any:
-    """Plan by gradients on the first of the training rows, drawn as they were."""
+    """Plan by what is measured on training rows, evenly picked from the cell's own."""
+    settings, names = request.settings, list(request.targets.resolve(bench.model))
+    wanted = getattr(settings, "samples", SAMPLES)
+    rows = bench.rows[:: max(1, math.ceil(len(bench.rows) / wanted))]
+    samples = [row.sample() for row in rows]
 
-    def gradients(names: Sequence[str], settings: Any) -> tuple[Sensitivity, Mapping[str, Any]]:
-        rows = bench.rows[:: max(1, math.ceil(len(bench.rows) / settings.samples))]
-        samples = [row.sample() for row in rows]
-        measured = measure_sensitivity(bench.model, names, samples)
-        tasks = {task: measured.tasks.count(task) for task in dict.fromkeys(measured.tasks)}
+    def measured(*_: Any) -> tuple[Any, Mapping[str, Any]]:
+        found: Any
+        if request.needs == "sensitivity":
+            found = measure_sensitivity(bench.model, names, samples)
+        else:
+            from axolotl_alphalora.activations import measure_explained_variance
+            from axolotl_alphalora.allocation import components_needed
+
+            components = components_needed(request, request.targets.resolve(bench.model))
+            found = measure_explained_variance(bench.model, names, samples, components)
+        tasks = dict(Counter(row.task for row in rows))
         digest = sha256(repr([row.ids for row in rows]).encode()).hexdigest()[:16]
-        return measured, {"tasks": tasks, "seed": settings.seed, "digest": digest}
+        return found, {"tasks": tasks, "seed": 0, "digest": digest}
 
-    return plan_from_model(request, bench.model, None, gradients)
+    return plan_from_model(request, bench.model, None, measured)
 
 
 def _scored() -> dict[str, dict[str, Any]]:
@@ -214,7 +263,7 @@ for _segments in SEGMENTS:
             _ordered = {"allocation": {**_options, "order": _order}, **_cut}
             _MIXTURES[f"{_name}-{_order}{_end}"] = _ordered
 for _name, _options in _scored().items():
-    _MIXTURES[f"{_name}-rank"] = {"allocation": _options, "spend": "rank"}
+    _MIXTURES[f"{_name}-rank"] = {"allocation": _options, "in_rank": True}
 
 METHODS: dict[str, Builder] = {
     UNTRAINED: untrained,
@@ -228,14 +277,17 @@ METHODS: dict[str, Builder] = {
 def why_not(method: str) -> str | None:
     """Why a method cannot be built with what is installed, in words; None if it can."""
     if method == "mixlora":
-        return "not built yet"
-    options = {k: v for k, v in _MIXTURES.get(method, {}).items() if k != "router"}
+        return None if find_spec("axolotl") else "axolotl is not installed"
+    options = dict(_MIXTURES.get(method, {}))
+    for own in ("router", "in_rank"):
+        options.pop(own, None)
+    known = {each.name for each in fields(AlphaLoraConfig)}
+    missing = [name for name in SHAPE if options.pop(name, None) and name not in known]
+    if missing:
+        return f"AlphaLoraConfig has no {', '.join(missing)}"
     try:
-        request = _request("base", options)
-        _ = request.needs
-        request.settings  # noqa: B018 (reads them, and says what is wrong)
+        _request("base", options).settings  # noqa: B018 (reads the options)
     except ValueError as error:
-        return " ".join(str(error).split())
-    missing = [key for key in ("segments", "router_rank", "share_a") if key in options]
-    missing = [key for key in missing if key not in _shape_options()]
-    return f"AlphaLoraConfig has no {', '.join(missing)}" if missing else None
+        said = " ".join(str(error).split())
+        return said.partition("Value error, ")[2].partition(" [type=")[0] or said
+    return None

@@ -12,10 +12,9 @@ from typing import Any
 
 import torch
 
-from axolotl_alphalora.evaluation.samples import encode_alpaca
+from axolotl_alphalora.evaluation.samples import Sample, encode_alpaca, share_out
 from axolotl_alphalora.hosts.constants import IGNORED
 from axolotl_alphalora.quickstart.rows import make_rows
-from axolotl_alphalora.sensitivity import Sample, share_out
 
 LIMIT = 400
 """Tokens; longer rows are left out, which 1 in 100 are."""
@@ -56,21 +55,21 @@ class Row:
         return Sample(self.task, inputs)
 
 
-def read(data: str, split: str, directory: Path | None) -> list[dict[str, str]]:
+def read(data: str, split: str, directory: Path) -> list[dict[str, str]]:
     """All rows of a split of a data set.
 
     Args:
         data: Of `SETS`.
         split: train or test.
-        directory: Where the files are; None serves for the skills, which are made.
+        directory: Where the files are; the skills are made.
 
     Raises:
         ValueError: If the file is not there; says how to name its directory.
     """
     if data == "skills":
         return make_rows()[split == "test"]
-    path = (directory or Path()) / f"{data}_{split}.jsonl"
-    if directory is None or not path.is_file():
+    path = directory / f"{data}_{split}.jsonl"
+    if not path.is_file():
         raise ValueError(
             f"{path} is not there: name the directory of the data with --data or STUDY_DATA"
         )

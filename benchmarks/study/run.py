@@ -16,10 +16,11 @@ from typing import Any
 import torch
 
 from . import rows as study_rows
+from .answers import answered
 from .bases import BASES, load
-from .cells import Cell
+from .cells import UNTRAINED, Cell
 from .measure import held_out, mean_loss
-from .methods import METHODS, UNTRAINED, Bench
+from .methods import METHODS, Bench
 from .train import Recipe, train
 
 PACKAGES = ("axolotl-alphalora", "torch", "transformers", "peft")
@@ -27,9 +28,9 @@ PACKAGES = ("axolotl-alphalora", "torch", "transformers", "peft")
 
 def run_cell(
     cell: Cell,
-    data: Path | None,
+    data: Path,
     threads: int,
-    generate: int | None = None,
+    answers: int | None = None,
     recipe: Recipe | None = None,
 ) -> dict[str, Any]:
     """Run one cell.
@@ -38,7 +39,7 @@ def run_cell(
         cell: Which.
         data: Directory of the data sets.
         threads: Of torch, which the caller has set.
-        generate: Rows of gsm8k to answer; None is 0 on a CPU and 200 on a GPU.
+        answers: Rows to answer; None is the default of the device.
         recipe: How to train, the study's own if None.
 
     Returns:
@@ -50,7 +51,8 @@ def run_cell(
     with timed(seconds, "load"):
         directory = BASES[cell.base]()
         model, tokenizer = load(directory, cell.device)
-        training = study_rows.draw(study_rows.read(cell.data, "train", data), cell.rows, tokenizer)
+        source = study_rows.read(cell.data, "train", data)
+        training = study_rows.draw(source, cell.rows, tokenizer)
         tests = {
             name: study_rows.draw(
                 study_rows.read(name, "test", data),
@@ -69,9 +71,12 @@ def run_cell(
         with timed(seconds, "train"):
             facts = train(built, training, recipe, cell.rate, cell.seed, cell.device)
     with timed(seconds, "measure"):
-        measured = held_out(built.model, tests.pop(cell.data), cell.device)
+        own = tests.pop(cell.data)
+        measured = held_out(built.model, own, cell.device)
         others = {name: mean_loss(built.model, found, cell.device) for name, found in tests.items()}
         others["text"] = mean_loss(built.model, text, cell.device)
+    with timed(seconds, "answer"):
+        right = answered(built.model, tokenizer, cell.data, own, source, cell.device, answers)
     return {
         "cell": cell.key,
         **cell.as_dict(),
@@ -81,7 +86,7 @@ def run_cell(
         **facts,
         **measured,
         "others": others,
-        "answered": {"rows": 0, "why": "not asked for"},
+        "answered": right,
         "seconds": {name: round(value, 1) for name, value in seconds.items()},
         "peak_mib": round(peak(cell.device)),
         "commit": commit(),

@@ -6,6 +6,7 @@ import torch
 from axolotl_alphalora.adapter import AlphaLoraLayer
 from axolotl_alphalora.adapter.fused import keep_mask
 from helpers.balancing import adapted, assert_same, gradients, reference_gradients
+from helpers.mixtures import EVERYTHING
 
 
 @pytest.fixture(autouse=True)
@@ -24,6 +25,18 @@ def test_no_layer_breaks_the_graph_and_the_gradients_are_the_reference_s(tiny_ll
             module.compile(fullgraph=True, backend="aot_eager")
     model(**batch).loss.backward()
     assert_same(gradients(model), reference_gradients(tiny_llama, [batch], [1.0]))
+
+
+def test_nor_does_any_option_of_a_mixture(tiny_llama, batch):
+    model = adapted(tiny_llama, **EVERYTHING).train()
+    model(**batch).loss.backward()
+    want = gradients(model)
+    model.zero_grad()
+    for module in list(model.modules()):
+        if isinstance(module, AlphaLoraLayer):
+            module.compile(fullgraph=True, backend="aot_eager")
+    model(**batch).loss.backward()
+    assert_same(gradients(model), want)
 
 
 def test_dropout_does_not_break_the_graph(tiny_llama):

@@ -10,6 +10,14 @@ from axolotl_alphalora.adapter.balance import LoadBalancer
 from axolotl_alphalora.adapter.batch import Padding
 from axolotl_alphalora.adapter.fused import keep_mask, using
 from helpers import reference
+from helpers.balancing import (
+    CHECKPOINTING,
+    adapted,
+    assert_same,
+    gradients,
+    reference_gradients,
+    switch_checkpointing,
+)
 from helpers.fusing import IN, OUT, assert_equal, make, run
 from helpers.mixtures import COMBINATIONS, EVERYTHING, named
 
@@ -168,7 +176,7 @@ def test_segments_keep_the_function_where_all_gates_are_equal():
 
 @every_mixture
 def test_what_is_kept_is_no_more_than_the_experts_are_wide(options):
-    """The input, once; a byte for dropout; A's hidden states, [T, R], and three of [T, N]."""
+    """The input, once; a byte for dropout; A's hidden states, [T, R], logits and choices."""
     layer, x = make(rank=4, rows=500, padding=False, dropout=0.1, **options)
     x = x.requires_grad_()
     weights = {p.untyped_storage().data_ptr() for p in layer.parameters()}
@@ -184,9 +192,18 @@ def test_what_is_kept_is_no_more_than_the_experts_are_wide(options):
         out = layer(x)
     number = layer.num_experts["default"]
     hidden = len(layer.alphalora_A["default"])
-    width = 4 * (hidden + 2 * number + (options["router_rank"] or 0)) + IN
+    width = 4 * (hidden + number + (options["router_rank"] or 0)) + number + IN
     assert sum(kept.values()) <= 1000 * (4 * IN + width) + 4 * (5 * number + 3)
     del out
+
+
+@pytest.mark.parametrize("mode", CHECKPOINTING)
+def test_the_loss_of_a_model_is_balanced_as_by_hand(tiny_llama, batch, mode):
+    model = adapted(tiny_llama, **EVERYTHING)
+    switch_checkpointing(model, mode)
+    model.train()(**batch).loss.backward()
+    want = reference_gradients(tiny_llama, [batch], [1.0], **EVERYTHING)
+    assert_same(gradients(model), want)
 
 
 def test_all_switches_of_the_plain_twin_reach_the_new_parts():

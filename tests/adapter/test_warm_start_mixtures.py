@@ -17,7 +17,7 @@ from helpers.starting import refused, saved_lora, started
         {"router_rank": 3, "segments": 2, "r": 4, "init_split": "svd", "top_k": 3},
         {"share_a": True},
         {"share_a": True, "r": 7, "router_rank": 3, "use_rslora": True},
-        {"top_k": 0.6},
+        {"top_k": 0.8},
         {"top_k": 0.9, "init_split": "svd"},
     ],
     ids=str,

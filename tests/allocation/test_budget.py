@@ -14,15 +14,12 @@ from peft import get_peft_model
 from torch import nn
 
 from axolotl_alphalora.adapter import AlphaLoraConfig
-from axolotl_alphalora.allocation.budget import (
-    Budget,
-    Costs,
-    expert_parameters,
-    expert_tensors,
-)
+from axolotl_alphalora.allocation.budget import Budget, Costs
 from axolotl_alphalora.allocation.optimizers import state_bytes
 from axolotl_alphalora.allocation.spending import spend
 from axolotl_alphalora.blocks import block_name
+from axolotl_alphalora.mixture import Mixture
+from helpers.allocating import plan
 
 LINEARS = {
     "self_attn.q_proj": (64, 64),
@@ -40,6 +37,12 @@ SHAPES = {
     for name, shape in LINEARS.items()
 }
 RANK = 4
+MIXTURES = [
+    {"segments": 4},
+    {"router_rank": 3},
+    {"share_a": True},
+    {"top_k": 0.25, "segments": 2, "router_rank": 3, "share_a": True},
+]
 
 
 def units(depth):
@@ -107,21 +110,23 @@ def test_without_a_budget_costs_are_experts():
     prices.check_minimum(1)
 
 
-def adapted(shape, experts, rank):
+def adapted(shape, experts, rank, **mixture):
     """The trainable parameters of a layer of that shape, from the adapter itself."""
     layer = nn.Sequential(nn.Linear(shape[1], shape[0], bias=False))
-    config = AlphaLoraConfig(r=rank, target_modules=["0"], num_experts=experts)
+    config = AlphaLoraConfig(r=rank, target_modules=["0"], num_experts=experts, **mixture)
     model = get_peft_model(layer, config)
     return [parameter for parameter in model.parameters() if parameter.requires_grad]
 
 
 @pytest.mark.parametrize("experts", [1, 2, 5])
 @pytest.mark.parametrize("shape", sorted(set(LINEARS.values())))
-def test_the_tensors_are_those_of_the_layer(shape, experts):
-    trained = [tuple(parameter.shape) for parameter in adapted(shape, experts, RANK)]
+@pytest.mark.parametrize("mixture", [{}, *MIXTURES], ids=str)
+def test_the_tensors_are_those_of_the_layer(shape, experts, mixture):
+    trained = [tuple(parameter.shape) for parameter in adapted(shape, experts, RANK, **mixture)]
     out_features, in_features = shape
-    assert sorted(trained) == sorted(expert_tensors(in_features, out_features, experts, RANK))
-    assert sum(map(math.prod, trained)) == expert_parameters(
+    tensors = Mixture(**mixture).tensors(in_features, out_features, experts, RANK)
+    assert sorted(trained) == sorted(tensors.values())
+    assert sum(map(math.prod, trained)) == Mixture(**mixture).parameters(
         in_features, out_features, experts, RANK
     )
 
@@ -336,3 +341,44 @@ def test_unusable_bounds_are_named(bounds, message):
 def test_a_budget_does_not_change():
     with pytest.raises(dataclasses.FrozenInstanceError):
         Budget(total_experts=10).total_experts = 11
+
+
+@pytest.mark.parametrize("shape", MIXTURES, ids=str)
+@pytest.mark.parametrize("optimizer", ["adamw_torch", "adamw_8bit", "adafactor"])
+def test_budgets_count_the_tensors_of_the_mixture(shape, optimizer):
+    counts = {name: position % 4 for position, name in enumerate(SHAPES)}
+    sizes = [
+        size
+        for name, count in counts.items()
+        for size in Mixture(**shape).tensors(*SHAPES[name][::-1], count, RANK).values()
+    ]
+    budgets = {
+        "total_parameters": sum(rows * columns for rows, columns in sizes),
+        "memory_mib": sum(8 * math.prod(size) + state_bytes(optimizer, size) for size in sizes),
+    }
+    for kind, spent in budgets.items():
+        budget = Budget(**{kind: 10**6})
+        prices = Costs(SHAPES, units(5), RANK, "experts", budget, optimizer, Mixture(**shape))
+        usual = costs(5, "experts", optimizer, **{kind: 10**6})
+        assert prices.total(counts) == spent != usual.total(counts)
+
+
+@pytest.mark.parametrize("kind", ["total_parameters", "memory_mib"])
+def test_a_budget_buys_more_experts_that_share_an_a(kind):
+    amount = {"total_parameters": 150_000, "memory_mib": 2.3}[kind]
+    made = {
+        shared: plan(
+            "uniform",
+            SHAPES,
+            budget={kind: amount},
+            optimizer="adamw_torch",
+            rank=RANK,
+            share_a=shared,
+        )
+        for shared in (False, True)
+    }
+    assert made[True].module_experts > made[False].module_experts
+    for each in made.values():
+        spent = each.trainable_parameters
+        assert each.budget["spent"] == (spent if kind == "total_parameters" else spent / 2**16)
+        assert each.budget["spent"] <= amount

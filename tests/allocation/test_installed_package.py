@@ -51,7 +51,9 @@ def test_the_strategy_is_listed_with_its_options(python, installed):
     (row,) = listed["strategies"]
     assert (row["name"], row["package"]) == ("width", "alphalora-width 1.0")
     assert row["summary"] == "more experts where layers are wider"
-    assert row["options"][-1] == {
+    *own, order, seed = row["options"]
+    assert (order["name"], seed["name"]) == ("order", "order_seed")
+    assert own[-1] == {
         "name": "power",
         "default": 1.0,
         "description": "experts in proportion to width ** power",

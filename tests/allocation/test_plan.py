@@ -12,8 +12,8 @@ from axolotl_alphalora.allocation import (
     Plan,
     PlanError,
     UnitPlan,
-    expert_parameters,
 )
+from axolotl_alphalora.mixture import Mixture
 from axolotl_alphalora.settings import MatrixQuality
 from helpers.allocating import LLAMA_2_7B, model, with_sensitivities
 from helpers.allocating import plan as planned
@@ -141,10 +141,48 @@ def test_experts_spent_on_rank_have_no_router():
     assert made.trainable_parameters == 160 * 624_640
 
 
-def test_one_expert_has_no_router():
-    assert expert_parameters(100, 50, experts=1, rank=4) == 4 * 150
-    assert expert_parameters(100, 50, experts=2, rank=4) == 2 * 4 * 150 + 200
-    assert expert_parameters(100, 50, experts=0, rank=4) == 0
+SHAPE = {"top_k": 0.25, "segments": 4, "router_rank": 3, "share_a": True}
+
+
+def test_the_mixtures_shape_stands_together_in_the_file(plan):
+    keys = list(plan.to_dict())
+    first = keys.index("top_k")
+    assert keys[first : first + 4] == list(SHAPE)
+    assert {key: plan.to_dict()[key] for key in SHAPE} == {
+        "top_k": 2,
+        "segments": 1,
+        "router_rank": None,
+        "share_a": False,
+    }
+
+
+def test_a_shape_survives_the_file_and_decides_the_parameters(tmp_path):
+    made = planned("mola", model(2), options={"shape": "13"}, rank=8, **SHAPE)
+    made.save(tmp_path / "plan.json")
+    document = json.loads((tmp_path / "plan.json").read_text())
+    assert {key: document[key] for key in SHAPE} == SHAPE
+    assert Plan.load(tmp_path / "plan.json") == made
+    assert made.mixture == Mixture(**SHAPE)
+    by_hand = 0
+    for (out, width), n in zip(made.shapes.values(), made.counts.values(), strict=True):
+        by_hand += 8 * width + out * 8 * n + 3 * width + 4 * n * 3
+    assert made.trainable_parameters == document["trainable_parameters"] == by_hand
+
+
+def test_a_plan_of_an_older_release_has_whole_experts(plan):
+    document = plan.to_dict()
+    for key in ("segments", "router_rank", "share_a"):
+        del document[key]
+    assert Plan.from_dict(document) == plan
+
+
+@pytest.mark.parametrize("shape", [{"segments": 2}, {"router_rank": 2}, {"share_a": True}], ids=str)
+def test_a_rank_has_no_mixture_to_shape(ranks, shape):
+    (name,) = shape
+    with pytest.raises(ValueError, match=f"spend: rank .* nothing for {name} to shape"):
+        planned("mola", model(2), options={"shape": "13"}, rank=4, spend="rank", **shape)
+    with pytest.raises(PlanError, match=f"spend: rank .* nothing for {name} to shape"):
+        Plan.from_dict(ranks.to_dict() | shape)
 
 
 def test_equal_counts_do_not_differ(plan):
@@ -186,7 +224,14 @@ def _set(document, path, value):
         (["version"], 1, "version is 1, but .* version 2: the plan has been edited"),
         (["base_model"], None, "base_model must be a string"),
         (["rank"], 0, "rank must be an integer of at least 1"),
-        (["top_k"], True, "top_k must be an integer"),
+        (["top_k"], True, "top_k must be a finite number, not True"),
+        (["top_k"], 0, "top_k must be at least 1, not 0"),
+        (["top_k"], 1.0, r"top_k must be a whole number .* or a share .* in \(0, 1\), not 1\.0"),
+        (["segments"], 0, "segments must be an integer of at least 1"),
+        (["segments"], 3, "rank is 8, which segments: 3 cannot cut into equal parts"),
+        (["segments"], 2, "trainable_parameters is 3168, but the counts in the plan give"),
+        (["router_rank"], 1.5, "router_rank must be an integer"),
+        (["share_a"], 1, "share_a must be true or false, not 1"),
         (["surprise"], 1, "surprise is not a key of a plan"),
         (["weights"], [], "weights must be an object"),
         (["weights"], {}, r"weights\.source is missing"),

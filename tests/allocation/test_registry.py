@@ -6,7 +6,7 @@ from axolotl_alphalora.allocation import StrategyError, registry
 from axolotl_alphalora.allocation.strategy import GROUP
 from helpers.allocating import experts, plan
 
-BUILT_IN = ["alphalora", "counts", "depth", "mola", "sensitivity", "uniform"]
+BUILT_IN = ["alphalora", "counts", "depth", "eva", "mola", "sensitivity", "uniform"]
 SCORE = """
 @hookimpl
 def score(problem):
@@ -180,7 +180,7 @@ def test_short_forms_that_are_none(text, message):
 
 @pytest.mark.parametrize("name", BUILT_IN)
 def test_unknown_options_are_named_with_those_that_there_are(name):
-    fields = registry().get(name).strategy.options.model_fields
+    fields = registry().get(name).fields
     known = ", ".join(fields) or "none"
     with pytest.raises(
         StrategyError, match=f"^strategy '{name}' has no option 'gamma': it takes {known}$"
@@ -220,6 +220,8 @@ NO_NUMBERS = "a number for each block, a mapping of module patterns, or a plan f
         ("depth", "ramp", [float("nan"), 2], "expected two numbers such as 2-8, not"),
         ("depth", "ramp", [0, 0], "expected two numbers such as 2-8, not"),
         ("depth", "ramp", [-1, 4], "expected two numbers such as 2-8, not"),
+        ("eva", "rho", 0.5, "should be greater than or equal to 1, not 0.5"),
+        ("eva", "rho", float("inf"), "should be a finite number, not inf"),
         ("sensitivity", "samples", 0, "should be greater than or equal to 1, not 0"),
         ("sensitivity", "samples", 1.5, "should be a valid integer, not 1.5"),
         ("sensitivity", "seed", -1, "should be greater than or equal to 0, not -1"),

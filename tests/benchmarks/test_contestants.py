@@ -11,7 +11,15 @@ from torch import nn
 from axolotl_alphalora.adapter import AlphaLoraConfig, AlphaLoraLayer
 from axolotl_alphalora.adapter.balance import LoadBalancer
 from benchmarks.common import make_shape, random_ids
-from benchmarks.contestants import FFN, Absent, build, plan_counts, uneven_counts, with_loops
+from benchmarks.contestants import (
+    FFN,
+    MIXTURES,
+    Absent,
+    build,
+    plan_counts,
+    uneven_counts,
+    with_loops,
+)
 
 OPTIONS = {
     "model": "tiny",
@@ -21,6 +29,7 @@ OPTIONS = {
     "dropout": 0.0,
     "checkpointing": False,
     "dtype": "fp32",
+    "segments": 1,
 }
 
 
@@ -53,6 +62,24 @@ def test_experts_and_the_lora_of_equal_parameters_differ_by_the_routers(base):
     equal = made("lora-equal", base)
     assert experts.parameters - routers(experts.model) == equal.parameters
     assert equal.parameters == 4 * made("lora", base).parameters
+
+
+@pytest.mark.parametrize("name", MIXTURES)
+def test_a_mixture_and_its_lora_train_as_many_parameters(name, base):
+    """To half a rank of all layers."""
+    mixture, lora = made(name, base, rank=8), made(f"{name}-lora", base, rank=8)
+    assert any("lora_A" in n for n, _ in lora.model.named_parameters())
+    assert abs(mixture.parameters - lora.parameters) <= made("lora", base, rank=1).parameters / 2
+    plain = made("experts", base, rank=8)
+    assert (mixture.parameters == plain.parameters) == (name == "experts")
+
+
+def test_segments_are_those_of_the_command_where_a_contestant_names_none(base):
+    (layer, *_) = [
+        m for m in made("experts", base, rank=8, segments=2).model.modules()
+        if isinstance(m, AlphaLoraLayer)
+    ]  # fmt: skip
+    assert layer.num_experts["default"] == 8 and layer.r["default"] == 4
 
 
 def test_mixlora_and_experts_on_the_feed_forward_have_equal_experts(base):

@@ -208,7 +208,7 @@ def test_other_errors_are_its_own():
 def test_a_contestant_counts_the_same_alone_and_beside_others():
     options = Namespace(
         model="tiny", dtype="fp32", device="cpu", nf4=False, batch=1, length=8, dropout=0.05,
-        experts=3, rank=4, top_k=2, checkpointing=False, limit_gib=None, repeats=2,
+        experts=3, rank=4, top_k=2, segments=1, checkpointing=False, limit_gib=None, repeats=2,
     )  # fmt: skip
     names = ["none", "experts", "experts-triton"]
     alone, absent, times = take_steps(names, options)

@@ -9,10 +9,12 @@ from types import ModuleType
 import pytest
 import yaml
 
-from axolotl_alphalora.allocation import Evidence, Plan, Strategy, build_plan, hookimpl, registry
+from axolotl_alphalora.activations import ExplainedVariance
+from axolotl_alphalora.allocation import Plan, Strategy, components_needed, hookimpl, registry
 from axolotl_alphalora.allocation.registry import Registry
 from axolotl_alphalora.allocation.strategy import GROUP
 from axolotl_alphalora.planning import layers, rank_correlation
+from axolotl_alphalora.planning.planner import plan_from_samples
 from axolotl_alphalora.plugin import session
 from axolotl_alphalora.sensitivity import Sensitivity
 
@@ -60,6 +62,19 @@ def test_each_column_is_the_plan_that_its_options_alone_would_give(tmp_path, mod
         assert Plan.from_dict(row["plan"]) == Plan.from_dict(json.loads(alone.stdout))
     assert rows[0]["rank_correlation"] == pytest.approx(1)
     assert rows[0]["blocks_that_differ"] == rows[0]["experts_that_move"] == 0
+
+
+def test_a_comparison_has_one_shape_of_mixture_and_counts_by_it(tmp_path, model, columns):
+    shape = {"top_k": 0.5, "segments": 2, "router_rank": 3, "share_a": True}
+    rows = columns(
+        config(tmp_path, model, total_parameters=60_000, **shape), "uniform", "mola:1234"
+    )
+    for row in rows:
+        assert {key: row["plan"][key] for key in shape} == shape
+        assert row["plan"]["budget"]["spent"] == row["plan"]["trainable_parameters"] <= 60_000
+    allocation = {"strategy": "counts", "experts": [1, 2, 3, 4]}
+    own = columns(config(tmp_path, model, allocation=allocation, **shape), "counts:[4, 3, 2, 1]")
+    assert len({row["plan"]["trainable_parameters"] for row in own}) == 1
 
 
 def test_the_yamls_own_plan_is_left_out_where_a_spec_asks_for_the_same(model, columns):
@@ -145,8 +160,40 @@ def test_the_table_says_how_plans_differ_and_how_stable_they_are(tmp_path, model
     assert Plan.load(first).strategy["options"]["estimator"] == "xmin_peak"
 
 
+def test_a_plan_stands_beside_its_opposite_and_its_shuffle(model, run, columns):
+    specs = ["alphalora", "alphalora+opposite", "alphalora+order=shuffled+order_seed=3"]
+    rows = columns(model, *specs)
+    assert labels(rows) == specs
+    plans = [Plan.from_dict(row["plan"]) for row in rows]
+    assert [one.control for one in plans] == [None, "opposite", "shuffled"]
+    histograms = [sorted(one.numbers.values()) for one in plans]
+    assert histograms[0] == histograms[1] == histograms[2]
+    assert len({one.trainable_parameters for one in plans}) == 1
+    assert rows[1]["rank_correlation"] < 0
+    assert rows[0]["stability"] and rows[1]["stability"] is rows[2]["stability"] is None
+    shown = run("plan", model, "--compare", "alphalora", "opposite", "shuffled").output
+    assert "rank correlation" in shown and "2 opposite" in shown and "3 shuffled" in shown
+
+
+def test_a_control_in_the_yaml_is_compared_with_the_plan_by_the_scores(tmp_path, model, columns):
+    control = {"strategy": "alphalora", "order": "shuffled", "order_seed": 3}
+    path = config(tmp_path, model, total_experts=20, allocation=control)
+    rows = columns(path, "order=scores", "opposite", "order_seed=4")
+    found = [Plan.from_dict(row["plan"]).strategy["options"] for row in rows]
+    assert [(one.get("order"), one.get("order_seed")) for one in found] == [
+        ("shuffled", 3),
+        (None, None),
+        ("opposite", None),
+        ("shuffled", 4),
+    ]
+    saved = tmp_path / "control.json"
+    Plan.from_dict(rows[0]["plan"]).save(saved)
+    again = columns(config(tmp_path, model, plan=str(saved)), "order=scores")
+    assert [row["plan"] for row in again] == [row["plan"] for row in rows[:2]]
+
+
 class FakeHost:
-    """Sensitivities as a loaded model might have them, without one."""
+    """What a loaded model might say on samples, without one."""
 
     loaded: list[str] = []
 
@@ -156,15 +203,29 @@ class FakeHost:
     def plan(self, request):
         self.loaded.append(request.strategy)
         shapes = layers(request)
-        tasks = ("a", "a", "b", "b")
+        found = self.measure(request, shapes)
+        sample = {"tasks": {"a": 2, "b": 2}, "seed": 0, "digest": "x"}
+        weights = {"source": "live", "dtype": "float32"}
+        return plan_from_samples(request, shapes, found, weights, sample), found
+
+    def measure(self, request, shapes):
+        if request.needs == "activations":
+            count = components_needed(request, shapes)
+            parts = [
+                {name: falling(count, (i * factor) % 5) for i, name in enumerate(shapes)}
+                for factor in (1, 2, 3)
+            ]
+            return ExplainedVariance(count, parts[0], (parts[1], parts[2]))
         squares = {
             name: (i + 1.0, (i + 1.0) ** 2, 1.0, 1.0 + i % 3) for i, name in enumerate(shapes)
         }
-        found = Sensitivity(tasks, squares)
-        sample = {"tasks": {"a": 2, "b": 2}, "seed": 0, "digest": "x"}
-        weights = {"source": "live", "dtype": "float32"}
-        evidence = Evidence(weights, sensitivities=found.by_task(), sample=sample)
-        return build_plan(request, shapes, evidence), found
+        return Sensitivity(("a", "a", "b", "b"), squares)
+
+
+def falling(count, steepness):
+    """Ratios that fall the faster, the steeper."""
+    values = [0.9 ** (place * (1 + steepness)) for place in range(count)]
+    return tuple(value / sum(values) for value in values)
 
 
 @pytest.fixture
@@ -185,6 +246,35 @@ def test_a_plan_by_gradients_varies_with_the_halves_of_its_sample(tmp_path, mode
     assert [plan.strategy["options"]["beta"] for plan in alone] == [0.5, 1.0]
     assert alone[0].numbers != alone[1].numbers
     assert alone[0].sample == alone[1].sample
+
+
+def test_a_plan_by_activations_varies_with_the_halves_of_its_sample(tmp_path, model, columns, host):
+    path = config(tmp_path, model, total_experts=40)
+    rows = columns(path, "eva", "eva+granularity=block", "eva+rho=3", "sensitivity")
+    assert host.loaded == ["eva", "eva", "sensitivity"], "more components are measured anew"
+    for row in rows[1:]:
+        (one,) = row["stability"]
+        assert (one["over"], one["plans"]) == ("halves", 1)
+    plans = [Plan.from_dict(row["plan"]) for row in rows[1:]]
+    assert [len(plan.modules[0].explained) for plan in plans[:3]] == [20, 20, 30]
+    assert all(len(set(plan.numbers.values())) > 1 for plan in plans[:3])
+    assert plans[0].sample == plans[1].sample
+    assert plans[3].modules[0].explained is None
+
+
+def test_a_plan_by_activations_says_what_it_was_measured_on(tmp_path, model, run, host):
+    path = config(tmp_path, model, allocation="eva", total_experts=40)
+    page = tmp_path / "plan.html"
+    shown = run("plan", path, "--per-module", "--output", tmp_path / "plan.json", "--plot", page)
+    table = shown.output.partition("Drawn in")[0]
+    assert "inputs of layers on 4 samples of 2 tasks (a 2, b 2), seed 0" in " ".join(table.split())
+    assert "explained" in table and "share" not in table
+    assert max(map(len, table.splitlines())) <= 80
+    plan = Plan.load(tmp_path / "plan.json")
+    last = plan.modules[-1]
+    share = sum(last.explained[: last.experts])
+    assert re.search(rf"^  mlp.down_proj .* {share:.2%}$", table, re.M)
+    assert "explained" in page.read_text()
 
 
 def test_a_plan_that_leaves_modules_alone_lets_the_others_do_so_too(tmp_path, model, columns, host):
@@ -210,6 +300,23 @@ def test_a_strategy_without_options_shares_the_usual_sample(
     monkeypatch.setitem(registry()._found, "summed", [found.get("summed")])
     columns(config(tmp_path, model, total_experts=40), "sensitivity", "summed")
     assert host.loaded == ["sensitivity"]
+
+
+def test_a_strategy_of_another_package_may_go_by_activations(
+    tmp_path, model, columns, host, monkeypatch
+):
+    described = Strategy("spread", "by all that is explained", needs="activations")
+    module = ModuleType("spread_activations")
+    vars(module).update(
+        register_strategy=hookimpl(lambda: described),
+        score=hookimpl(lambda problem: dict.fromkeys(problem.units, 1.0)),
+    )
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    found = Registry([EntryPoint("spread", module.__name__, GROUP)])
+    monkeypatch.setitem(registry()._found, "spread", [found.get("spread")])
+    rows = columns(config(tmp_path, model, total_experts=40), "eva+granularity=block", "spread")
+    assert host.loaded == ["eva"], "as many components as rho 2 asks for"
+    assert [len(row["plan"]["modules"][0]["explained"]) for row in rows[1:]] == [20, 20]
 
 
 def _summed(problem):

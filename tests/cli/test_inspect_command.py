@@ -142,3 +142,13 @@ def test_a_router_that_is_not_finite_is_named(tmp_path, run):
     result = run("inspect", tmp_path / "mine")
     assert result.exit_code == 1
     assert "model.layers.0.mlp.up_proj: its weights are not finite" in words(result)
+
+
+def test_the_shape_of_the_mixtures_is_said(tmp_path, run):
+    shape = {"top_k": 0.125, "segments": 2, "router_rank": 3, "share_a": True}
+    write_adapter(tmp_path / "adapter", [2, 3], **shape)
+    said = " ".join(run("inspect", tmp_path / "adapter").output.split())
+    assert "40 experts of rank 2 (20 as planned, cut into 2 each): 12.5% of them" in said
+    assert "one A for all experts of a module, routers of rank 3" in said
+    document = json.loads(run("inspect", tmp_path / "adapter", "--json").stdout)
+    assert {key: document["adapter"][key] for key in shape} == shape

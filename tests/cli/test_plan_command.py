@@ -53,6 +53,43 @@ def test_a_yaml_decides_targets_rank_and_budget(tmp_path, model):
     assert found.weights["source"] == "safetensors"
 
 
+SHAPE = {"top_k": 0.5, "segments": 2, "router_rank": 3, "share_a": True}
+
+
+def test_the_shape_of_the_mixtures_is_printed_saved_and_asked_for_again(tmp_path, model):
+    saved = tmp_path / "plan.json"
+    block = {"allocation": "uniform", "total_experts": 16}
+    said = plan(config(tmp_path, model, alphalora=block | SHAPE), "--output", saved).output
+    flat = " ".join(said.split())
+    assert "Experts per block: uniform, rank 4, top-50%" in flat
+    assert (
+        "4 experts, each cut into 2 of rank 2; 4 of 8 active; routers of rank 3; one A shared by "
+        "the experts of a layer."
+    ) in flat
+    found = Plan.load(saved)
+    assert {key: getattr(found, key) for key in SHAPE} == SHAPE
+    again = plan(config(tmp_path, model, alphalora=SHAPE | {"plan": str(saved)}), "--json")
+    assert Plan.from_dict(json.loads(again.stdout)) == found
+    other = plan(config(tmp_path, model, alphalora={"plan": str(saved)}))
+    assert other.exit_code == 1 and "the plan says segments 2, but" in other.output
+
+
+@pytest.mark.parametrize(
+    ("changes", "parts"),
+    [
+        ({"lora_r": 6, "alphalora": {"segments": 4}}, ["`lora_r` is 6", "multiple of 4"]),
+        ({"alphalora": {"top_k": 1.0}}, ["`alphalora.top_k`", "a share", "not 1.0"]),
+        ({"alphalora": {"spend": "rank", "share_a": True}}, ["alphalora.share_a", "spend: rank"]),
+    ],
+    ids=str,
+)
+def test_a_shape_that_cannot_be_is_refused_with_its_key(tmp_path, model, changes, parts):
+    result = plan(config(tmp_path, model, **changes))
+    assert result.exit_code == 1
+    for part in parts:
+        assert part in result.output
+
+
 def test_block_indices_hold_with_all_linear_layers_too(tmp_path, model):
     layers = {"lora_target_modules": None, "lora_target_linear": True}
     block = {"alphalora": {"total_experts": 3}, "peft_layers_to_transform": [2]}
@@ -177,10 +214,13 @@ def test_every_matrix_is_listed_with_its_notes(broken):
         (["--compare", "hill", "--confidence"], "leave out --confidence"),
         (["hill"], "'hill' is one argument too many: is --compare missing?"),
         (["--strategy", "sensitivity"], "give an Axolotl YAML with `datasets`"),
+        (["--strategy", "eva"], "goes by activations on the run's training data: give an Axolotl"),
+        (["--compare", "eva"], "give an Axolotl YAML with `datasets`"),
         (["--compare", "uniform", "sensitivity"], "give an Axolotl YAML with `datasets`"),
         (["--strategy", "uniform", "--confidence"], "leave out --confidence"),
         (["--strategy", "mola", "--plot", "a.png", "--spectra"], "leave out --spectra"),
-        (["--as-lora", "--json"], "leave out --json"),
+        (["--as-lora", "--json", "--output", "a.yml"], "--json writes no .yml file: leave out"),
+        (["--as-lora", "--per-module"], "prints a LoRA and nothing else: leave out --per-module"),
         (["--as-lora", "--compare", "mola"], "leave out --compare"),
     ],
 )
@@ -219,6 +259,25 @@ def test_modules_that_differ_show_as_mean_and_range_and_are_counted(tmp_path, mo
     for module in found.modules:
         assert re.search(rf"{module.name.split('.', 3)[3]} +\d+x\d+ +{module.experts} +4 ", rows)
     assert "Least trained: " in shown and "least trained: model.layers.0 (" not in shown.lower()
+
+
+def test_a_control_is_called_one(tmp_path, model):
+    def shown(**order):
+        allocation = {"strategy": "alphalora", **order}
+        done = plan(config(tmp_path, model, alphalora={"allocation": allocation}))
+        return " ".join(done.output.split())
+
+    said = "This plan is a control: the numbers of alphalora's plan, dealt"
+    opposite = shown(order="opposite")
+    assert f"{said} the other way round, the fewest to the highest score." in opposite
+    seeded = shown(order="shuffled", order_seed=3)
+    assert f"{said} at random with order_seed 3. Budget: 20 experts, met exactly." in seeded
+    assert "Experts per block: alphalora, shuffled, rank 4" in seeded
+    assert "control" not in shown()
+    allocation = {"strategy": "uniform", "order": "opposite"}
+    refused = plan(config(tmp_path, "no/model", alphalora={"allocation": allocation}))
+    assert refused.exit_code == 1
+    assert "`alphalora.allocation`: strategy 'uniform' goes by no scores" in refused.output
 
 
 def test_a_strategy_that_measures_nothing_has_a_table_all_the_same(model):

@@ -23,11 +23,15 @@ HERE = (
     "alphalora inspect outputs/alphalora",
     "alphalora inspect outputs/alphalora --data rows.jsonl --plot experts.html",
     "alphalora plan config.yml",
+    "alphalora plan config.yml --as-lora --output adapter_config.json",
+    "alphalora plan config.yml --as-lora --output lora.py",
     "alphalora plan config.yml --as-lora --output lora.yml",
+    "alphalora plan config.yml --compare alphalora opposite shuffled",
     "alphalora plan config.yml --compare mola:2468 uniform",
     "alphalora plan config.yml --confidence --per-module",
     "alphalora plan config.yml --output plan.json",
     "alphalora plan config.yml --plot plan.html --spectra",
+    "alphalora serve outputs/alphalora --print",
     "alphalora strategies",
 )
 """Run in a folder with a tiny model, an adapter, rows and a YAML; must exit with 0."""
@@ -58,8 +62,8 @@ ELSEWHERE = {
     "--max-kl 0.05": (
         "tests/plugin/test_export.py::test_a_price_above_the_limit_is_an_error_and_leaves_nothing"
     ),
-    "python example_configs/serve.py outputs/alphalora --port 8000": (
-        "tests/test_serve.py::test_it_answers_what_generation_gives"
+    "alphalora serve alphalora-quickstart/adapter": (
+        "tests/cli/test_serve.py::test_vllm_is_started_where_it_is"
     ),
     "pip install docs/example-strategy": (
         "tests/allocation/test_installed_package.py::test_the_strategy_is_listed_with_its_options"
@@ -69,6 +73,15 @@ ELSEWHERE = {
     ),
     "torchrun --nproc-per-node=4 -m benchmarks.ranks --engine fsdp2": (
         "tests/scale/test_gpus.py::test_two_gpus_train_like_one"
+    ),
+    "python -m benchmarks.study run --hours 8 --data path/to/data --threads 2": (
+        "tests/benchmarks/study/test_run.py::test_a_run_that_is_killed_loses_one_cell_at_most"
+    ),
+    "python -m benchmarks.study list": (
+        "tests/benchmarks/study/test_run.py::test_a_run_that_is_killed_loses_one_cell_at_most"
+    ),
+    "python -m benchmarks.study report": (
+        "tests/benchmarks/study/test_report.py::test_the_pages_pictures_are_those_of_the_results"
     ),
     "python docs/generate.py": "tests/docs/test_pages.py::test_a_page_says_what_the_code_says",
 }
@@ -81,6 +94,7 @@ NOT_RUN = {
     "python -m uv run --group test pytest": BY_CI,
     ".ci/run": BY_CI,
     ".ci/pythons": "it takes hours, before a release",
+    ".ci/vllm": "it makes an environment of its own, before a release",
     "uv sync --group test --group lint": BY_HAND,
     'uv run pytest -m "not slow"': BY_HAND,
     "uv run pytest -n 0 tests/allocation": BY_HAND,

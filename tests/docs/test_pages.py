@@ -88,7 +88,9 @@ def test_every_option_of_a_benchmark_that_a_page_names_is_there():
     ]
     assert any("--" in options for _, options in commands)
     for name, options in commands:
-        known = (folder / f"{name}.py").read_text() + common
+        file = folder / f"{name}.py"
+        file = file if file.exists() else folder / name / "__main__.py"
+        known = file.read_text() + common
         for option in re.findall(r"--[\w-]+", options):
             assert f'"{option}"' in known, (name, option)
 

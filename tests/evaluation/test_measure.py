@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from axolotl_alphalora.evaluation import losses_by_task
-from axolotl_alphalora.sensitivity import Sample
+from axolotl_alphalora.samples import Sample
 from helpers.balancing import adapted
 
 

@@ -4,8 +4,9 @@ import pytest
 import torch
 
 from axolotl_alphalora.evaluation import calibrate, router_usage
-from axolotl_alphalora.sensitivity import Sample
+from axolotl_alphalora.samples import Sample
 from helpers.balancing import adapted, router_inputs
+from helpers.mixtures import EVERYTHING
 
 
 def samples():
@@ -28,16 +29,19 @@ def plain_shares(model, rows):
     shares = {}
     for name, (layer, parts) in tokens.items():
         router, k = layer.alphalora_router["default"], layer.top_k["default"]
+        down = layer.part("alphalora_router_down", "default")
         slots = [0] * len(router)
         for token in torch.cat(parts):
-            for expert in (router @ token).topk(k).indices.tolist():
+            read = token if down is None else down @ token
+            for expert in (router @ read).topk(k).indices.tolist():
                 slots[expert] += 1
         shares[name] = [slot / sum(slots) for slot in slots]
     return shares
 
 
-def test_tasks_are_told_apart_and_make_up_the_whole(tiny_llama):
-    model, rows = adapted(tiny_llama).eval(), samples()
+@pytest.mark.parametrize("options", [{}, EVERYTHING], ids=["plain", "everything"])
+def test_tasks_are_told_apart_and_make_up_the_whole(tiny_llama, options):
+    model, rows = adapted(tiny_llama, **options).eval(), samples()
     seen = []
     usage = router_usage(model, rows, seen.append)
     assert list(usage) == ["all", "a", "b"] and len(seen) == 3

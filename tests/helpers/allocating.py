@@ -12,9 +12,9 @@ from axolotl_alphalora.allocation import (
     Evidence,
     Plan,
     build_plan,
-    expert_parameters,
 )
 from axolotl_alphalora.blocks import block_name, group_by_unit
+from axolotl_alphalora.mixture import Mixture
 
 LLAMA_2_7B = {
     "self_attn.q_proj": (4096, 4096),
@@ -117,7 +117,8 @@ def spent_on(kind, shapes, numbers, rank=8) -> Fraction:
         sizes = [block_name(name) for name in shapes]
         return sum((Fraction(numbers[n], sizes.count(block_name(n))) for n in shapes), Fraction())
     parameters = sum(
-        expert_parameters(shape[1], shape[0], numbers[name], rank) for name, shape in shapes.items()
+        Mixture().parameters(shape[1], shape[0], numbers[name], rank)
+        for name, shape in shapes.items()
     )
     return Fraction(parameters if kind == "total_parameters" else parameters * 16, 1) / (
         2**20 if kind == "memory_mib" else 1

@@ -64,6 +64,7 @@ def reference_aux(model, batch):
         loss = reference.load_balancing(
             x,
             layer.alphalora_router["default"],
+            layer.part("alphalora_router_down", "default"),
             top_k=layer.top_k["default"],
             mask=batch["attention_mask"],
         )
@@ -71,9 +72,9 @@ def reference_aux(model, batch):
     return out, sum(sum(losses) / len(losses) for losses in blocks.values())
 
 
-def reference_gradients(model, batches, weights, loss_scale=1.0):
+def reference_gradients(model, batches, weights, loss_scale=1.0, **config):
     """Gradient of sum_i (loss_i + weight_i * c * aux_i), with our own loss switched off."""
-    plain = adapted(model, coefficient=0.0)
+    plain = adapted(model, coefficient=0.0, **config)
     plain.train()
     total = 0.0
     num_items = sum(int(b["labels"][:, 1:].ne(-100).sum()) for b in batches)

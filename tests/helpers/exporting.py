@@ -7,7 +7,7 @@ from peft import PeftModel
 from axolotl_alphalora.adapter import AlphaLoraConfig
 from axolotl_alphalora.export import export_adapter
 from axolotl_alphalora.export.lora import save_lora
-from axolotl_alphalora.sensitivity import Sample
+from axolotl_alphalora.samples import Sample
 
 
 def rows(count, seed):

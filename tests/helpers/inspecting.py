@@ -8,6 +8,7 @@ from safetensors.torch import save_file
 
 from axolotl_alphalora.adapter.usage import RouterUsage
 from axolotl_alphalora.inspection import InspectedData, Inspection, inspect_weights
+from axolotl_alphalora.mixture import Mixture
 
 KINDS = {
     "self_attn.q_proj": (24, 32),
@@ -37,17 +38,15 @@ def write_adapter(folder, counts, *, ranks=None, r=4, seed=0, change=None, **con
             f"model.layers.{i}.{kind}": count for i, count in enumerate(counts) for kind in KINDS
         }
     generator = torch.Generator().manual_seed(seed)
-    tensors = {}
+    shape = {key: config[key] for key in ("segments", "router_rank", "share_a") if key in config}
+    tensors, mixture = {}, Mixture(**shape)
     for name, count in counts.items():
         if not count:
             continue
         out_features, in_features = KINDS.get(".".join(name.split(".")[3:]), (16, 32))
         rank = (ranks or {}).get(name, r)
-        shapes = {"A": (count * rank, in_features), "B": (out_features, count * rank)}
-        shapes |= {"router": (count, in_features)} if count > 1 else {}
-        for part, shape in shapes.items():
-            key = f"base_model.model.{name}.alphalora_{part}"
-            tensors[key] = torch.randn(shape, generator=generator)
+        for part, shape in mixture.tensors(in_features, out_features, count, rank).items():
+            tensors[f"base_model.model.{name}.{part}"] = torch.randn(shape, generator=generator)
     if change is not None:
         change(tensors)
     folder.mkdir(parents=True, exist_ok=True)

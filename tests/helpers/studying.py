@@ -1,37 +1,52 @@
 """A tiny world for the study's bench: a random base model and rows of made-up sums."""
 
 import json
+import sys
+from functools import partial
 from pathlib import Path
 from random import Random
 
 from transformers import AutoModelForCausalLM
 
+from benchmarks.study import bases, cells, rows
+from benchmarks.study.__main__ import main as study
 from benchmarks.study.methods import Bench
-from benchmarks.study.rows import Row, draw
-from helpers.models import byte_tokenizer, save_tiny_model
+from benchmarks.study.rows import draw
+from helpers.models import byte_tokenizer, tiny_llama
 
 
 def sums(count: int, seed: int = 0) -> list[dict[str, str]]:
     """Rows with alpaca keys, of two tasks."""
     random = Random(seed)
-    rows = []
+    made = []
     for number in range(count):
         a, b = random.randrange(100), random.randrange(100)
         task, total = ("add", a + b) if number % 2 else ("subtract", a - b)
         question = f"What is {a} {'+' if task == 'add' else '-'} {b}?" + " Please." * (number % 4)
         answer = f"It is {total}." + " Yes." * (number % 3)
         row = {"instruction": question, "input": "", "output": answer, "answer": str(total)}
-        rows.append({**row, "task": task})
-    return rows
+        made.append({**row, "task": task})
+    return made
 
 
 def save_base(folder: Path) -> str:
-    """A tiny Llama whose tokenizer knows the prompts' words."""
+    """A tiny Llama of four blocks whose tokenizer knows the prompts' words."""
     texts = [json.dumps(row) for row in sums(50)]
     prompt = "Below is an instruction that describes a task. Write a response that appropriately "
     texts += 20 * [prompt + "completes the request.\n\n### Instruction:\n\n\n### Response:\n"]
-    save_tiny_model(folder, byte_tokenizer(texts, vocab_size=500))
+    tokenizer = byte_tokenizer(texts, vocab_size=500)
+    config = {"num_hidden_layers": 4, "max_position_embeddings": 512}
+    tiny_llama(vocab_size=len(tokenizer), **config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
     return str(folder)
+
+
+def save_data(folder: Path) -> None:
+    """Sums in the place of gsm8k."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for split, seed in (("train", 0), ("test", 1)):
+        text = "".join(json.dumps(row) + "\n" for row in sums(40, seed))
+        (folder / f"gsm8k_{split}.jsonl").write_text(text)
 
 
 def bench(folder: str, tokenizer, count: int = 12, seed: int = 0) -> Bench:
@@ -40,4 +55,17 @@ def bench(folder: str, tokenizer, count: int = 12, seed: int = 0) -> Bench:
     return Bench(model, folder, draw(sums(count), count, tokenizer), seed)
 
 
-__all__ = ["Row", "bench", "save_base", "sums"]
+def run(folder: str, *arguments: str) -> None:
+    """The study's command on a tiny table: two methods, a curve of one rate, one set of data."""
+    bases.BASES["smollm2"] = lambda: f"{folder}/base"
+    rows.SETS.clear()
+    rows.SETS["gsm8k"] = 8
+    cells.GRID, cells.SEEDS = (1e-3,), range(2)
+    cells.PILOT = ("lora-r8", "uniform")
+    cells.SHAPES = cells.ALLOCATIONS = cells.ROUTERS = cells.SHORT = ()
+    cells.Setting = partial(cells.Setting, rows=16)
+    study([*arguments, "--results", f"{folder}/results.jsonl", "--cells", "cpu/smollm2/gsm8k/16/*"])
+
+
+if __name__ == "__main__":
+    run(*sys.argv[1:])

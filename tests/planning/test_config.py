@@ -1,8 +1,11 @@
 """The `alphalora:` block: defaults, contradictions, misspellings."""
 
+import json
+
 import pytest
 from pydantic import ValidationError
 
+from axolotl_alphalora.mixture import Mixture
 from axolotl_alphalora.planning.config import BUDGET, AlphaLoraConfigBlock
 
 
@@ -18,6 +21,9 @@ def test_the_defaults_are_those_of_the_documented_yaml():
         "max_experts": None,
         "spend": "experts",
         "top_k": 2,
+        "segments": 1,
+        "router_rank": None,
+        "share_a": False,
         "aux_loss_coef": 0.001,
         "balance_over": "micro_batch",
         "router_lr_ratio": 1.0,
@@ -61,6 +67,7 @@ def test_an_allocation_has_a_short_form():
         ("depth:1-3", None, 1),
         ({"strategy": "counts", "experts": [1, 2]}, None, None),
         ("sensitivity", 5, 1),
+        ("eva", 5, 1),
         ({"strategy": "sensitivity", "percentile": 40}, None, None),
     ],
     ids=str,
@@ -78,6 +85,19 @@ def test_another_budget_replaces_the_mean(key, amount):
     assert (getattr(block, key), block.experts_per_block) == (amount, None)
 
 
+def test_a_mixture_has_its_own_keys():
+    block = AlphaLoraConfigBlock(top_k=0.25, segments=4, router_rank=16, share_a=True)
+    assert block.mixture == Mixture(0.25, 4, 16, True)
+    again = AlphaLoraConfigBlock(**json.loads(block.model_dump_json(exclude={"allocation"})))
+    assert again.mixture == block.mixture
+    assert AlphaLoraConfigBlock(plan="plan.json", segments=4).mixture.segments == 4
+
+
+def test_a_share_is_not_bound_by_the_most_experts_of_a_module():
+    block = AlphaLoraConfigBlock(top_k=0.5, max_experts=1, experts_per_block=1)
+    assert block.mixture.active(1) == 1
+
+
 def test_top_k_does_not_bound_ranks():
     block = AlphaLoraConfigBlock(spend="rank", max_experts=1, experts_per_block=1)
     assert (block.top_k, block.max_experts) == (2, 1)
@@ -92,6 +112,8 @@ def test_a_plan_leaves_nothing_else_to_decide_but_the_routing():
     assert block.model_dump(exclude_none=True) == {
         "plan": "plan.json",
         "top_k": 3,
+        "segments": 1,
+        "share_a": False,
         "aux_loss_coef": 0,
         "balance_over": "micro_batch",
         "router_lr_ratio": 1.0,
@@ -173,8 +195,23 @@ def test_a_plan_contradicts_what_it_decides(options):
         ),
         ({"max_experts": 3}, ["experts_per_block: 5`, the default, is more than"]),
         ({"allocation": "mola:2x4"}, ["option 'shape' of strategy 'mola'", "not '2x4'"]),
-        ({"top_k": 0}, ["top_k"]),
-        ({"top_k": True}, ["top_k", "expected a number, got true"]),
+        ({"top_k": 0}, ["top_k must be at least 1, not 0"]),
+        ({"top_k": True}, ["top_k must be a whole number", "True"]),
+        ({"top_k": 1.0}, ["top_k must be a whole number", "a share", "in (0, 1), not 1.0"]),
+        ({"top_k": "two"}, ["top_k must be a whole number", "'two'"]),
+        ({"segments": 0}, ["segments must be at least 1, not 0"]),
+        ({"segments": 2.0}, ["segments must be a whole number"]),
+        ({"segments": True}, ["segments must be a whole number"]),
+        ({"router_rank": 0}, ["router_rank must be at least 1, not 0"]),
+        ({"router_rank": "full"}, ["router_rank must be a whole number"]),
+        ({"share_a": 1}, ["share_a must be true or false, not 1"]),
+        (
+            {"spend": "rank", "segments": 2, "router_rank": 4, "share_a": True},
+            [
+                "alphalora.spend: rank gives every layer one expert and no router",
+                "alphalora.segments, alphalora.router_rank, alphalora.share_a",
+            ],
+        ),
         ({"aux_loss_coef": -1}, ["aux_loss_coef"]),
         ({"aux_loss_coef": float("inf")}, ["aux_loss_coef", "finite"]),
         ({"plan": ""}, ["plan"]),

@@ -2,9 +2,12 @@
 
 import pytest
 
-from axolotl_alphalora.allocation import Budget
-from axolotl_alphalora.planning import Targets, plan_request, read_block
+from axolotl_alphalora.allocation import Budget, build_plan
+from axolotl_alphalora.mixture import Mixture
+from axolotl_alphalora.planning import Targets, check_plan, plan_request, read_block
 from axolotl_alphalora.planning.request import REQUEST_KEYS
+from helpers.allocating import model
+from helpers.allocating import plan as planned
 
 
 class Spied(dict):
@@ -54,3 +57,36 @@ def test_what_makes_a_memory_budget_uncountable_is_named(key):
     values = {"base_model": "", "optim_args": "x=1", "lora_modules_to_save": ["lm_head"]}
     with pytest.raises(ValueError, match=f"`{key}`"):
         request(**{key: values[key]}, alphalora={"memory_mib": 8})
+
+
+SHAPE = {"top_k": 0.25, "segments": 4, "router_rank": 3, "share_a": True}
+
+
+def test_a_mixture_is_asked_for_as_the_yaml_says_it():
+    assert request(lora_r=8, alphalora=SHAPE).mixture == Mixture(**SHAPE)
+    assert request().mixture == Mixture()
+
+
+def test_an_lora_r_that_cannot_be_cut_is_refused_by_its_key():
+    with pytest.raises(ValueError, match="`lora_r` is 6, which segments: 4 .* multiple of 4"):
+        request(lora_r=6, alphalora={"segments": 4})
+    with pytest.raises(ValueError, match=r"\(lora_r\) is 8, which segments: 3 cannot cut"):
+        build_plan(request(alphalora={"segments": 3, "allocation": "uniform"}), model(2))
+
+
+def test_a_saved_plan_of_another_shape_is_refused_with_every_difference():
+    plan = planned("uniform", rank=8, **SHAPE)
+    check = {"plan": "plan.json"}
+    with pytest.raises(ValueError) as error:
+        check_plan(plan, request(alphalora=check))
+    said = str(error.value)
+    for part in (
+        "the plan says top_k 0.25, but alphalora.top_k is 2",
+        "the plan says segments 4, but alphalora.segments is 1",
+        "the plan says router_rank 3, but alphalora.router_rank is null",
+        "the plan says share_a true, but alphalora.share_a is false",
+    ):
+        assert part in said
+    with pytest.raises(ValueError) as error:
+        check_plan(plan, request(alphalora=check | SHAPE | {"segments": 2}))
+    assert str(error.value) == "the plan says segments 4, but alphalora.segments is 2"

@@ -11,6 +11,8 @@ from axolotl_alphalora.planning.source import changed_allocation, quality_option
     [
         ("hill", {"estimator": "hill"}),
         ("uniform", {"strategy": "uniform"}),
+        ("opposite", {"order": "opposite"}),
+        ("mola:2468+shuffled", {"strategy": "mola", "shape": 2468, "order": "shuffled"}),
         ("mola:2468", {"strategy": "mola", "shape": 2468}),
         ("mola:0246", {"strategy": "mola", "shape": "0246"}),
         ("mola+shape=0246", {"strategy": "mola", "shape": "0246"}),
@@ -55,6 +57,7 @@ def test_a_spec_is_names_and_options_with_values_as_in_yaml(spec, found):
         ("beta=[", r"'\[' is no value"),
         ("alphalora:ks+hill", "estimator is named twice"),
         ("mola+uniform", "strategy is named twice"),
+        ("opposite+shuffled", "order is named twice"),
     ],
 )
 def test_what_cannot_be_read_is_named(spec, message):
@@ -67,6 +70,13 @@ def test_options_are_kept_within_a_strategy_only():
     kept = changed_allocation("alphalora", given, "alphalora+estimator=hill")
     assert kept == {"strategy": "alphalora", **given, "estimator": "hill"}
     assert changed_allocation("alphalora", given, "sensitivity") == {"strategy": "sensitivity"}
+    shuffled = {"order": "shuffled", "order_seed": 2}
+    assert changed_allocation("alphalora", shuffled, "opposite") == {
+        "strategy": "alphalora",
+        "order": "opposite",
+    }
+    with pytest.raises(ValueError, match="^opposite: strategy 'uniform' goes by no scores"):
+        changed_allocation("uniform", {}, "opposite")
     with pytest.raises(ValueError, match="^hill: strategy 'uniform' has no option 'estimator'"):
         changed_allocation("uniform", {}, "hill")
 

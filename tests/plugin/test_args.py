@@ -77,6 +77,7 @@ def test_other_adapters_are_left_alone():
             ["alphalora.memory_mib", "`optim_args`", "alphalora.total_parameters"],
         ),
         ({"alphalora": {"allocation": "sensitivity"}, "rl": "dpo"}, ["`rl`", "alphalora.plan"]),
+        ({"alphalora": {"allocation": "eva"}, "rl": "dpo"}, ["`rl`", "alphalora.plan"]),
         (
             {
                 "alphalora": {"allocation": "sensitivity"},
@@ -86,10 +87,10 @@ def test_other_adapters_are_left_alone():
         ),
         (
             {
-                "alphalora": {"allocation": "sensitivity"},
+                "alphalora": {"allocation": "eva"},
                 "deepspeed": {"zero_optimization": {"stage": 3}},
             },
-            ["`deepspeed` shards", "alphalora.plan: plan.json"],
+            ["goes by activations", "`deepspeed` shards", "alphalora.plan: plan.json"],
         ),
         (
             {"alphalora": {"memory_mib": 50}, "lora_modules_to_save": ["embed_tokens"]},

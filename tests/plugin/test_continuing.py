@@ -1,5 +1,6 @@
 """Continuing an adapter: what the YAML leaves out comes from it, for every setting."""
 
+import json
 from dataclasses import fields
 
 import pytest
@@ -7,8 +8,10 @@ from peft import PeftConfig, get_peft_model
 from transformers import LlamaForCausalLM, LlamaForSequenceClassification
 
 from axolotl_alphalora.adapter import AlphaLoraConfig, AlphaLoraLayer
-from axolotl_alphalora.allocation import AllocationRequest, build_plan
+from axolotl_alphalora.allocation import AllocationRequest, Plan, build_plan
+from axolotl_alphalora.mixture import Mixture
 from axolotl_alphalora.planning import AlphaLoraConfigBlock, Targets, plan_request, read_block
+from axolotl_alphalora.planning.request import in_yaml
 from axolotl_alphalora.plugin.loading import Allocation, adapt, adapter_config
 from axolotl_alphalora.plugin.saved import (
     CHANGEABLE,
@@ -35,11 +38,14 @@ LAYERS = {
 START = {"init_weights", "init_from", "init_split"}
 PEFTS = {field.name for field in fields(PeftConfig)} | {"needs_version"}
 LEARNT = {
-    "r": 3,
+    "r": 4,
     "lora_alpha": 5,
     "use_rslora": True,
     "modules_to_save": ["lm_head"],
-    "top_k": 1,
+    "top_k": 0.5,
+    "segments": 2,
+    "router_rank": 3,
+    "share_a": True,
     "lora_dropout": 0.25,
     "aux_loss_coef": 0.5,
     "balance_over": "global_batch",
@@ -52,12 +58,16 @@ CHANGES = {
 }
 """The defaults, written out."""
 CONTRADICTIONS = {
-    "lora_r": 4,
+    "lora_r": 8,
     "lora_alpha": 8,
     "peft_use_rslora": False,
     "lora_modules_to_save": ["embed_tokens"],
     "alphalora.top_k": 2,
+    "alphalora.segments": 1,
+    "alphalora.router_rank": 4,
+    "alphalora.share_a": False,
 }
+MIXTURE = ("top_k", "segments", "router_rank", "share_a")
 BARE = dict.fromkeys(("lora_r", "lora_alpha", "lora_target_linear"))
 DOORS = ("lora_model_dir", "resume_from_checkpoint")
 
@@ -78,13 +88,13 @@ def learnt(tmp_path_factory, base):
         base_model=str(base),
         strategy="counts",
         options={"experts": [2, 3]},
-        top_k=LEARNT["top_k"],
         rank=LEARNT["r"],
+        **{key: LEARNT[key] for key in MIXTURE},
     )
     plan = build_plan(request, shapes)
     (first, *_) = shapes
     config = AlphaLoraConfig(
-        num_experts=plan.counts, plan=plan.to_dict(), rank_pattern={first: 7}, **LEARNT
+        num_experts=plan.counts, plan=plan.to_dict(), rank_pattern={first: 6}, **LEARNT
     )
     folder = tmp_path_factory.mktemp("learnt")
     get_peft_model(model, config).save_pretrained(folder)
@@ -130,8 +140,8 @@ def test_what_the_yaml_leaves_out_is_the_adapters(base, learnt, door):
     for name, value in LEARNT.items():
         assert getattr(config, name) == value, name
     layers = [module for module in adapted.modules() if isinstance(module, AlphaLoraLayer)]
-    assert [layer.num_experts["default"] for layer in layers] == [2, 3]
-    assert [layer.r["default"] for layer in layers] == [7, 3]
+    assert [layer.num_experts["default"] for layer in layers] == [2 * 2, 3 * 2]
+    assert [layer.r["default"] for layer in layers] == [6 // 2, 4 // 2]
 
 
 @pytest.mark.parametrize("door", DOORS)
@@ -150,7 +160,8 @@ def test_what_it_computes_the_yaml_cannot_change(base, learnt, door, key):
     changes = BARE | {door: str(learnt[0])} | yaml_keys({key: value})
     with pytest.raises(ValueError, match=f"contradicts the adapter in {door}") as error:
         Allocation(validate(base_model=str(base), **changes))
-    assert f"{key} is {value} in the YAML and {found} in the adapter" in str(error.value)
+    said = f"{key} is {in_yaml(value)} in the YAML and {in_yaml(found)} in the adapter"
+    assert said in str(error.value)
 
 
 @pytest.mark.parametrize(
@@ -197,3 +208,34 @@ def test_where_experts_are_the_yaml_cannot_change(base, learnt, values, said):
     with pytest.raises(ValueError) as error:
         Allocation(validate(base_model=str(base), **changes))
     assert said in str(error.value)
+
+
+def test_an_adapter_of_an_older_release_has_whole_experts(base, tmp_path):
+    model = LlamaForCausalLM.from_pretrained(base)
+    config = AlphaLoraConfig(num_experts=3, target_modules=["q_proj"], r=4, lora_alpha=8, top_k=1)
+    get_peft_model(model, config).save_pretrained(tmp_path / "old")
+    path = tmp_path / "old" / "adapter_config.json"
+    saved = json.loads(path.read_text())
+    for key in ("segments", "router_rank", "share_a"):
+        del saved[key]
+    path.write_text(json.dumps(saved))
+    _, found = continued(base, (tmp_path / "old",), "lora_model_dir")
+    assert found.mixture == Mixture(top_k=1)
+    shape = {"alphalora": {"segments": 2, "router_rank": 3, "share_a": True}}
+    changes = BARE | {"lora_model_dir": str(tmp_path / "old")} | shape
+    with pytest.raises(ValueError) as error:
+        Allocation(validate(base_model=str(base), **changes))
+    for said in ("segments is 2 in the YAML and 1", "router_rank is 3 in the YAML and null"):
+        assert f"alphalora.{said} in the adapter" in str(error.value)
+    assert "alphalora.share_a is true in the YAML and false in the adapter" in str(error.value)
+
+
+def test_a_plan_of_another_shape_contradicts_the_adapter(base, learnt, tmp_path):
+    plan = Plan.from_dict(learnt[1].plan)
+    plan.model_copy(update={"share_a": False, "segments": 1}).save(tmp_path / "plan.json")
+    values = {"alphalora.plan": str(tmp_path / "plan.json")}
+    changes = BARE | {"lora_model_dir": str(learnt[0])} | yaml_keys(values)
+    with pytest.raises(ValueError) as error:
+        Allocation(validate(base_model=str(base), **changes))
+    assert "plan.json: segments is 1 in the plan and 2 in the adapter" in str(error.value)
+    assert "plan.json: share_a is false in the plan and true in the adapter" in str(error.value)

@@ -19,7 +19,9 @@ def data(path: str) -> list[dict]:
     return [{"path": path, "ds_type": "json", "type": "alpaca"}]
 
 
-@pytest.mark.parametrize(("allocation", "same"), [("sensitivity", False), ("uniform", True)])
+@pytest.mark.parametrize(
+    ("allocation", "same"), [("sensitivity", False), ("eva", False), ("uniform", True)]
+)
 def test_other_data_is_another_allocation_where_data_decides(allocation, same):
     block = {"allocation": allocation}
     first = key(alphalora=block, datasets=data("a.jsonl"))

@@ -61,7 +61,10 @@ WRONG_IN_BLOCK = {
     "min_experts": [-1, 1.5, "one", True],
     "max_experts": [0, -1, 1.5, "ten", True],
     "spend": ["ranks", 1, True],
-    "top_k": [0, -1, 1.5, "two", True],
+    "top_k": [0, -1, 1.0, 1.5, "two", True, float("nan")],
+    "segments": [0, -1, 2.0, "four", True],
+    "router_rank": [0, -1, 1.5, "full", True],
+    "share_a": [1, "often"],
     "aux_loss_coef": [-1, "small", True, float("nan")],
     "balance_over": ["batch", 1],
     "router_lr_ratio": [0, -1, "x", True, float("nan")],
@@ -389,6 +392,14 @@ def test_what_was_settled_before_the_data_serves_the_model(plugin, model, monkey
             ["top_k is 4", "no layer has more than one expert"],
         ),
         (
+            {"alphalora": {"allocation": "uniform", "top_k": 0.95}},
+            ["top_k is 0.95, which of 5 experts", "is all of them", "lower top_k"],
+        ),
+        (
+            {"alphalora": {"allocation": "uniform", "experts_per_block": 1, "top_k": 0.5}},
+            ["top_k is 0.5", "no layer has more than one expert", "plan more experts"],
+        ),
+        (
             {"lora_r": 4096, "alphalora": {"allocation": "uniform"}},
             ["In 14 of 14 layers", "k_proj (32x64) gets 5 experts of rank 4,096", "lora_r"],
         ),
@@ -418,7 +429,16 @@ def test_a_plan_that_is_hardly_meant_is_said(
             assert part in said
 
 
-@pytest.mark.parametrize("block", [{}, {"spend": "rank"}, {"top_k": 5}, {"top_k": 1}])
+@pytest.mark.parametrize(
+    "block",
+    [
+        {},
+        {"spend": "rank"},
+        {"top_k": 5},
+        {"top_k": 1},
+        {"top_k": 0.5, "segments": 2, "router_rank": 2, "share_a": True},
+    ],
+)
 def test_what_is_common_is_no_cause_for_a_word(tmp_path, model, block):
     said = plan(tmp_path, base_model=str(model), alphalora={"allocation": "uniform", **block})
     assert said.startswith("exit 0: ") and "Warning" not in said

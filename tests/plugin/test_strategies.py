@@ -1,6 +1,7 @@
 """Every allocation strategy from the YAML to a trained adapter, and a plan made once and reused."""
 
 import json
+import math
 from pathlib import Path
 
 import pytest
@@ -72,6 +73,33 @@ def test_the_budget_can_be_spent_on_rank(host, tmp_path):
     assert adapter_config(resumed)["rank_pattern"] == ranks
 
 
+@pytest.mark.works("Mixtures", "`alphalora.segments`", "from the YAML to a continued adapter")
+@pytest.mark.works("Mixtures", "`alphalora.top_k` as a share of a layer's experts")
+@pytest.mark.works("Mixtures", "`alphalora.router_rank`")
+@pytest.mark.works("Mixtures", "`alphalora.share_a`")
+def test_every_shape_of_a_mixture_trains_together_and_goes_on(host, tmp_path):
+    shape = {"top_k": 0.5, "segments": 2, "router_rank": 3, "share_a": True}
+    block = {"allocation": "mola:13", "router_lr_ratio": 0.5, **shape}
+    two = SHORT | {"max_steps": 2, "save_steps": 2}
+    for name in ("first", "second"):
+        (tmp_path / name).mkdir()
+    first = host.train(tmp_path / "first", alphalora=block, **two)
+    plan, config = plan_of(first), adapter_config(first)
+    assert {key: config[key] for key in shape} == shape
+    assert {key: getattr(plan, key) for key in shape} == shape
+    assert "each cut into 2 of rank 2" in (first.out / "README.md").read_text()
+    losses = [row["loss"] for row in first.history(2) if "loss" in row]
+    assert len(losses) == 2 and all(map(math.isfinite, losses))
+    base = AutoModelForCausalLM.from_pretrained(host.workspace / "tiny")
+    model = PeftModel.from_pretrained(base, first.out, is_trainable=True)
+    trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    assert sum(p.numel() for p in trained.values()) == plan.trainable_parameters
+    assert all(p.abs().sum() > 0 for name, p in trained.items() if "alphalora_B" in name)
+    bare = {"lora_r": ..., "lora_alpha": ..., "lora_target_linear": ..., "alphalora": ...}
+    second = host.train(tmp_path / "second", lora_model_dir=str(first.out), **bare, **two)
+    assert {key: adapter_config(second)[key] for key in shape} == shape
+
+
 def test_a_budget_in_memory_is_kept(host, tmp_path):
     block = {"memory_mib": 0.4, "min_experts": 0}
     plan = plan_of(host.train(tmp_path, alphalora=block, **SHORT))
@@ -101,6 +129,35 @@ def test_sensitivity_is_measured_on_the_runs_own_data(host, tmp_path, changes):
     assert min(values) > 0
     quantised = plan.weights["quantization"]
     assert quantised == ("bnb 4-bit" if "load_in_4bit" in changes else None)
+
+
+@pytest.mark.works("Allocation", "explained variance of the inputs (`eva`), on nf4 too")
+@pytest.mark.parametrize("changes", [{}, {"load_in_4bit": True}], ids=["fp32", "4-bit"])
+def test_explained_variance_is_measured_on_the_runs_own_data(host, tmp_path, changes):
+    block = {"allocation": {"strategy": "eva", "samples": 6}, "experts_per_block": 2}
+    data = [{"path": str(by_task(host, tmp_path)), "ds_type": "json", "type": "alpaca"}]
+    settings = {"alphalora": block, "datasets": data, "gradient_checkpointing": True, **SHORT}
+    run = host.train(tmp_path, **settings, **changes)
+    plan = plan_of(run)
+    assert "AlphaLoRA: activations" in run.log
+    assert plan.sample["tasks"] == {"odd": 3, "even": 3}
+    assert (plan.module_experts, plan.weights["source"]) == (2 * 7 * 2, "live")
+    assert adapter_config(run)["num_experts"] == plan.counts
+    for module in plan.modules:
+        assert 0 < sum(module.explained) <= 1
+        assert list(module.explained) == sorted(module.explained, reverse=True)
+    quantised = plan.weights["quantization"]
+    assert quantised == ("bnb 4-bit" if "load_in_4bit" in changes else None)
+    host.write(tmp_path, **settings, **changes)
+    made = host.command(tmp_path, "alphalora", "plan", "config.yml", "--output", "plan.json")
+    assert made.code == 0, made.log[-4000:]
+    assert Plan.load(tmp_path / "plan.json") == plan
+    resumed = host.train(
+        tmp_path,
+        **settings | changes | {"max_steps": 2},
+        auto_resume_from_checkpoints=True,
+    )
+    assert "AlphaLoRA: activations" not in resumed.log
 
 
 def test_a_plan_made_once_gives_the_same_counts(host, tmp_path):

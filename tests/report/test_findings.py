@@ -3,7 +3,7 @@
 import pytest
 
 from axolotl_alphalora.allocation import Evidence
-from axolotl_alphalora.report.findings import BlockScores, Findings, module_shares
+from axolotl_alphalora.report.findings import BlockScores, Findings, module_explained, module_shares
 from axolotl_alphalora.report.plan_sentences import budget_line, summary
 from axolotl_alphalora.settings import MatrixQuality
 from axolotl_alphalora.spectral import unit_scores
@@ -37,6 +37,37 @@ def test_shares_of_a_block_add_up_and_tasks_count_the_same(granularity):
     shares = module_shares(made)
     assert sum(shares.values()) == pytest.approx(1)
     assert shares[NAMES[0]] == pytest.approx(0.5)
+
+
+def explained():
+    """Two blocks whose modules' first three experts explain so much."""
+    rows = {name: (0.5 / (i + 1), 0.25 / (i + 1), 0.0) for i, name in enumerate(NAMES)}
+    sample = {"tasks": {"a": 3, "b": 1}, "seed": 7, "digest": "x"}
+    return Evidence(explained_variances=rows, sample=sample)
+
+
+@pytest.mark.parametrize("granularity", ["block", "group", "module"])
+def test_a_block_has_the_mean_of_what_its_layers_components_explain(granularity):
+    made = plan("eva", explained(), granularity=granularity)
+    found = BlockScores.of(made)
+    assert found.name == "explained"
+    values = [0.75 / (i + 1) for i in range(len(NAMES))]
+    half = len(NAMES) // 2
+    assert found.values == pytest.approx(
+        {"model.layers.0": sum(values[:half]) / half, "model.layers.1": sum(values[half:]) / half}
+    )
+    assert found.text("model.layers.0") == f"{sum(values[:half]) / half:.2%}"
+
+
+def test_a_module_counts_what_its_own_experts_explain():
+    made = plan("eva", explained(), {"total_experts": 3})
+    for i, (name, share) in enumerate(module_explained(made).items()):
+        wanted = {0: 0, 1: 0.5, 2: 0.75, 3: 0.75}[min(made.counts[name], 3)]
+        assert share == pytest.approx(wanted / (i + 1))
+    assert module_explained(plan("uniform")) == {}
+    (line,) = [line for line in summary(made) if "sample" in line]
+    assert "inputs of layers on 4 samples of 2 tasks (a 3, b 1), seed 7" in line
+    assert "gradients" not in line
 
 
 @pytest.mark.parametrize("granularity", ["block", "group", "module"])

@@ -5,10 +5,11 @@ from dataclasses import replace
 import pytest
 
 from axolotl_alphalora.report.findings import Findings
-from axolotl_alphalora.report.plan_sentences import explain
+from axolotl_alphalora.report.plan_sentences import explain, summary
 from axolotl_alphalora.report.tables import WARNING
 from axolotl_alphalora.settings import MatrixQuality, QualitySettings
 from axolotl_alphalora.spectral import unit_scores
+from helpers.allocating import model, plan
 
 
 def matrix(block, alpha, kind="mlp.up_proj", **changes):
@@ -110,3 +111,14 @@ def test_modules_are_called_so_where_they_are_what_is_ranked():
 
 def test_one_block_has_no_ranking():
     assert not [line for line in explain(findings(blocks(3.0))) if "anking" in line]
+
+
+def test_a_control_names_the_units_that_have_none_to_change_places_with():
+    shapes = model(4)
+    del shapes["model.layers.0.self_attn.v_proj"]
+    said = summary(plan("mola", shapes, options={"order": "opposite"}))[0]
+    assert said.startswith("This plan is a control: the numbers of mola's plan, dealt the other")
+    assert said.endswith(
+        " model.layers.0 kept the number by score, since no other unit has the same shapes."
+    )
+    assert "kept" not in summary(plan("mola", options={"order": "opposite"}))[0]

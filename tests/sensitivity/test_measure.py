@@ -6,7 +6,8 @@ import torch
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
-from axolotl_alphalora.sensitivity import Sample, Sensitivity, measure_sensitivity
+from axolotl_alphalora.samples import Sample
+from axolotl_alphalora.sensitivity import Sensitivity, measure_sensitivity
 from axolotl_alphalora.sensitivity import capture as paths
 
 CHECKPOINTING = ["off", "reentrant", "not reentrant", "for the measure"]

@@ -4,10 +4,11 @@ from . import (
     alphalora,
     counts,
     depth,
+    eva,
     mola,
     sensitivity,
     uniform,
 )
 
-BUILT_IN = (alphalora, mola, sensitivity, uniform, depth, counts)
+BUILT_IN = (alphalora, mola, sensitivity, eva, uniform, depth, counts)
 """Their modules."""

@@ -5,7 +5,7 @@ import math
 from hypothesis import given
 from hypothesis import strategies as st
 
-from axolotl_alphalora.sensitivity import share_out
+from axolotl_alphalora.samples import share_out
 
 
 @given(

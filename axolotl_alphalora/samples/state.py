@@ -67,19 +67,27 @@ def switch_checkpointing_on(model: nn.Module) -> None:
         set_checkpointing(module, partial(checkpoint, use_reentrant=False))
 
 
+def without_noise(model: nn.Module) -> None:
+    """Let no dropout or noise run.
+
+    Every module is put into eval mode except quantised linear layers. These stay in training mode,
+    which has the kernels that a run uses; in eval mode bitsandbytes rewrites its 4-bit weights for
+    some processors.
+    """
+    for module in model.modules():
+        module.training = _is_special_linear(module)
+
+
 def freeze(model: nn.Module) -> None:
     """Let no weight require a gradient, and no dropout or noise run.
 
-    Every module is put into eval mode except two kinds. Quantised linear layers stay in training
-    mode, which has the kernels that a run uses; in eval mode bitsandbytes rewrites its 4-bit
-    weights for some processors. Checkpointed layers are in training mode until they run, because
-    only then do they checkpoint: while one runs it is in eval mode as well.
+    Checkpointed layers are in training mode until they run, because only then do they checkpoint:
+    while one runs it is in eval mode as well.
     """
     from ..hosts.transformers import GradientCheckpointingLayer, wrap_checkpointing
 
     model.requires_grad_(False)
-    for module in model.modules():
-        module.training = _is_special_linear(module)
+    without_noise(model)
     for layer in checkpointed_layers(model):
         if isinstance(layer, GradientCheckpointingLayer):
             layer.training = True

@@ -1,0 +1,229 @@
+"""What the results say: the generated parts of `docs/study.md`, and its pictures.
+
+Takes nothing but the lines of results, so that a test can compare the page with them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from statistics import fmean, stdev
+from typing import Any
+
+from . import chart, results
+from .cells import (
+    ALLOCATIONS,
+    PILOT,
+    ROUTERS,
+    SEEDS,
+    SHAPES,
+    SHORT,
+    VARIANCE_OF,
+    Cell,
+    Line,
+    Setting,
+    best_rate,
+    curve,
+    losses,
+    table,
+)
+from .compare import MINIMUM, Runs, comparisons
+from .stats import LEVEL, POWER, pairs_for, visible
+
+PICTURES = Path(__file__).parents[2] / "docs" / "pictures"
+NOTHING = "No cell of it has been run yet."
+DEVICES = ("cpu", "cuda")
+DIGITS = 4
+
+Done = Mapping[str, Line]
+
+
+def settings(done: Done) -> list[Setting]:
+    """The settings that have a line, in the order of the table, CPU first."""
+    known = dict.fromkeys(cell for device in DEVICES for cell in table(done, device))
+    cells = [*known, *(Cell.of(line) for line in done.values())]
+    run = {(line["base"], line["data"], line["rows"], line["device"]) for line in done.values()}
+    found = dict.fromkeys((cell.base, cell.data, cell.rows, cell.device) for cell in cells)
+    return [Setting(*one) for one in found if one in run]
+
+
+def pilot(done: Done) -> str:
+    """Curves of the pilot, the variance over seeds, and what the study can see."""
+    parts = []
+    for device in DEVICES:
+        setting = Setting(device=device)
+        if any(losses(setting, method, done) for method in PILOT):
+            parts += [f"### {_named(setting)}", *_pilot(setting, done)]
+    return "\n\n".join(parts) or NOTHING
+
+
+def _pilot(setting: Setting, done: Done) -> Iterator[str]:
+    yield f"![Held-out loss over the learning rate](pictures/{_picture(setting, 'pilot')})"
+    yield _curve_table(setting, PILOT, done)
+    rate = best_rate(setting, VARIANCE_OF, done)
+    if rate is None:
+        yield f"The curve of `{VARIANCE_OF}` is not complete, so its variance is not known."
+        return
+    runs = Runs(setting, VARIANCE_OF, done)
+    seeds = runs.losses
+    rows = [[str(seed), f"{loss:.{DIGITS + 1}f}"] for seed, loss in seeds.items()]
+    yield f"`{VARIANCE_OF}` at {rate:g}, seed by seed:"
+    yield _table(["seed", "held-out loss"], rows)
+    if len(seeds) < len(SEEDS):
+        yield f"{len(seeds)} of {len(SEEDS)} seeds have been run."
+        return
+    yield _power(list(seeds.values()))
+
+
+def _power(found: Sequence[float]) -> str:
+    """What the paired comparison can see, from the variance of one method."""
+    mean, deviation = fmean(found), stdev(found)
+    pair = 2**0.5 * deviation
+    needed = pairs_for(pair, MINIMUM * mean)
+    rows = [
+        [
+            str(pairs),
+            f"{visible(pair, pairs):.{DIGITS}f}",
+            f"{100 * visible(pair, pairs) / mean:.2f} %",
+        ]
+        for pairs in (3, 5, 8, 10, 15, 20)
+    ]
+    return "\n\n".join(
+        [
+            f"Mean {mean:.{DIGITS + 1}f}, standard deviation {deviation:.{DIGITS + 1}f} "
+            f"({100 * deviation / mean:.2f} %). If the seeds of two methods had nothing in common, "
+            f"a pair's difference would have a standard deviation of {pair:.{DIGITS + 1}f}; pairs "
+            "that share their seeds should have less. With it a paired t-test (two-sided, level "
+            f"{LEVEL:g}, power {POWER:g}, one comparison) finds a difference of:",
+            _table(["seeds", "loss", "of the mean"], rows),
+            f"The minimum effect, {100 * MINIMUM:g} % or {MINIMUM * mean:.{DIGITS}f}, takes "
+            + (f"**{needed} seeds**." if needed else "more than a hundred seeds."),
+        ]
+    )
+
+
+def questions(done: Done) -> str:
+    """Every setting: the curves of all methods, and the paired comparisons."""
+    groups = {"Shape": SHAPES, "Allocation": ALLOCATIONS, "Routing": ROUTERS, "Short": SHORT}
+    parts = []
+    for setting in settings(done):
+        run = {line["method"] for line in done.values() if _is_in(line, setting)}
+        own = [method for method in dict.fromkeys(sum(groups.values(), ())) if method in run]
+        own += sorted(run - {*own, "untrained"})
+        if not own:
+            continue
+        parts.append(f"### {_named(setting)}")
+        parts.append(_curve_table(setting, own, done))
+        for reference in ("uniform", "lora-r40"):
+            if rows := comparisons(setting, own, reference, done):
+                parts += [f"Against `{reference}`:", _table(COMPARED, rows)]
+        missing = [name for name in dict.fromkeys(sum(groups.values(), ())) if name not in run]
+        if missing:
+            parts.append(f"Not run here: {', '.join(f'`{name}`' for name in missing)}.")
+    return "\n\n".join(parts) or NOTHING
+
+
+COMPARED = (
+    "method",
+    "parameters",
+    "rate",
+    "seeds",
+    "held-out loss",
+    "difference",
+    "95 % interval",
+    "p",
+    "p, Holm",
+    "text",
+    "other sets",
+)
+
+
+def cells(done: Done) -> str:
+    """A row for every cell that was run."""
+    if not done:
+        return NOTHING
+    heads = ["cell", "parameters", "held-out loss", "text", "others", "entropy", "dead"]
+    heads += ["answers", "s", "KiB a token", "commit"]
+    return _table(heads, [_cell_row(key, line) for key, line in done.items()])
+
+
+def _cell_row(key: str, line: Line) -> list[str]:
+    routers = line["routers"] or {}
+    others = [loss for name, loss in line["others"].items() if name != "text"]
+    answered = line["answered"]
+    kept = line.get("kept_bytes")
+    return [
+        f"`{key}`",
+        f"{line['parameters']:,}",
+        f"{line['held_out']['loss']:.{DIGITS + 1}f}",
+        f"{line['others']['text']:.{DIGITS}f}",
+        f"{fmean(others):.{DIGITS}f}" if others else "",
+        f"{routers['router_entropy']:.3f}" if routers else "",
+        f"{100 * routers['dead_experts']:.1f} %" if "dead_experts" in routers else "",
+        f"{answered['right']} of {answered['rows']}" if answered["rows"] else "",
+        f"{sum(line['seconds'].values()):.0f}",
+        f"{kept / 1024:,.0f}" if kept else "",
+        line["commit"],
+    ]
+
+
+def _curve_table(setting: Setting, methods: Sequence[str], done: Done) -> str:
+    """Losses at seed 0 by learning rate; the best is bold, and what is to do is empty."""
+    rates = sorted(
+        {rate for m in methods for rate in (*curve(setting, m, done), *losses(setting, m, done))}
+    )
+    rows = []
+    for method in methods:
+        known = losses(setting, method, done)
+        best = min(known, key=known.__getitem__) if known else None
+        shown = {rate: f"{loss:.{DIGITS}f}" for rate, loss in known.items()}
+        if best is not None:
+            shown[best] = f"**{shown[best]}**"
+        rows.append([f"`{method}`", *(shown.get(rate, "") for rate in rates)])
+    return _table(["seed 0", *(f"{rate:g}" for rate in rates)], rows)
+
+
+def pictures(done: Done) -> dict[str, str]:
+    """Name to content of every picture of the page."""
+    found = {}
+    for device in DEVICES:
+        setting = Setting(device=device)
+        series = {m: known for m in PILOT if (known := losses(setting, m, done))}
+        if series:
+            title = f"Held-out loss per label, {_named(setting)}, seed 0"
+            found[_picture(setting, "pilot")] = chart.curves(title, series)
+    return found
+
+
+def _picture(setting: Setting, what: str) -> str:
+    return f"study-{what}-{setting.device}.svg"
+
+
+def _named(setting: Setting) -> str:
+    return f"{setting.base}, {setting.rows} rows of {setting.data}, {setting.device}"
+
+
+def _is_in(line: Line, setting: Setting) -> bool:
+    own = (setting.base, setting.data, setting.rows, setting.device)
+    return own == (line["base"], line["data"], line["rows"], line["device"])
+
+
+def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [heads, ["---"] * len(heads), *rows]
+    return "\n".join(f"| {' | '.join(row)} |" for row in lines)
+
+
+def parts(path: Path = results.RESULTS) -> dict[str, Any]:
+    """Name of a generated part of the page to what writes it."""
+    done = results.read(path)
+    return {
+        "study-pilot": lambda: pilot(done),
+        "study-questions": lambda: questions(done),
+        "study-cells": lambda: cells(done),
+    }
+
+
+def write_pictures(path: Path = results.RESULTS, folder: Path = PICTURES) -> None:
+    """Draw the pictures."""
+    for name, content in pictures(results.read(path)).items():
+        (folder / name).write_text(content, encoding="utf-8")

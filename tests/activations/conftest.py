@@ -1,0 +1,3 @@
+"""Tiny models and samples."""
+
+from helpers.sampling import linears, sequence, tiny, toy  # noqa: F401

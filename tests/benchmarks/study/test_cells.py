@@ -1,0 +1,73 @@
+"""The study's table: the pilot first, and each method at the best rate of its own curve."""
+
+import pytest
+
+from benchmarks.study import cells
+from benchmarks.study.cells import GRID, Cell, Setting, best_rate, curve, table
+from benchmarks.study.methods import METHODS
+
+HERE = Setting()
+
+
+def results(method, losses, seed=0):
+    """Lines of a method's curve: learning rate to loss."""
+    found = {}
+    for rate, loss in losses.items():
+        cell = HERE.cell(method, rate, seed)
+        found[cell.key] = {**cell.as_dict(), "held_out": {"loss": loss}}
+    return found
+
+
+def test_every_method_of_the_table_can_be_built_by_name():
+    groups = (cells.PILOT, cells.SHAPES, cells.ALLOCATIONS, cells.ROUTERS, cells.SHORT)
+    assert {name for group in groups for name in group} <= set(METHODS)
+    assert all("/" not in name for name in METHODS)
+
+
+def test_the_pilots_curves_come_first():
+    first = table({})[: 1 + 3 * len(GRID)]
+    assert first[0].method == "untrained"
+    assert [cell.method for cell in first[1::5]] == ["lora-r40", "uniform", "uniform-seg4"]
+    assert [cell.rate for cell in first[1:6]] == list(GRID)
+    assert {(cell.data, cell.rows, cell.seed) for cell in first} == {("gsm8k", 320, 0)}
+
+
+def test_keys_name_their_cells():
+    known = table({})
+    assert len({cell.key for cell in known}) == len(known)
+    line = {**known[3].as_dict(), "more": 1}
+    assert Cell.of(line) == known[3]
+    assert known[3].key == "cpu/smollm2/gsm8k/320/lora-r40/0.0004/0"
+
+
+def test_seeds_are_known_once_the_curve_is_done():
+    losses = dict(zip(GRID, (3.0, 2.0, 1.0, 2.0, 3.0), strict=True))
+    done = results("uniform", losses)
+    *_, last = done
+    assert best_rate(HERE, "uniform", done) == GRID[2]
+    seeds = [cell for cell in table(done) if cell.method == "uniform" and cell.seed]
+    assert {cell.rate for cell in seeds if (cell.data, cell.rows) == ("gsm8k", 320)} == {GRID[2]}
+    assert [cell.seed for cell in seeds] == [1, 2, 3, 4]
+    del done[last]
+    assert best_rate(HERE, "uniform", done) is None
+    assert not [cell for cell in table(done) if cell.seed]
+
+
+@pytest.mark.parametrize(("end", "factor"), [(0, 0.5), (-1, 2.0)])
+def test_a_curve_goes_on_where_its_best_is_at_an_end(end, factor):
+    losses = dict.fromkeys(GRID, 2.0)
+    rate = GRID[end]
+    losses[rate] = 1.0
+    assert curve(HERE, "uniform", results("uniform", losses)) == [*GRID, rate * factor]
+    assert best_rate(HERE, "uniform", results("uniform", losses)) is None
+    losses[rate * factor] = 0.5
+    losses[rate * factor**2] = 0.4  # no further than this
+    done = results("uniform", losses)
+    assert curve(HERE, "uniform", done) == [*GRID, rate * factor, rate * factor**2]
+    assert best_rate(HERE, "uniform", done) == rate * factor**2
+
+
+def test_other_seeds_do_not_choose_the_rate():
+    done = results("uniform", dict(zip(GRID, (3.0, 2.0, 1.0, 2.0, 3.0), strict=True)))
+    done |= results("uniform", {GRID[0]: 0.1}, seed=1)
+    assert best_rate(HERE, "uniform", done) == GRID[2]
