@@ -41,7 +41,7 @@ def test_noise_is_allowed_and_more_is_not():
 
 
 def test_another_token_counts_by_how_sure_both_were():
-    """The one gives its token 0.9, where the other leaves 0.2."""
+    """The one leaves 0.1 for the other's token, which has 0.8 there."""
     sure = answer(
         (" a", math.log(0.9)),
     )
@@ -50,7 +50,7 @@ def test_another_token_counts_by_how_sure_both_were():
     )
     probe = Probe("base", "lora", 1, [Asked("x", {"adapter": sure, "base": other})])
     found = judge(probe, [other])
-    assert found.distances["adapter"] == pytest.approx(math.log(0.9 / 0.2))
+    assert found.distances["adapter"] == pytest.approx(math.log(0.8 / 0.1))
     tie = answer(
         (" a", math.log(0.5)),
     )
