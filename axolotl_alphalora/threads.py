@@ -45,6 +45,6 @@ def leave_busy_cores() -> str | None:
         return None
     torch.set_num_threads(idle)
     return (
-        f"Other processes keep the cores busy (load {load:.1f}): computing with {idle} of {threads} "
-        "threads. OMP_NUM_THREADS sets another number."
+        f"Other processes keep the cores busy (load {load:.1f}): computing with {idle} of "
+        f"{threads} threads. OMP_NUM_THREADS sets another number."
     )

@@ -99,6 +99,12 @@ class Rank(click.ParamType):
     show_default=True,
     help="Of the numbers in the file for llama.cpp.",
 )
+@click.option(
+    "--prefix",
+    metavar="NAME",
+    help="Write modules of `model` as modules of NAME: model.language_model for servers that load "
+    "the whole of a multimodal base.",
+)
 @data_options
 @click.option("--json", "as_json", is_flag=True, help="Print the numbers as JSON.")
 def export(
@@ -112,6 +118,7 @@ def export(
     max_kl: float | None,
     gguf: Path | None,
     gguf_type: Any,
+    prefix: str | None,
     as_json: bool,
     **wanted: Any,
 ) -> None:
@@ -167,6 +174,7 @@ def export(
                 max_kl=max_kl,
                 gguf=gguf,
                 gguf_type=gguf_type,
+                prefix=prefix,
                 tokenizer=load_tokenizer(adapter, trained.base),
                 notes={"data": str(source), "seed": data.seed, "measured_on": measured_on},
                 stage=doing,

@@ -26,6 +26,8 @@ class Exported:
         notes: Further facts, as JSON values.
         modules_to_save: Modules that it holds whole.
         gguf: The file for llama.cpp, None if none was written.
+        prefix: What its modules were named anew with.
+        part: Whether the base is the text part of a multimodal model.
     """
 
     method: str
@@ -38,6 +40,8 @@ class Exported:
     notes: Mapping[str, Any]
     modules_to_save: Sequence[str] = ()
     gguf: str | None = None
+    prefix: str | None = None
+    part: bool = False
 
     def to_dict(self) -> dict[str, Any]:
         """The content of `alphalora_export.json`."""
@@ -58,7 +62,13 @@ class Exported:
 
     def servers(self) -> list[str]:
         """Which programs take it, and which must not get it, in words."""
-        return servers(self.ranks.values(), self.modules_to_save, self.gguf)
+        return servers(
+            self.ranks.values(),
+            self.modules_to_save,
+            self.gguf,
+            prefix=self.prefix,
+            part=self.part,
+        )
 
 
 def check_divergence(found: Divergence, max_kl: float | None) -> None:

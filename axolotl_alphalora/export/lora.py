@@ -25,6 +25,7 @@ def save_lora(
     *,
     dtype: torch.dtype = torch.float32,
     fan_in_fan_out: bool = False,
+    prefix: str | None = None,
 ) -> Any:
     """Write updates as `adapter_config.json` and `adapter_model.safetensors`.
 
@@ -38,12 +39,17 @@ def save_lora(
         others: Further tensors of the adapter's file, by the key there (`modules_to_save`).
         dtype: Of the saved factors.
         fan_in_fan_out: Whether the base's layers are transformers' `Conv1D`.
+        prefix: What servers call the part of a larger model that is called `model` here.
 
     Returns:
         The `peft.LoraConfig`.
+
+    Raises:
+        ValueError: If a module is not of the part that the prefix names anew.
     """
     from peft import LoraConfig
 
+    updates = {placed(name, prefix): update for name, update in updates.items()}
     most = max(update.rank for update in updates.values())
     lower = {f"^{re.escape(n)}": u.rank for n, u in updates.items() if u.rank != most}
     config = LoraConfig(
@@ -67,6 +73,27 @@ def save_lora(
     save_file(tensors, folder / ADAPTER_WEIGHTS, metadata={"format": "pt"})
     config.save_pretrained(str(folder))
     return config
+
+
+def placed(module: str, prefix: str | None) -> str:
+    """Return the name of a module where a model is part of a larger one.
+
+    Args:
+        module: Its name in the model by itself: `model....`, or `lm_head`, which stays.
+        prefix: What `model` is there; None where the model stands by itself.
+
+    Raises:
+        ValueError: If it is no such name.
+    """
+    if prefix is None or module == _HEAD:
+        return module
+    part = module.removeprefix(_PART)
+    if part == module or module.startswith(f"{prefix}."):
+        raise ValueError(f"--prefix {prefix} is for modules of `model`, and {module} is not one.")
+    return f"{prefix}.{part}"
+
+
+_HEAD, _PART = "lm_head", "model."
 
 
 def attach(model: Any, updates: Mapping[str, Factors]) -> None:

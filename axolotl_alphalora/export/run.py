@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 from uuid import uuid4
@@ -21,7 +21,7 @@ from ..samples import Sample
 from .exported import Exported, check_divergence
 from .factors import DEFAULT_METHOD, Factors, Method, build
 from .llama_cpp import GgufType, check_gguf, save_gguf
-from .lora import attach, save_lora
+from .lora import attach, placed, save_lora
 from .search import smallest_rank
 
 RECORD = "alphalora_export.json"
@@ -63,6 +63,7 @@ def export_adapter(
     max_kl: float | None = None,
     gguf: Path | None = None,
     gguf_type: GgufType = "f32",
+    prefix: str | None = None,
     tokenizer: Any = None,
     notes: Mapping[str, Any] | None = None,
     stage: Stages | None = None,
@@ -84,6 +85,8 @@ def export_adapter(
         max_kl: Write nothing if the KL divergence per token is above this.
         gguf: A file to write it to as a LoRA for llama.cpp too.
         gguf_type: Of the numbers in that file.
+        prefix: What the servers' model calls the part that is called `model` here; names only what
+            is written, and not the file for llama.cpp.
         tokenizer: The model's; with it a probe is written beside the export.
         notes: Further facts for the record, as JSON values.
         stage: Shows progress.
@@ -92,12 +95,14 @@ def export_adapter(
     Raises:
         ImportError: If the package `gguf` is needed and missing.
         ValueError: If the output is not empty, the divergence is above `max_kl` or not finite, or
-            llama.cpp has no place for a module.
+            llama.cpp or the prefix has no place for a module.
     """
     check_output(output)
     if rank == "auto" and max_kl is None:
         raise ValueError("--rank auto looks for the smallest rank within --max-kl: add it.")
     layers = [module for module in model.modules() if isinstance(module, AlphaLoraLayer)]
+    for layer in layers:
+        placed(layer.module_name, prefix)
     if gguf is not None:
         _check_gguf(model, layers, gguf, output)
     moments = calibrate(model, calibration, progress=_step(stage, "Calibrating", calibration))
@@ -128,13 +133,15 @@ def export_adapter(
         notes,
         _whole(model),
         None if gguf is None else gguf.name,
+        prefix,
+        _is_text_part(model, updates),
     )
     files = {RECORD: json.dumps(found.to_dict(), indent=2, allow_nan=False) + "\n"}
     if probe is not None:
         files[PROBE] = probe.to_json()
     if card is not None:
         files[ADAPTER_CARD] = card(found)
-    _write(model, layers, updates, adapter, output, files, gguf, gguf_type)
+    _write(model, layers, updates, adapter, output, files, prefix, gguf, gguf_type)
     return found
 
 
@@ -161,6 +168,7 @@ def _write(
     adapter: Path,
     output: Path,
     files: Mapping[str, str],
+    prefix: str | None,
     gguf: Path | None,
     gguf_type: GgufType,
 ) -> None:
@@ -181,6 +189,7 @@ def _write(
             },
             dtype=layers[0].alphalora_A["default"].dtype,
             fan_in_fan_out=any(isinstance(layer.get_base_layer(), Conv1D) for layer in layers),
+            prefix=prefix,
         )
         for pattern in _TOKENIZER:
             for file in adapter.glob(pattern):
@@ -227,6 +236,18 @@ def _measured(
         model.set_adapter("default", inference_mode=True)
         model.delete_adapter("export")
     return divergence, probe
+
+
+def _is_text_part(model: Any, modules: Iterable[str]) -> bool:
+    """Whether the base's directory is a multimodal model's, of which only the text part is here."""
+    from transformers import AutoConfig
+
+    try:
+        whole = AutoConfig.from_pretrained(model.peft_config["default"].base_model_name_or_path)
+    except (OSError, ValueError):
+        return False
+    alone = not any("language_model." in name for name in modules)
+    return alone and whole.get_text_config() is not whole
 
 
 def _tied(model: Any) -> list[str]:

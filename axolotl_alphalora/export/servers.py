@@ -34,8 +34,17 @@ def options(ranks: Collection[int], gguf: str | None = None) -> dict[str, str]:
     return found
 
 
+TEXT_PART = "model.language_model"
+"""What multimodal models of transformers call the part that a text model calls `model`."""
+
+
 def servers(
-    ranks: Collection[int], modules_to_save: Sequence[str] = (), gguf: str | None = None
+    ranks: Collection[int],
+    modules_to_save: Sequence[str] = (),
+    gguf: str | None = None,
+    *,
+    prefix: str | None = None,
+    part: bool = False,
 ) -> list[str]:
     """Say who takes an export, with which options, and who must not get it.
 
@@ -43,6 +52,8 @@ def servers(
         ranks: The rank of every layer; ``lora_alpha`` is the rank in each.
         modules_to_save: Modules that it holds whole.
         gguf: Name of the file for llama.cpp, None if none was written.
+        prefix: What its modules were named anew with.
+        part: Whether the base is the text part of a multimodal model.
 
     Returns:
         Sentences; one that begins with ``Warning:`` names a program that fails in silence.
@@ -69,6 +80,17 @@ def servers(
             f"message.{converting} For SGLang and others that read one rank, export again with "
             "--same-rank, and with --rank 16 or so to keep it small.",
         ]
+    if prefix is not None:
+        said.append(
+            f"Its modules are called `{prefix}...`, as in the whole multimodal model, which vLLM "
+            "loads: PEFT finds them there, and not in the text model by itself."
+        )
+    elif part:
+        said.append(
+            "Warning: the base is a multimodal model, and the adapter has the names of its text "
+            "model by itself. vLLM loads the whole model, passes over these names without a "
+            f"message and serves the base: for it, export again with --prefix {TEXT_PART}."
+        )
     if high > VLLM_RANKS[-1]:
         most = VLLM_RANKS[-1]
         said.append(f"vLLM takes no rank above {most}: export again with --rank {most} or less.")

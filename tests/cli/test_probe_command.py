@@ -1,7 +1,9 @@
 """`alphalora probe` tells an adapter from its base and from what goes wrong in silence."""
 
+import importlib.util
 import json
 import shutil
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -13,8 +15,11 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
 from axolotl_alphalora.evaluation import load_adapted
 from axolotl_alphalora.probe import read_probe
 from helpers.balancing import adapted
+from helpers.llama_cpp import served, write_base
 from helpers.models import save_tiny_model, tiny_llama
 from helpers.openai_server import openai_server
+
+EXAMPLE = Path(__file__).parents[2] / "example_configs" / "llama_cpp.py"
 
 
 @pytest.fixture(scope="module")
@@ -136,6 +141,26 @@ def test_a_server_is_recognised(run, places, kind):
     assert done.exit_code == SERVED[kind], done.output
     path, asked, _ = requests[0]
     assert path == "/v1/completions" and asked["model"] == "mine" and asked["temperature"] == 0
+
+
+@pytest.mark.works("Seeing and exporting", "`alphalora probe` and llama.cpp's server")
+def test_llama_cpp_serves_the_file_as_the_probe_says(run, places, tmp_path):
+    """By the example's server: texts are asked, so that its tokens must be ours."""
+    base = tmp_path / "base.gguf"
+    more = [("add_layer_norm_rms_eps", 1e-6), ("add_rope_freq_base", 10000.0)]
+    write_base(
+        base, of_base(places), "llama", interleaved=True, more=more, tokenizer=places.tokenizer
+    )
+    probe = ["--probe", places.export / "probe.json"]
+    spec = importlib.util.spec_from_file_location("example", EXAMPLE)
+    example = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(example)
+    server = example.start(places.export / "lora.gguf", base, port=0)
+    done = run("probe", server.listening_address, *probe)
+    del server
+    assert done.exit_code == 0, done.output
+    with served(base) as alone:
+        assert run("probe", alone.url, *probe).exit_code == 3
 
 
 def test_the_name_of_the_model_and_the_key_are_sent(run, places, monkeypatch):

@@ -19,8 +19,8 @@ from axolotl_alphalora.quickstart.model import bundled_gguf
 VOCABULARY = 97
 
 
-def write_base(path, model, architecture, *, interleaved, more=()):
-    """A tiny model as an F32 GGUF whose tokens are numbers.
+def write_base(path, model, architecture, *, interleaved, more=(), tokenizer=None):
+    """A tiny model as an F32 GGUF.
 
     Args:
         path: The file.
@@ -28,6 +28,7 @@ def write_base(path, model, architecture, *, interleaved, more=()):
         architecture: llama.cpp's name.
         interleaved: Whether rows of q and k are stored pair by pair.
         more: Names of methods of `gguf.GGUFWriter` with their argument.
+        tokenizer: One of bytes; without it the tokens are made up.
     """
     config = model.config
     writer = gguf.GGUFWriter(str(path), architecture)
@@ -43,16 +44,10 @@ def write_base(path, model, architecture, *, interleaved, more=()):
     writer.add_key_length(width)
     writer.add_value_length(width)
     writer.add_rope_dimension_count(width)
-    writer.add_vocab_size(VOCABULARY)
+    writer.add_vocab_size(config.vocab_size)
     for name, value in more:
         getattr(writer, name)(value)
-    writer.add_tokenizer_model("gpt2")
-    writer.add_tokenizer_pre("gpt-2")
-    tokens = ["a", "b", "ab", "Ċ", *(f"t{i}" for i in range(4, VOCABULARY))]
-    writer.add_token_list(tokens)
-    writer.add_token_types([1] * len(tokens))
-    writer.add_token_merges(["a b"])
-    writer.add_eos_token_id(len(tokens) - 1)
+    add_tokenizer(writer, tokenizer)
     names = gguf.get_tensor_name_map(
         next(arch for arch, name in gguf.MODEL_ARCH_NAMES.items() if name == architecture),
         config.num_hidden_layers,
@@ -70,6 +65,25 @@ def write_base(path, model, architecture, *, interleaved, more=()):
             value = pairs_together(value, keys if "k_proj" in name else heads)
         writer.add_tensor(stored, np.ascontiguousarray(value))
     finish(writer)
+
+
+def add_tokenizer(writer, tokenizer):
+    tokens, merges, special = ["a", "b", "ab", "Ċ"], ["a b"], []
+    tokens += [f"t{i}" for i in range(len(tokens), VOCABULARY)]
+    end = VOCABULARY - 1
+    if tokenizer is not None:
+        known = json.loads(tokenizer.backend_tokenizer.to_str())["model"]
+        tokens = sorted(known["vocab"], key=known["vocab"].get)
+        merges = [" ".join(pair) for pair in known["merges"]]
+        special, end = tokenizer.all_special_tokens, tokenizer.eos_token_id
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre("gpt-2")
+    writer.add_token_list(tokens)
+    normal, control = gguf.TokenType.NORMAL, gguf.TokenType.CONTROL
+    writer.add_token_types([int(control if token in special else normal) for token in tokens])
+    writer.add_token_merges(merges)
+    writer.add_eos_token_id(end)
+    writer.add_add_bos_token(False)
 
 
 def pairs_together(rows, heads):
