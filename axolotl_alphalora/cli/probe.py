@@ -139,6 +139,8 @@ def _write(adapter: Path, file: Path | None, data: Data, console: Console) -> No
     trained = load_trained(adapter, data)
     tokenizer = load_tokenizer(adapter, trained.base)
     prompts = prompts_of(trained.held_out or trained.rows, tokenizer)
+    if not prompts:
+        raise ValueError(f"no row of {data.source} has a beginning to ask: give longer rows.")
     with working(console) as doing:
         step = doing("Asking")(prompts)
         made = make_probe(

@@ -102,7 +102,7 @@ def check_gguf(
     for module in modules:
         name = names.get_name(_TEXT_PART.sub("model.", module)) or ""
         # A tied head has no weight of its own there.
-        head = name == "output" and not text.tie_word_embeddings
+        head = name == "output" and not getattr(text, "tie_word_embeddings", True)
         if not head and name.rpartition(".")[2] not in _LAYERS:
             raise ValueError(
                 f"llama.cpp has no place for a LoRA on {module} in its architecture "

@@ -226,9 +226,9 @@ def _measured(
         step = _step(stage, "Measuring", held_out)
         divergence = measure_divergence(model, held_out, progress=step)
         check_divergence(divergence, max_kl)
-        if tokenizer is not None:
+        prompts = [] if tokenizer is None else prompts_of(held_out, tokenizer)
+        if prompts:
             model.set_adapter("export", inference_mode=True)
-            prompts = prompts_of(held_out, tokenizer)
             name = model.peft_config["default"].base_model_name_or_path or ""
             step = stage and stage("Asking")(prompts)
             probe = make_probe(model, tokenizer, prompts, base_model=name, method="lora", step=step)

@@ -28,7 +28,8 @@ def places(run, tmp_path_factory):
     folder = tmp_path_factory.mktemp("probe")
     save_tiny_model(folder / "base")
     tokenizer = AutoTokenizer.from_pretrained(folder / "base")
-    wider = tiny_llama(vocab_size=len(tokenizer), initializer_range=0.3)
+    sizes = {"vocab_size": len(tokenizer), "max_position_embeddings": 512}
+    wider = tiny_llama(**sizes, initializer_range=0.3)
     wider.save_pretrained(folder / "base")
     model = adapted(LlamaForCausalLM.from_pretrained(folder / "base"))
     with torch.no_grad():

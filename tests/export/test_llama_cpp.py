@@ -27,7 +27,7 @@ from transformers import (
 from axolotl_alphalora.export import llama_cpp
 from axolotl_alphalora.export.factors import Factors
 from axolotl_alphalora.export.llama_cpp import FAMILIES, check_gguf, save_gguf
-from helpers.exporting import with_lora
+from helpers.exporting import random_updates, with_lora
 from helpers.llama_cpp import VOCABULARY, greedy, served, write_base
 
 SIZES = {
@@ -103,20 +103,6 @@ PROMPTS = ([5, 9, 33, 7], [60, 2, 2, 81, 40, 11, 93])
 TOKENS = 6
 
 
-def updates_for(model, scale=0.3):
-    """Random updates of ranks that differ, for all linear layers of the blocks."""
-    torch.manual_seed(1)
-    found = {}
-    for name, module in model.named_modules():
-        parts = name.split(".")
-        if hasattr(module, "weight") and module.weight.ndim == 2 and any(map(str.isdigit, parts)):
-            rank = 2 + len(found) % 5
-            sizes = module.weight.shape if hasattr(module, "nf") else module.weight.shape[::-1]
-            a, b = torch.randn(rank, sizes[0]), torch.randn(sizes[1], rank)
-            found[name] = Factors(a.double() / sizes[0] ** 0.5, b.double() * scale / rank**0.5)
-    return found
-
-
 def check_against_peft(server, lora, prompts=PROMPTS, tokens=TOKENS, tolerance=1e-3):
     for prompt in prompts:
         ids, logprobs = server.greedy(prompt, tokens)
@@ -134,7 +120,7 @@ def test_llama_cpp_computes_what_peft_does(tmp_path, kind):
     family = FAMILIES[kind]
     base = tmp_path / "base.gguf"
     write_base(base, model, family.architecture, interleaved=family.interleaved, more=more)
-    updates = updates_for(model)
+    updates = random_updates(model)
     save_gguf(tmp_path / "lora.gguf", updates, model.config)
     tolerance = 5e-3 if kind in GELU else 1e-3
     with served(base) as server:
@@ -152,7 +138,7 @@ def test_the_rows_of_q_and_k_must_be_those_of_llama_cpp(tmp_path, monkeypatch):
     config, more = BASES["llama"]
     model = AutoModelForCausalLM.from_config(config).eval()
     write_base(tmp_path / "base.gguf", model, "llama", interleaved=True, more=more)
-    updates = updates_for(model)
+    updates = random_updates(model)
     family = replace(FAMILIES["llama"], interleaved=False)
     monkeypatch.setitem(llama_cpp.FAMILIES, "llama", family)
     save_gguf(tmp_path / "lora.gguf", updates, model.config)
@@ -167,7 +153,7 @@ def test_half_precision_is_half_the_file_and_nearly_the_same(tmp_path):
     config, more = BASES["qwen2"]
     model = AutoModelForCausalLM.from_config(config).eval()
     write_base(tmp_path / "base.gguf", model, "qwen2", interleaved=False, more=more)
-    updates = updates_for(model)
+    updates = random_updates(model)
     for dtype in ("f32", "f16"):
         save_gguf(tmp_path / dtype, updates, model.config, dtype=dtype)
     assert (tmp_path / "f16").stat().st_size < 0.6 * (tmp_path / "f32").stat().st_size
@@ -178,7 +164,7 @@ def test_half_precision_is_half_the_file_and_nearly_the_same(tmp_path):
 
 def test_what_the_file_says(tmp_path):
     model = AutoModelForCausalLM.from_config(BASES["llama"][0])
-    updates = updates_for(model)
+    updates = random_updates(model)
     save_gguf(tmp_path / "lora.gguf", updates, model.config)
     reader = gguf.GGUFReader(str(tmp_path / "lora.gguf"))
     said = {

@@ -32,7 +32,7 @@ TOKENS = 8
 
 @pytest.fixture(scope="module")
 def served(tmp_path_factory):
-    """vLLM's server with the base and a LoRA whose ranks differ, by what the export says to pass."""
+    """vLLM with the base and a LoRA whose ranks differ, started as the export says."""
     folder = tmp_path_factory.mktemp("export")
     base = os.environ.get("ALPHALORA_SMOLLM2") or str(smollm2())
     model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32).eval()
