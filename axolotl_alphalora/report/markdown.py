@@ -64,7 +64,8 @@ model = AutoPeftModelForCausalLM.from_pretrained("path/to/this/directory")
 `alphalora inspect DIR` shows what the experts have become. `alphalora export DIR --data \
 rows.jsonl --output LORA` makes a plain LoRA of it, for servers and merges that know no routers, \
 measures what that costs, and says which servers take it: vLLM with a large enough \
-`--max-lora-rank`; llama.cpp and SGLang need `--rank 16 --same-rank`."""
+`--max-lora-rank`, llama.cpp with `--gguf FILE`; SGLang needs `--rank 16 --same-rank`. \
+`alphalora probe` asks a server whether it really serves it."""
 
 
 def export_card(found: Exported, base_model: str | None) -> str:
@@ -96,6 +97,8 @@ token from the routed adapter, on {price.rows} rows ({price.tokens:,} tokens;
 ## Where it loads
 
 {" ".join(found.servers())}
+
+`alphalora probe URL --probe probe.json` asks a server whether it really serves it.
 """
 
 

@@ -1,0 +1,134 @@
+"""Which of the models that a probe knows has given some answers."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from .answers import ADAPTER, BASE, Answer, Probe, Step
+
+_NOISE = 0.25
+"""More than quantising a model moves its log-probabilities by, in nats on average."""
+
+_UNTOLD_END = math.log(0.5)
+"""The log-probability of an answer's end where a server does not tell it."""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Who has answered.
+
+    Attributes:
+        served: `adapter`, `base`, or None for something else.
+        nearest: The known model whose answers are nearest.
+        distances: Name of each known model to the mean difference of log-probabilities, in nats.
+        tolerance: How far the nearest may be to be it.
+        same: Name of each known model to the number of prompts with the very same answer.
+        prompts: Number of prompts.
+    """
+
+    served: str | None
+    nearest: str
+    distances: Mapping[str, float]
+    tolerance: float
+    same: Mapping[str, int]
+    prompts: int
+
+
+def judge(probe: Probe, answers: Sequence[Answer], tolerance: float | None = None) -> Verdict:
+    """Find out who has answered a probe's prompts.
+
+    Args:
+        probe: What the known models answer.
+        answers: To each of its prompts.
+        tolerance: How far the nearest may be; by default half of the distance between the adapter
+            and what is nearest to it among the known models.
+
+    Raises:
+        ValueError: If adapter and base answer alike, so that nothing can be told.
+    """
+    names = list(probe.asked[0].answers)
+    distances = {
+        name: _mean([_differences(one.answers[name], seen) for one, seen in _pairs(probe, answers)])
+        for name in names
+    }
+    gaps = separations(probe)
+    if gaps[BASE] == 0:
+        raise ValueError(
+            "adapter and base answer the probe's prompts alike, so they cannot be told apart: "
+            "write it anew with other rows."
+        )
+    allowed = min(min(gaps.values()) / 2, _NOISE) if tolerance is None else tolerance
+    same = {
+        name: sum(one.answers[name].text == seen.text for one, seen in _pairs(probe, answers))
+        for name in names
+    }
+    nearest = min(distances, key=lambda name: (distances[name], -same[name]))
+    known = nearest in (ADAPTER, BASE) and distances[nearest] <= allowed
+    served = nearest if known else None
+    return Verdict(served, nearest, distances, allowed, same, len(answers))
+
+
+def separations(probe: Probe) -> dict[str, float]:
+    """How far each other known model is from the adapter, in the unit of :class:`Verdict`."""
+    names = [name for name in probe.asked[0].answers if name != ADAPTER]
+    return {
+        name: _mean([_differences(one.answers[ADAPTER], one.answers[name]) for one in probe.asked])
+        for name in names
+    }
+
+
+def _pairs(probe: Probe, answers: Sequence[Answer]) -> list[tuple]:
+    return list(zip(probe.asked, answers, strict=True))
+
+
+def _mean(found: Sequence[Sequence[float]]) -> float:
+    """Over all tokens of all prompts."""
+    values = [value for one in found for value in one]
+    return sum(values) / max(len(values), 1)
+
+
+def _differences(known: Answer, seen: Answer) -> list[float]:
+    """How much the log-probabilities of two greedy answers differ, token by token.
+
+    At the first token that is another one, those of both tokens are compared. What follows has
+    another beginning, and is not.
+    """
+    found: list[float] = []
+    for index, step in enumerate(known.steps):
+        told = seen.steps[index] if index < len(seen.steps) else None
+        if told is None and not step.token:
+            break  # both end here, and how sure that was is not told
+        if told is None:
+            told = Step("", _UNTOLD_END, {})
+        if _same(step.token, told.token):
+            found.append(abs(step.logprob - told.logprob))
+            continue
+        found.append(max(_difference(step, told), _difference(told, step)))
+        break
+    return found
+
+
+def _difference(one: Step, other: Step) -> float:
+    """How differently two places see the token that the first chose; at least so much."""
+    for token, logprob in other.top.items():
+        if _same(one.token, token):
+            return abs(one.logprob - logprob)
+    # It is not among the likeliest there, nor likelier than what the one chosen leaves.
+    chosen = math.exp(min(other.logprob, -1e-9))
+    most = min([math.log1p(-chosen), other.logprob, *other.top.values()])
+    return max(0.0, one.logprob - most)
+
+
+def _same(token: str, other: str) -> bool:
+    """Whether two servers' texts of a token mean the same one.
+
+    Some leave out its first space, and a part of a character has a text of each server's own.
+    """
+    if _PART in token:
+        return _PART in other or other.startswith("bytes:") or not other
+    return token == other or token.strip() == other.strip() != ""
+
+
+_PART = "\ufffd"
