@@ -256,9 +256,9 @@ def quantise(model, folder):
 
 
 @pytest.mark.untested("Serving", "GPTQ bases in vLLM (4 bits)", "in CI; `.ci/vllm` runs it")
-def test_a_quantised_base_keeps_its_own_product(base, trained, ask, tmp_path):
+def test_a_quantised_base_keeps_its_own_product(base, ask, tmp_path):
     """In bfloat16, which its kernel wants: near PEFT on the same weights, and the base is not."""
-    folder = trained("plain")[0]
+    base.adapter(folder := tmp_path / "adapter", lora_alpha=64)  # more than bfloat16 loses
     for file in Path(base.folder).iterdir():
         if file.suffix != ".safetensors":
             shutil.copy(file, tmp_path)
@@ -280,7 +280,7 @@ def test_a_quantised_base_keeps_its_own_product(base, trained, ask, tmp_path):
         return sum(abs(a - b) for a, b in pairs) / len(sum(scores, []))
 
     print("mean distances:", distance(routed), distance(alone))
-    assert distance(routed) < 0.1 < 1.0 < distance(alone)
+    assert distance(routed) < distance(alone) / 5
 
 
 @pytest.fixture
