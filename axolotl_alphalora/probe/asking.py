@@ -49,7 +49,7 @@ def ask_model(model: Any, tokenizer: Any, prompt: str, tokens: int) -> Answer:
         word = "" if best in ends else tokenizer.decode([best])
         steps.append(Step(word, float(likeliest.values[0]), top))
         inputs = torch.tensor([[best]], device=device)
-    return Answer(tokenizer.decode([token for token in ids if token not in ends]), tuple(steps))
+    return Answer(tokenizer.decode(ids, skip_special_tokens=True), tuple(steps))
 
 
 def _ends(model: Any, tokenizer: Any) -> set[int]:

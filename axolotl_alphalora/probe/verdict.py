@@ -122,12 +122,15 @@ def _difference(one: Step, other: Step) -> float:
 
 
 def _same(token: str, other: str) -> bool:
-    """Whether two servers' texts of a token mean the same one.
+    """Whether a token is the one that a server tells of.
 
-    Some leave out its first space, and a part of a character has a text of each server's own.
+    Servers leave out a token's first space, or all of it where it is special or a part of a
+    character, which may also be told as bytes.
     """
     if _PART in token:
         return _PART in other or other.startswith("bytes:") or not other
+    if not other:
+        return not token or (token[0], token[-1]) == ("<", ">")
     return token == other or token.strip() == other.strip() != ""
 
 

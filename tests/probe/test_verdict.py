@@ -78,6 +78,16 @@ def test_spaces_at_the_beginning_of_a_token_may_be_missing():
     assert judge(PROBE, [answer(("a", -0.1), ("b", -0.2), ("", -0.05))]).served == "adapter"
 
 
+def test_special_tokens_and_parts_of_characters_may_have_no_text_there():
+    known = answer(("<s>", -0.1), ("\ufffd", -0.2), (" a", -0.3))
+    probe = Probe("base", "lora", 3, [Asked("x", {"adapter": known, "base": BASE})])
+    for first, second in (("", ""), ("<s>", "\ufffd"), ("<s>", "bytes:\\xe2")):
+        seen = answer((first, -0.1), (second, -0.2), (" a", -0.3))
+        assert judge(probe, [seen]).distances["adapter"] == 0
+    other = answer(("", -0.1), ("b", -0.2), (" a", -0.3))
+    assert judge(probe, [other]).distances["adapter"] > 0
+
+
 def test_models_that_answer_alike_cannot_be_told_apart():
     probe = Probe("base", "lora", 3, [Asked("x", {"adapter": ADAPTER, "base": ADAPTER})])
     with pytest.raises(ValueError, match="cannot be told apart"):
