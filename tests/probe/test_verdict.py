@@ -84,8 +84,15 @@ def test_special_tokens_and_parts_of_characters_may_have_no_text_there():
     for first, second in (("", ""), ("<s>", "\ufffd"), ("<s>", "bytes:\\xe2")):
         seen = answer((first, -0.1), (second, -0.2), (" a", -0.3))
         assert judge(probe, [seen]).distances["adapter"] == 0
-    other = answer(("", -0.1), ("b", -0.2), (" a", -0.3))
+    other = answer(("<pad>", -0.1), ("\ufffd", -0.2), (" a", -0.3))
     assert judge(probe, [other]).distances["adapter"] > 0
+
+
+def test_what_follows_a_part_of_a_character_is_not_compared_where_it_is_told_otherwise():
+    """llama.cpp tells of all tokens of a character as one."""
+    known = answer((" a", -0.1), ("\ufffd", -0.2), ("\ufffd", -0.3), (" b", -0.4))
+    probe = Probe("base", "lora", 3, [Asked("x", {"adapter": known, "base": BASE})])
+    assert judge(probe, [answer((" a", -0.1), ("é", -0.3), (" b", -0.4))]).served == "adapter"
 
 
 def test_models_that_answer_alike_cannot_be_told_apart():
