@@ -21,7 +21,7 @@ class Gated(NamedTuple):
 
     Attributes:
         mixed: [T, N*r], the hidden states times their experts' gates.
-        kept: What the backward pass needs beside the hidden states.
+        kept: What the backward pass needs beside the hidden states; the logits come first.
         sums: [4N + 2] fp32, see `router_sums`.
     """
 

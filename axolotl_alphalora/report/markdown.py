@@ -10,8 +10,9 @@ from ..blocks import group_by_block
 from .adapter_sentences import exported
 from .adapter_tables import losses_table
 from .findings import Findings, differs_within_blocks
-from .plan_sentences import explain_plan, summary
+from .plan_sentences import summary
 from .plan_tables import plan_table
+from .quality_sentences import explain_plan
 from .shapes import best_words, shape_line
 from .tables import MARKDOWN, WARNING, Cell, Column, Name, Table, names
 
