@@ -106,3 +106,10 @@ def test_a_probe_comes_back_from_its_file(tmp_path):
     path.write_text(PROBE.to_json())
     assert read_probe(path) == PROBE
     assert '"logprob": -0.35' in path.read_text()
+
+
+def test_answers_of_which_nothing_can_be_compared_are_an_error():
+    known = answer(("\ufffd", -0.2))
+    probe = Probe("base", "lora", 1, [Asked("x", {"adapter": known, "base": BASE})])
+    with pytest.raises(ValueError, match="no token that can be compared"):
+        judge(probe, [answer(("é", -0.2))])
