@@ -35,7 +35,7 @@ class Answer:
     """A greedy continuation.
 
     Attributes:
-        text: Without the token that ends it.
+        text: Without special tokens.
         steps: Its tokens.
     """
 

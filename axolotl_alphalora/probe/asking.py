@@ -40,16 +40,20 @@ def ask_model(model: Any, tokenizer: Any, prompt: str, tokens: int) -> Answer:
         out = model(input_ids=inputs, past_key_values=past, use_cache=True)
         past = out.past_key_values
         likeliest = out.logits[0, -1].float().log_softmax(-1).topk(TOP)
-        top = {
-            tokenizer.decode([token]): value
-            for value, token in zip(*(part.tolist() for part in likeliest), strict=True)
-        }
+        words = [_text(tokenizer, token) for token in likeliest.indices.tolist()]
+        logprobs = likeliest.values.tolist()
         best = int(likeliest.indices[0])
         ids.append(best)
-        word = "" if best in ends else tokenizer.decode([best])
-        steps.append(Step(word, float(likeliest.values[0]), top))
+        word = "" if best in ends else words[0]
+        steps.append(Step(word, logprobs[0], dict(zip(words, logprobs, strict=True))))
         inputs = torch.tensor([[best]], device=device)
-    return Answer(tokenizer.decode([token for token in ids if token not in ends]), tuple(steps))
+    return Answer(tokenizer.decode(ids, skip_special_tokens=True), tuple(steps))
+
+
+def _text(tokenizer: Any, token: int) -> str:
+    """A token as text, with its first space, which a tokenizer leaves out at the beginning."""
+    before = tokenizer("a", add_special_tokens=False)["input_ids"][-1:]
+    return tokenizer.decode([*before, token]).removeprefix(tokenizer.decode(before))
 
 
 def _ends(model: Any, tokenizer: Any) -> set[int]:

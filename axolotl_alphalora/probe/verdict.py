@@ -46,13 +46,16 @@ def judge(probe: Probe, answers: Sequence[Answer], tolerance: float | None = Non
             and what is nearest to it among the known models.
 
     Raises:
-        ValueError: If adapter and base answer alike, so that nothing can be told.
+        ValueError: If adapter and base answer alike, or nothing of the answers can be compared.
     """
     names = list(probe.asked[0].answers)
+    pairs = list(zip(probe.asked, answers, strict=True))
     distances = {
-        name: _mean([_differences(one.answers[name], seen) for one, seen in _pairs(probe, answers)])
+        name: _mean([_differences(one.answers[name], seen) for one, seen in pairs])
         for name in names
     }
+    if math.inf in distances.values():
+        raise ValueError("the answers have no token that can be compared: ask with other prompts.")
     gaps = separations(probe)
     if gaps[BASE] == 0:
         raise ValueError(
@@ -60,10 +63,7 @@ def judge(probe: Probe, answers: Sequence[Answer], tolerance: float | None = Non
             "write it anew with other rows."
         )
     allowed = min(min(gaps.values()) / 2, _NOISE) if tolerance is None else tolerance
-    same = {
-        name: sum(one.answers[name].text == seen.text for one, seen in _pairs(probe, answers))
-        for name in names
-    }
+    same = {name: sum(one.answers[name].text == seen.text for one, seen in pairs) for name in names}
     nearest = min(distances, key=lambda name: (distances[name], -same[name]))
     known = nearest in (ADAPTER, BASE) and distances[nearest] <= allowed
     served = nearest if known else None
@@ -79,14 +79,10 @@ def separations(probe: Probe) -> dict[str, float]:
     }
 
 
-def _pairs(probe: Probe, answers: Sequence[Answer]) -> list[tuple]:
-    return list(zip(probe.asked, answers, strict=True))
-
-
 def _mean(found: Sequence[Sequence[float]]) -> float:
-    """Over all tokens of all prompts."""
+    """Over all tokens of all prompts; infinite if there is none."""
     values = [value for one in found for value in one]
-    return sum(values) / max(len(values), 1)
+    return sum(values) / len(values) if values else math.inf
 
 
 def _differences(known: Answer, seen: Answer) -> list[float]:
@@ -105,6 +101,8 @@ def _differences(known: Answer, seen: Answer) -> list[float]:
         if _same(step.token, told.token):
             found.append(abs(step.logprob - told.logprob))
             continue
+        if _PART in step.token:
+            break  # a server may tell of a whole character's tokens as one
         found.append(max(_difference(step, told), _difference(told, step)))
         break
     return found
@@ -122,12 +120,15 @@ def _difference(one: Step, other: Step) -> float:
 
 
 def _same(token: str, other: str) -> bool:
-    """Whether two servers' texts of a token mean the same one.
+    """Whether a token is the one that a server tells of.
 
-    Some leave out its first space, and a part of a character has a text of each server's own.
+    Servers leave out a token's first space, or all of it where it is special or a part of a
+    character, which may also be told as bytes.
     """
-    if _PART in token:
-        return _PART in other or other.startswith("bytes:") or not other
+    if not other:
+        return not token or _PART in token or (token[0], token[-1]) == ("<", ">")
+    if _PART in token and other.startswith("bytes:"):
+        return True
     return token == other or token.strip() == other.strip() != ""
 
 

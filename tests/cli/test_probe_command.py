@@ -30,6 +30,9 @@ def places(run, tmp_path_factory):
     tokenizer = AutoTokenizer.from_pretrained(folder / "base")
     sizes = {"vocab_size": len(tokenizer), "max_position_embeddings": 512}
     wider = tiny_llama(**sizes, initializer_range=0.3)
+    letters = [len(tokenizer.decode([i]).encode()) == 1 for i in range(len(tokenizer))]
+    with torch.no_grad():  # no parts of characters, which llama.cpp tells of together
+        wider.lm_head.weight *= torch.tensor(letters).unsqueeze(1)
     wider.save_pretrained(folder / "base")
     model = adapted(LlamaForCausalLM.from_pretrained(folder / "base"))
     with torch.no_grad():

@@ -78,6 +78,23 @@ def test_spaces_at_the_beginning_of_a_token_may_be_missing():
     assert judge(PROBE, [answer(("a", -0.1), ("b", -0.2), ("", -0.05))]).served == "adapter"
 
 
+def test_special_tokens_and_parts_of_characters_may_have_no_text_there():
+    known = answer(("<s>", -0.1), ("\ufffd", -0.2), (" a", -0.3))
+    probe = Probe("base", "lora", 3, [Asked("x", {"adapter": known, "base": BASE})])
+    for first, second in (("", ""), ("<s>", "\ufffd"), ("<s>", "bytes:\\xe2")):
+        seen = answer((first, -0.1), (second, -0.2), (" a", -0.3))
+        assert judge(probe, [seen]).distances["adapter"] == 0
+    other = answer(("<pad>", -0.1), ("\ufffd", -0.2), (" a", -0.3))
+    assert judge(probe, [other]).distances["adapter"] > 0
+
+
+def test_what_follows_a_part_of_a_character_is_not_compared_where_it_is_told_otherwise():
+    """llama.cpp tells of all tokens of a character as one."""
+    known = answer((" a", -0.1), ("\ufffd", -0.2), ("\ufffd", -0.3), (" b", -0.4))
+    probe = Probe("base", "lora", 3, [Asked("x", {"adapter": known, "base": BASE})])
+    assert judge(probe, [answer((" a", -0.1), ("é", -0.3), (" b", -0.4))]).served == "adapter"
+
+
 def test_models_that_answer_alike_cannot_be_told_apart():
     probe = Probe("base", "lora", 3, [Asked("x", {"adapter": ADAPTER, "base": ADAPTER})])
     with pytest.raises(ValueError, match="cannot be told apart"):
@@ -89,3 +106,10 @@ def test_a_probe_comes_back_from_its_file(tmp_path):
     path.write_text(PROBE.to_json())
     assert read_probe(path) == PROBE
     assert '"logprob": -0.35' in path.read_text()
+
+
+def test_answers_of_which_nothing_can_be_compared_are_an_error():
+    known = answer(("\ufffd", -0.2))
+    probe = Probe("base", "lora", 1, [Asked("x", {"adapter": known, "base": BASE})])
+    with pytest.raises(ValueError, match="no token that can be compared"):
+        judge(probe, [answer(("é", -0.2))])
