@@ -42,10 +42,11 @@ def ask_model(model: Any, tokenizer: Any, prompt: str, tokens: int) -> Answer:
         likeliest = out.logits[0, -1].float().log_softmax(-1).topk(TOP)
         words = [_text(tokenizer, token) for token in likeliest.indices.tolist()]
         logprobs = likeliest.values.tolist()
+        # Of tokens with the same text the likeliest.
+        top = dict(reversed(list(zip(words, logprobs, strict=True))))
         best = int(likeliest.indices[0])
         ids.append(best)
-        word = "" if best in ends else words[0]
-        steps.append(Step(word, logprobs[0], dict(zip(words, logprobs, strict=True))))
+        steps.append(Step("" if best in ends else words[0], logprobs[0], top))
         inputs = torch.tensor([[best]], device=device)
     return Answer(tokenizer.decode(ids, skip_special_tokens=True), tuple(steps))
 
