@@ -1,8 +1,9 @@
-"""Making PEFT know the method as soon as a process has both packages, whichever comes first."""
+"""Doing something as soon as a process has another package: PEFT learns of the method by it."""
 
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from importlib import import_module
 from importlib.machinery import ModuleSpec
 from types import ModuleType
@@ -19,31 +20,53 @@ def register() -> None:
     """
     if _PEFT in sys.modules:
         import_module(_ADAPTER)
-    elif not any(isinstance(finder, _PeftFinder) for finder in sys.meta_path):
-        sys.meta_path.insert(0, cast(Any, _PeftFinder()))
+    else:
+        when_imported(_PEFT, _import_adapter)
 
 
-class _PeftFinder:
-    """Finds PEFT as the other finders do, and has it followed by the adapter."""
+def _import_adapter() -> None:
+    # Where the boundary is what imports PEFT, it registers once it has the adapter's names.
+    if _BOUNDARY not in sys.modules:
+        import_module(_ADAPTER)
+
+
+def when_imported(name: str, then: Callable[[], object]) -> None:
+    """Do something once a module has been imported: now if it is, else right after it will be.
+
+    Args:
+        name: The module's full name.
+        then: What to do; asked for several times before the module is there, it is done once.
+    """
+    if name in sys.modules:
+        then()
+    elif not any(isinstance(finder, _Finder) and finder.name == name for finder in sys.meta_path):
+        sys.meta_path.insert(0, cast(Any, _Finder(name, then)))
+
+
+class _Finder:
+    """Finds one module as the other finders do, and has something done after it."""
+
+    def __init__(self, name: str, then: Callable[[], object]) -> None:
+        self.name, self._then = name, then
 
     def find_spec(self, name: str, path: Any = None, target: Any = None) -> ModuleSpec | None:
-        if name != _PEFT:
+        if name != self.name:
             return None
         for finder in sys.meta_path:
             find = getattr(finder, "find_spec", None)
             spec = find(name, path, target) if find and finder is not self else None
             if spec is not None:
                 if spec.loader is not None:
-                    spec.loader = cast(Any, _FollowedLoader(spec.loader))
+                    spec.loader = cast(Any, _FollowedLoader(spec.loader, self._then))
                 return spec
         return None
 
 
 class _FollowedLoader:
-    """Loads a module as another loader does, then imports the adapter."""
+    """Loads a module as another loader does, then does something."""
 
-    def __init__(self, loader: Any) -> None:
-        self._loader = loader
+    def __init__(self, loader: Any, then: Callable[[], object]) -> None:
+        self._loader, self._then = loader, then
 
     def create_module(self, spec: ModuleSpec) -> ModuleType | None:
         return self._loader.create_module(spec)
@@ -52,9 +75,7 @@ class _FollowedLoader:
         assert module.__spec__ is not None
         module.__spec__.loader = module.__loader__ = self._loader
         self._loader.exec_module(module)
-        # Where the boundary is what imports PEFT, it registers once it has the adapter's names.
-        if _BOUNDARY not in sys.modules:
-            import_module(_ADAPTER)
+        self._then()
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._loader, name)

@@ -22,6 +22,7 @@ AREAS = (
     "Verbs",
     "Plans",
     "Seeing and exporting",
+    "Serving",
     "Base models",
     "PEFT",
     "Robustness",
@@ -105,6 +106,10 @@ SUMMARY: dict[str, tuple[str, ...]] = {
         "`alphalora export`: what is written is what was measured",
         "Axolotl's `merge-lora` of the exported LoRA",
         "PEFT's `merge_and_unload` of the exported LoRA",
+    ),
+    "The routed adapter in vLLM's layers, on stand-ins (`.ci/vllm` has a real vLLM)": (
+        "the routed mixture of vLLM's layers, on stand-ins for them",
+        "tensor parallelism, on stand-ins for vLLM's layers",
     ),
 }
 """The README's rows: what a reader asks, and the features that answer it."""

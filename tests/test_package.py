@@ -22,6 +22,8 @@ IMPORTS = {
     "": {
         "import axolotl_alphalora": {*EVERYTHING, "click"},
         "import axolotl_alphalora.cli": {*EVERYTHING, "rich"},
+        "import axolotl_alphalora.vllm; axolotl_alphalora.vllm.register()": {*EVERYTHING, "vllm"},
+        "import axolotl_alphalora.vllm.saved": EVERYTHING,
         "import axolotl_alphalora.allocation": EVERYTHING,
         "from axolotl_alphalora.allocation import registry; registry().names()": EVERYTHING,
         "from axolotl_alphalora.cli import alphalora; "
@@ -34,12 +36,14 @@ IMPORTS = {
         "import axolotl_alphalora.activations": STACK,
         "import axolotl_alphalora.spectral": {*STACK, "bitsandbytes", "weightwatcher"},
         "import axolotl_alphalora.inspection": STACK,
+        "import axolotl_alphalora.vllm.layers": STACK,
     },
     "import peft": {
         "import axolotl_alphalora.adapter": HOST,
         "import benchmarks.decode, benchmarks.gpu, benchmarks.startup, benchmarks.training_step": (
             HOST
         ),
+        "import benchmarks.serving": {*HOST, "vllm"},
     },
 }
 """What must not have been imported after a statement, by what a statement may have imported."""
@@ -115,6 +119,7 @@ def test_peft_knows_the_method_in_whatever_order_the_two_are_imported(order):
 
 FLOW = (
     *("registration", "blocks", "settings", "mixture", "hosts", "files", "threads", "progress"),
+    "vllm",
     *("spectral", "adapter", "samples", "sensitivity", "activations"),
     *("allocation", "analysis", "planning"),
     *("trainer", "inspection", "evaluation"),
@@ -187,6 +192,14 @@ def test_imports_run_down_the_flow():
     }
     up = {(one, other) for one, other in found if FLOW.index(one) <= FLOW.index(other)}
     assert not up
+
+
+def test_what_runs_in_vllm_imports_little_of_ours():
+    edges = imports()
+    others = {
+        other for module, into in edges.items() if floor_of(module) == "vllm" for other in into
+    }
+    assert {floor_of(other) for other in others} == {"registration", "files", "mixture", "vllm"}
 
 
 def test_no_two_files_import_each_other():
@@ -272,6 +285,7 @@ WHERE_THEY_ARE = {
     "pandas": "for `analyze`, which does without it",
     "pyarrow": "with datasets",
     "triton": "with torch on Linux",
+    "vllm": "where it serves",
 }
 """Packages that are imported where they happen to be installed."""
 

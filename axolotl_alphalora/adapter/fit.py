@@ -157,8 +157,8 @@ def check_weights(expected: dict[str, torch.Size], state_dict: dict[str, torch.T
         if state_dict[key].shape != shape:
             raise ValueError(
                 f"The adapter's weights do not fit its config at {key}: the file holds "
-                f"{tuple(state_dict[key].shape)}, its num_experts, ranks, segments, router_rank "
-                f"and share_a give {tuple(shape)}."
+                f"{tuple(state_dict[key].shape)}, its num_experts, segments, router_rank, "
+                f"share_a, r and rank_pattern give {tuple(shape)}."
             )
     left_over = next((k for k in state_dict if "alphalora_" in k and k not in expected), None)
     if left_over is not None:

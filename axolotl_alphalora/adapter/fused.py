@@ -3,8 +3,9 @@
 The arithmetic is that of `functional`: ``y + s * sum_e g_e B_e A_e dropout(x)``. Autograd would
 keep the dropped-out input and every tensor of the routing; what is kept here is the layer's input
 as it came (once for all layers that share it), a byte for each element that dropout looked at, the
-hidden states [T, N*r] ([T, r] of a shared A), and of the routing at most two tensors [T, N], with
-the [T, R] in the middle of a router of rank R. The output is added to in place where it may be.
+hidden states [T, N*r] ([T, r] of a shared A), and of the routing the logits [T, N], or [T, R] in
+the middle of a router of rank R, and a byte for each that says whether its expert was chosen. The
+output is added to in place where it may be.
 
 There is no second derivative, and neither vmap nor forward-mode differentiation: for those take
 `functional`'s plain operators (``ALPHALORA_FUSED=0``).
@@ -207,6 +208,8 @@ class _AddExperts(torch.autograd.Function):
                 mixed, kept, sums = kernels.gate_forward(
                     hidden, logits, top_k, valid, copies_of(a, b)
                 )
+                if routed is not None:
+                    kept = kept[1:]  # the logits, which are a small product away
                 term = BalanceTerm(weight, coefficient, key, over_ranks)
                 slots = term.slots(sums, len(router))
             if result.dtype == dtype:
@@ -218,6 +221,8 @@ class _AddExperts(torch.autograd.Function):
             else:
                 delta = cast(mixed @ up.t(), result.dtype).view(result.shape)
                 result = torch.add(result, delta, alpha=scaling)
+        if not torch.compiler.is_compiling():
+            ctx.set_materialize_grads(False)  # of the sums, which have none
         if router is not None:
             ctx.mark_non_differentiable(sums, slots)
         ctx.save_for_backward(
@@ -248,6 +253,8 @@ class _AddExperts(torch.autograd.Function):
                     if weight is not None:
                         factor = factor * weight
                     balance = Balance(slots, sums, factor)
+                if routed is not None:
+                    kept = [routed @ cast(router, dtype).t(), *kept]
                 mixed, d_hidden, d_logits = kernels.gate_backward(
                     d_mixed, hidden, tuple(kept), top_k, valid, balance, copies_of(a, b)
                 )

@@ -21,7 +21,7 @@ class Gated(NamedTuple):
 
     Attributes:
         mixed: [T, N*r], the hidden states times their experts' gates.
-        kept: What the backward pass needs beside the hidden states.
+        kept: What the backward pass needs beside the hidden states; the logits come first.
         sums: [4N + 2] fp32, see `router_sums`.
     """
 
@@ -67,7 +67,7 @@ def gate_forward(
     """
     gates, probabilities, selected = route(logits, top_k)
     sums = router_sums(gates, probabilities, selected, valid)
-    kept = (gates,) if gates is probabilities else (gates, probabilities)
+    kept = (logits,) if gates is probabilities else (logits, selected == 0.0)
     return Gated(weigh(hidden, gates, copies), kept, sums)
 
 
@@ -98,8 +98,8 @@ def gate_backward(
         [T, N*r], `Gated.mixed` once more; and in the same dtype the gradients of the hidden states,
         in their shape, and of the logits, [T, N].
     """
-    gates, probabilities = kept[0], kept[-1]
-    number = gates.shape[-1]
+    number = kept[0].shape[-1]
+    gates, probabilities = _gates_again(top_k, *kept)
     products = d_mixed * (hidden if copies == 1 else hidden.repeat(1, copies))
     d_gates = by_expert(products, number).sum(-1, dtype=torch.float32)
     d_probabilities = None
@@ -109,7 +109,7 @@ def gate_backward(
             d_probabilities = d_probabilities * valid.unsqueeze(-1)
     if top_k in (1, number):  # the gates are the probabilities of the chosen, as they are
         if top_k < number:
-            d_gates *= gates > 0
+            d_gates.masked_fill_(kept[1], 0.0)
         if d_probabilities is not None:
             d_gates += d_probabilities
         d_logits = softmax_backward(d_gates, probabilities)
@@ -122,3 +122,24 @@ def gate_backward(
     if copies > 1:
         d_hidden = by_expert(d_hidden, copies).sum(-2)
     return weigh(hidden, gates, copies), d_hidden, cast(d_logits, hidden.dtype)
+
+
+def _gates_again(
+    top_k: int, logits: torch.Tensor, left_out: torch.Tensor | None = None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Gates and probabilities, [T, N] in fp32, as `route` found them.
+
+    Of N experts they would take 8 N bytes a token to keep; the logits are often kept anyway, with
+    the hidden states that come from the same product.
+
+    Args:
+        top_k: Experts per token.
+        logits: [T, N].
+        left_out: [T, N], which experts were not chosen; None where all were.
+    """
+    probabilities = logits.softmax(-1, torch.float32)
+    if left_out is None:
+        return probabilities, probabilities
+    if top_k == 1:
+        return probabilities.masked_fill(left_out, 0.0), probabilities
+    return logits.masked_fill(left_out, -torch.inf).softmax(-1, torch.float32), probabilities

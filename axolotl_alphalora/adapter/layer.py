@@ -283,7 +283,8 @@ class AlphaLoraLayer(nn.Module, BaseTunerLayer):
         number = self.num_experts[name]
         if number > 1:
             router = parts["alphalora_router"]._parameters[name]
-            logits = router_logits(x, router, self.part("alphalora_router_down", name))
+            lower = parts["alphalora_router_down"]._parameters
+            logits = router_logits(x, router, lower[name] if name in lower else None)
             gates = gate(logits, self.top_k[name], hidden.dtype)
             if len(a) == b.shape[1]:
                 hidden.view(*logits.shape, self.r[name]).mul_(gates.unsqueeze(-1))
@@ -308,8 +309,9 @@ class AlphaLoraLayer(nn.Module, BaseTunerLayer):
 
     def part(self, part: str, name: str) -> torch.Tensor | None:
         """One of an adapter's tensors, by its attribute here; None where it has none."""
-        parts: Any = self._modules[part]
-        return parts._parameters.get(name)
+        # By their own lookup, in which ZeRO-3 gathers what it has partitioned.
+        tensors = getattr(self, part)
+        return tensors[name] if name in tensors else None
 
     def _router_name(self, name: str) -> str:
         return f"{self.module_name}.{name}"

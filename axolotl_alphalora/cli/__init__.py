@@ -21,6 +21,7 @@ _COMMANDS = {
         "quickstart:quickstart",
         "Fine-tune a real model with AlphaLoRA, end to end, on any machine.",
     ),
+    "serve": ("serve:serve", "Serve a routed adapter over HTTP, by vLLM where it is installed."),
     "strategies": ("strategies:strategies", "List the strategies that share out experts."),
 }
 

@@ -58,10 +58,11 @@ def inspect(
     cosine between its experts' updates: 0 where they are unrelated, 1 where they are copies.
 
     With --json the output is one object: `format`, `version`, `adapter` (base model, rank, top_k,
-    scaling, strategy, blocks, modules, total_experts, module_experts, parameters), `redundancy`,
-    `blocks` (experts, ranks, mean_norm, mean_effective_rank, redundancy, max_cosine) and `modules`
-    (the same, the matrix of cosines, and norm, effective_rank and singular_values of each expert).
-    `data` and `routing` are null and `tasks` is empty without data.
+    segments, router_rank, share_a, scaling, strategy, blocks, modules, total_experts,
+    module_experts, parameters), `redundancy`, `blocks` (experts, ranks, mean_norm,
+    mean_effective_rank, redundancy, max_cosine) and `modules` (the same, the matrix of cosines, and
+    norm, effective_rank and singular_values of each expert). `data` and `routing` are null and
+    `tasks` is empty without data.
 
     With --data the base model is loaded and rows are run through it: those of a JSON lines file
     (`messages`, `instruction` and `output`, `prompt` and `completion`, or `text`), or training rows

@@ -16,7 +16,7 @@ from ..planning.as_lora import FORMATS, check_lora, comment
 from ..planning.source import AS_GIVEN
 from ..report.documents import plans_document
 from ..report.findings import Findings
-from ..report.plan_sentences import cautions
+from ..report.plan_sentences import cautions, data_line
 from ..report.plan_tables import correlations_table, modules_table, plans_legend, plans_table
 from ..report.plots import save_comparison, save_plan
 from ..report.tables import WARNING
@@ -157,6 +157,7 @@ def _show_plan(
     console = planner.console
     if not quiet:
         print_plan(plan, console)
+    print_lines(_data(source, plan), console)
     print_lines((f"{WARNING}{line}" for line in (*source.notes, *cautions(plan))), console)
     if display.per_module and not quiet:
         console.print()
@@ -166,6 +167,18 @@ def _show_plan(
         save_plan(plan, findings, display.plot, spectra)
         print_as_is(f"\nDrawn in {display.plot}", console)
     return plan.to_dict(), plan
+
+
+def _data(source: Source, plan: Plan) -> list[str]:
+    """Say how large the plan is beside the YAML's data, where that is prepared already."""
+    if source.path is None:
+        return []
+    from ..plugin.prepared import prepared_tokens
+
+    found = prepared_tokens(source.config)
+    if found is None:
+        return []
+    return [data_line(plan, found.rows, found.tokens, str(found.folder))]
 
 
 def _show_comparison(

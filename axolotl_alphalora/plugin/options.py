@@ -15,7 +15,8 @@ HONOURED: Mapping[str, str] = {
     "load_in_8bit": "LLM.int8 base, as for `lora`",
     "bnb_config_kwargs": "bitsandbytes settings of `load_in_4bit`",
     "embeddings_skip_upcast": "whether embeddings stay out of fp32 on a quantised base",
-    "lora_r": "rank of one expert, which `alphalora.spend: rank` multiplies",
+    "lora_r": "rank of one expert, which `alphalora.spend: rank` multiplies and "
+    "`alphalora.segments` divides",
     "lora_alpha": "scaling numerator of one expert",
     "lora_dropout": "dropout on the experts' input",
     "lora_target_modules": "linear layers that get experts: names, or one regular expression",

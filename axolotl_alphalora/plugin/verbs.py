@@ -33,8 +33,8 @@ def check_verb(verb: str | None) -> None:
             f"`axolotl {verb.replace('_', '-')}` {WHOLE_MODEL[verb]}, but a routed adapter "
             "(`adapter: alphalora`) chooses experts per token, so there is no single weight to "
             "merge. Make a plain LoRA of it first (`alphalora export OUTPUT_DIR --data CONFIG.yml "
-            "--output LORA_DIR`), or load the adapter beside its base model with PEFT after "
-            "`import axolotl_alphalora.adapter`."
+            "--output LORA_DIR`), serve the routed adapter itself (`alphalora serve OUTPUT_DIR`), "
+            "or load it beside its base model with PEFT after `import axolotl_alphalora.adapter`."
         )
 
 

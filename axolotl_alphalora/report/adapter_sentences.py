@@ -53,7 +53,7 @@ def _cut(inspection: Inspection) -> str:
 
 def _active(mixture: Mixture) -> str:
     if isinstance(mixture.top_k, float):
-        return f"{mixture.top_k:.0%} of them for a token"
+        return f"{100 * mixture.top_k:g}% of them for a token"
     return f"top-{mixture.top_k * mixture.segments}"
 
 

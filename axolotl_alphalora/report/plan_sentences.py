@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
-from ..allocation import CONTROLS, ModulePlan, Plan, alike
+from ..allocation import CONTROLS, Plan, alike
 from ..blocks import kind_of
 from .findings import POOR_DISTANCE, SHORT_TAIL, Findings, differs_within_blocks, is_poor
 from .shapes import shape_line
@@ -95,6 +95,23 @@ def budget_line(plan: Plan) -> str:
         # A strategy of another package may leave what would have paid for more.
         why = ": no further expert fits"
     return f"Budget: {what}; {left_over(plan)} {verb} left over{why}."
+
+
+def data_line(plan: Plan, rows: int, tokens: int, folder: str) -> str:
+    """Say how many parameters are trained for each training token.
+
+    Args:
+        plan: The plan.
+        rows: Training rows.
+        tokens: Their tokens that have a label, of one epoch; at least 1.
+        folder: Where they lie.
+    """
+    ratio = plan.trainable_parameters / tokens
+    shown = f"{ratio:,.0f}" if ratio >= 100 else f"{ratio:.3g}"
+    return (
+        f"Data: {shown} trainable parameters for each training token. There are {tokens:,} "
+        f"tokens with a label in {plural(rows, 'training row')} (one epoch, prepared in {folder})."
+    )
 
 
 def budget_words(plan: Plan) -> str:
@@ -338,23 +355,24 @@ def _idle_top_k(plan: Plan) -> str | None:
 
 def _excess_rank(plan: Plan) -> str | None:
     adapted = [module for module in plan.modules if module.experts]
-    over = [module for module in adapted if _rank_share(module) > 1]
+    # Updates with a shared A have its rank, however many experts there are.
+    held = {m.name: m.rank * (1 if plan.share_a else m.experts) for m in adapted}
+    over = [module for module in adapted if held[module.name] > min(module.shape)]
     if not over:
         return None
-    worst = max(over, key=_rank_share)
-    held = f"{worst.experts} experts of rank {worst.rank:,}"
+    worst = max(over, key=lambda module: held[module.name] / min(module.shape))
+    gets = f"{worst.experts} experts of rank {worst.rank:,}"
     if worst.experts == 1:
-        held = f"one expert of rank {worst.rank:,}"
+        gets = f"one expert of rank {worst.rank:,}"
+    elif plan.share_a:
+        gets += ", which share one A"
     return (
         f"In {len(over)} of {len(adapted)} layers the experts hold more rank than the layer has. "
-        f"{worst.name} ({worst.shape[0]}x{worst.shape[1]}) gets {held}, "
-        f"{worst.experts * worst.rank:,} in all, and no update of it has more than "
-        f"{min(worst.shape):,}. Lower the rank of an expert (lora_r) or their number."
+        f"{worst.name} ({worst.shape[0]}x{worst.shape[1]}) gets {gets}, "
+        f"{held[worst.name]:,} in all, and no update of it has more than "
+        f"{min(worst.shape):,}. Lower the rank of an expert (lora_r)"
+        + ("." if plan.share_a else " or their number.")
     )
-
-
-def _rank_share(module: ModulePlan) -> float:
-    return module.experts * module.rank / min(module.shape)
 
 
 def _excess_size(plan: Plan) -> str | None:

@@ -17,6 +17,8 @@ from peft import LoraConfig, get_peft_model
 from torch import Tensor
 
 from axolotl_alphalora.adapter import AlphaLoraConfig, AlphaLoraLayer
+from axolotl_alphalora.allocation import Plan
+from axolotl_alphalora.mixture import Mixture
 from axolotl_alphalora.planning import (
     Planner,
     PlanRequest,
@@ -111,33 +113,51 @@ def linear_shapes(bench: Bench) -> list[tuple[int, int]]:
     return list(_request(bench.directory, {}).targets.resolve(bench.model).values())
 
 
-def mixture(bench: Bench, *, router: str = "learned", **options: Any) -> Built:
+def mixture(
+    bench: Bench, *, router: str = "learned", in_rank: bool = False, **options: Any
+) -> Built:
     """A mixture, by a plan that the package's own planner makes.
 
     Args:
         bench: What it is built on.
         router: learned; fixed, as it was drawn; or shared, one for all layers of a width.
+        in_rank: Whether the plan's numbers are spent on the rank of one expert each.
         **options: Of the `alphalora:` block.
     """
     shape = {name: options.pop(name) for name in SHAPE if name in options}
-    allocation = options.get("allocation")
-    if isinstance(allocation, dict) and allocation.get("order") == "shuffled":
-        options["allocation"] = {**allocation, "order_seed": bench.seed}
-    request = _request(bench.directory, options)
-    plan, _ = Planner(partial(_from_rows, bench)).plan(request)
+    plan = _plan(bench, options)
+    counts, ranks = dict(plan.counts), {}
+    if in_rank:
+        ranks = {name: RANK * number for name, number in counts.items() if number}
+        counts = {name: min(number, 1) for name, number in counts.items()}
     config = AlphaLoraConfig(
         r=RANK,
         lora_alpha=SCALE * RANK,
-        num_experts=dict(plan.counts),
-        rank_pattern=dict(plan.rank_pattern),
+        num_experts=counts,
+        rank_pattern=ranks,
         top_k=options.get("top_k", TOP_K),
         **shape,
     )
     torch.manual_seed(bench.seed)
     model = get_peft_model(bench.model, config)
     _set_routers(model, router)
-    blocks = {name: round(number, 2) for name, number in plan.block_numbers.items()}
-    return Built(model, {"rank": RANK, "blocks": list(blocks.values())})
+    blocks = [round(number, 2) for number in plan.block_numbers.values()]
+    return Built(model, {"rank": RANK, "blocks": blocks})
+
+
+def _plan(bench: Bench, options: Mapping[str, Any]) -> Plan:
+    """Plan with the mean number of experts a block, or as many parameters as that gives evenly."""
+    options = dict(options)
+    allocation = options.get("allocation")
+    if isinstance(allocation, dict) and allocation.get("order") == "shuffled":
+        options["allocation"] = {**allocation, "order_seed": bench.seed}
+    request = _request(bench.directory, options)
+    if request.granularity != "block":
+        shapes = linear_shapes(bench)
+        total = sum(Mixture().parameters(inside, out, EXPERTS, RANK) for out, inside in shapes)
+        options |= {"experts_per_block": None, "total_parameters": total}
+        request = _request(bench.directory, options)
+    return Planner(partial(_from_rows, bench)).plan(request)[0]
 
 
 def mixlora(bench: Bench) -> Built:
@@ -243,7 +263,7 @@ for _segments in SEGMENTS:
             _ordered = {"allocation": {**_options, "order": _order}, **_cut}
             _MIXTURES[f"{_name}-{_order}{_end}"] = _ordered
 for _name, _options in _scored().items():
-    _MIXTURES[f"{_name}-rank"] = {"allocation": _options, "spend": "rank"}
+    _MIXTURES[f"{_name}-rank"] = {"allocation": _options, "in_rank": True}
 
 METHODS: dict[str, Builder] = {
     UNTRAINED: untrained,
@@ -259,7 +279,8 @@ def why_not(method: str) -> str | None:
     if method == "mixlora":
         return None if find_spec("axolotl") else "axolotl is not installed"
     options = dict(_MIXTURES.get(method, {}))
-    options.pop("router", None)
+    for own in ("router", "in_rank"):
+        options.pop(own, None)
     known = {each.name for each in fields(AlphaLoraConfig)}
     missing = [name for name in SHAPE if options.pop(name, None) and name not in known]
     if missing:

@@ -12,10 +12,9 @@ from typing import Any
 
 import torch
 
-from axolotl_alphalora.evaluation.samples import encode_alpaca
+from axolotl_alphalora.evaluation.samples import Sample, encode_alpaca, share_out
 from axolotl_alphalora.hosts.constants import IGNORED
 from axolotl_alphalora.quickstart.rows import make_rows
-from axolotl_alphalora.sensitivity import Sample, share_out
 
 LIMIT = 400
 """Tokens; longer rows are left out, which 1 in 100 are."""

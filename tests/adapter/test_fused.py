@@ -226,7 +226,7 @@ def test_what_is_kept_is_the_input_once_a_byte_for_dropout_and_what_the_experts_
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
         outputs = [layer(x) for layer in layers]
-    a_layer = width + 4 * number * rank + 2 * 4 * number  # mask, hidden states, two of [T, N]
+    a_layer = width + 4 * number * rank + 5 * number  # mask, hidden states, logits and choices
     expected = 2 * rows * (4 * width + 3 * a_layer)
     assert sum(found.values()) <= expected + 3 * 4 * (4 * number + 2 + 1)
     del outputs

@@ -176,7 +176,7 @@ def test_segments_keep_the_function_where_all_gates_are_equal():
 
 @every_mixture
 def test_what_is_kept_is_no_more_than_the_experts_are_wide(options):
-    """The input, once; a byte for dropout; A's hidden states, [T, R], and three of [T, N]."""
+    """The input, once; a byte for dropout; A's hidden states, logits or [T, R], and choices."""
     layer, x = make(rank=4, rows=500, padding=False, dropout=0.1, **options)
     x = x.requires_grad_()
     weights = {p.untyped_storage().data_ptr() for p in layer.parameters()}
@@ -192,7 +192,7 @@ def test_what_is_kept_is_no_more_than_the_experts_are_wide(options):
         out = layer(x)
     number = layer.num_experts["default"]
     hidden = len(layer.alphalora_A["default"])
-    width = 4 * (hidden + 2 * number + (options["router_rank"] or 0)) + IN
+    width = 4 * (hidden + (options["router_rank"] or number)) + number + IN
     assert sum(kept.values()) <= 1000 * (4 * IN + width) + 4 * (5 * number + 3)
     del out
 

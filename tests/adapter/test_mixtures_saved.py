@@ -159,7 +159,7 @@ def test_everything_at_once_on_a_4_bit_base(checkpointing, tmp_path):
     [
         ({"segments": 1}, r"down_proj.alphalora_router.*holds \(6, 3\).*give \(3, 3\)"),
         ({"router_rank": None}, r"alphalora_router.*holds \(6, 3\).*give \(6, "),
-        ({"share_a": False}, r"alphalora_A.*holds \(4, .*share_a give \(12, "),
+        ({"share_a": False}, r"alphalora_A.*holds \(4, .*rank_pattern give \(12, "),
     ],
     ids=str,
 )

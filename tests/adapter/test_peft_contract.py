@@ -61,11 +61,9 @@ def test_a_new_adapter_is_the_identity_and_a_moved_one_adds_its_experts(kind):
     assert not torch.allclose(after, before)
     assert len(seen) == 4
     for layer, x, out in seen.values():
-        a, b, router = (getattr(layer, p)["default"] for p in layer.adapter_layer_names)
+        parts = [layer.part(p, "default") for p in layer.adapter_layer_names]
         with torch.no_grad():
-            added = reference.expert_mixture(
-                x, a, b, router, num_experts=3, rank=4, top_k=2, scaling=4.0
-            )
+            added = reference.expert_mixture(x, *parts, num_experts=3, rank=4, top_k=2, scaling=4.0)
             assert_same(out, layer.base_layer(x) + added, atol=1e-4)
     assert_same(outputs(model), after)
 

@@ -49,6 +49,20 @@ def test_the_table_has_a_line_for_each_block_and_says_what_stands_out(adapter, r
     assert "Warning" not in said and "Hardly" not in said
 
 
+def test_what_shapes_a_mixture_is_said_as_planned_and_as_it_is(tmp_path, run):
+    shape = {"segments": 2, "router_rank": 3, "share_a": True}
+    write_adapter(tmp_path / "cut", [1, 3], top_k=0.5, **shape)
+    said = words(run("inspect", tmp_path / "cut"))
+    assert (
+        "32 experts of rank 2 (16 as planned, cut into 2 each): 50% of them for a token, one A for "
+        "all experts of a module, routers of rank 3, "
+    ) in said
+    found = json.loads(run("inspect", tmp_path / "cut", "--json").stdout)
+    assert found["adapter"].items() >= (shape | {"top_k": 0.5, "rank": 4}).items()
+    write_adapter(tmp_path / "active", [2, 3], segments=2)
+    assert "(20 as planned, cut into 2 each): top-4, " in words(run("inspect", tmp_path / "active"))
+
+
 def test_every_module_can_be_printed(adapter, run):
     result = run("inspect", adapter, "--per-module")
     assert max(map(len, result.output.splitlines())) <= 80
@@ -142,3 +156,13 @@ def test_a_router_that_is_not_finite_is_named(tmp_path, run):
     result = run("inspect", tmp_path / "mine")
     assert result.exit_code == 1
     assert "model.layers.0.mlp.up_proj: its weights are not finite" in words(result)
+
+
+def test_the_shape_of_the_mixtures_is_said(tmp_path, run):
+    shape = {"top_k": 0.125, "segments": 2, "router_rank": 3, "share_a": True}
+    write_adapter(tmp_path / "adapter", [2, 3], **shape)
+    said = " ".join(run("inspect", tmp_path / "adapter").output.split())
+    assert "40 experts of rank 2 (20 as planned, cut into 2 each): 12.5% of them" in said
+    assert "one A for all experts of a module, routers of rank 3" in said
+    document = json.loads(run("inspect", tmp_path / "adapter", "--json").stdout)
+    assert {key: document["adapter"][key] for key in shape} == shape

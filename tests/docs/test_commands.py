@@ -31,6 +31,7 @@ HERE = (
     "alphalora plan config.yml --confidence --per-module",
     "alphalora plan config.yml --output plan.json",
     "alphalora plan config.yml --plot plan.html --spectra",
+    "alphalora serve outputs/alphalora --print",
     "alphalora strategies",
 )
 """Run in a folder with a tiny model, an adapter, rows and a YAML; must exit with 0."""
@@ -61,8 +62,8 @@ ELSEWHERE = {
     "--max-kl 0.05": (
         "tests/plugin/test_export.py::test_a_price_above_the_limit_is_an_error_and_leaves_nothing"
     ),
-    "python example_configs/serve.py outputs/alphalora --port 8000": (
-        "tests/test_serve.py::test_it_answers_what_generation_gives"
+    "alphalora serve alphalora-quickstart/adapter": (
+        "tests/cli/test_serve.py::test_vllm_is_started_where_it_is"
     ),
     "pip install docs/example-strategy": (
         "tests/allocation/test_installed_package.py::test_the_strategy_is_listed_with_its_options"
@@ -93,6 +94,7 @@ NOT_RUN = {
     "python -m uv run --group test pytest": BY_CI,
     ".ci/run": BY_CI,
     ".ci/pythons": "it takes hours, before a release",
+    ".ci/vllm": "it makes an environment of its own, before a release",
     "uv sync --group test --group lint": BY_HAND,
     'uv run pytest -m "not slow"': BY_HAND,
     "uv run pytest -n 0 tests/allocation": BY_HAND,

@@ -6,6 +6,8 @@ from functools import partial
 from pathlib import Path
 from random import Random
 
+import torch
+from torch import nn
 from transformers import AutoModelForCausalLM
 
 from benchmarks.study import bases, cells, rows
@@ -36,7 +38,12 @@ def save_base(folder: Path) -> str:
     texts += 20 * [prompt + "completes the request.\n\n### Instruction:\n\n\n### Response:\n"]
     tokenizer = byte_tokenizer(texts, vocab_size=500)
     config = {"num_hidden_layers": 4, "max_position_embeddings": 512}
-    tiny_llama(vocab_size=len(tokenizer), **config).save_pretrained(folder)
+    model = tiny_llama(vocab_size=len(tokenizer), **config)
+    for place, block in enumerate(model.model.layers):  # so that no block's spectrum is another's
+        for module in block.modules():
+            if isinstance(module, nn.Linear):
+                module.weight.data *= torch.linspace(1, 0.01, module.in_features) ** place
+    model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return str(folder)
 

@@ -22,6 +22,7 @@ from axolotl_alphalora.adapter import AlphaLoraConfig, resolve_targets
 from axolotl_alphalora.allocation import registry
 from axolotl_alphalora.cli import alphalora
 from axolotl_alphalora.planning import AlphaLoraConfigBlock
+from axolotl_alphalora.planning.config import MIXTURE
 from axolotl_alphalora.planning.keys import KEYS, PLUGIN, REFUSED_KEYS, check_spelling
 from axolotl_alphalora.plugin import loading
 from axolotl_alphalora.plugin.options import HONOURED
@@ -404,6 +405,10 @@ def test_what_was_settled_before_the_data_serves_the_model(plugin, model, monkey
             ["In 14 of 14 layers", "k_proj (32x64) gets 5 experts of rank 4,096", "lora_r"],
         ),
         (
+            {"lora_r": 128, "alphalora": {"allocation": "uniform", "share_a": True}},
+            ["In 14 of 14 layers", "5 experts of rank 128, which share one A, 128 in all"],
+        ),
+        (
             {"alphalora": {"allocation": "uniform", "experts_per_block": 1000}},
             ["The adapter is larger than what it adapts", "on base layers of 73,728", "lora_r"],
         ),
@@ -419,8 +424,8 @@ def test_a_plan_that_is_hardly_meant_is_said(
         (tmp_path / "config.yml").write_text(yaml.safe_dump(base_yaml(**changes)))
         arguments = [str(tmp_path / "config.yml"), "--output", str(tmp_path / "plan.json")]
         CliRunner().invoke(alphalora, ["plan", *arguments])
-        top_k = json.loads((tmp_path / "plan.json").read_text())["top_k"]
-        changes["alphalora"] = {"plan": "plan.json", "top_k": top_k}
+        made = json.loads((tmp_path / "plan.json").read_text())
+        changes["alphalora"] = {"plan": "plan.json", **{key: made[key] for key in MIXTURE}}
     monkeypatch.setattr(loading, "_logger", lambda: logging.getLogger("mistakes"))
     plugin.load_datasets(validate(**changes))
     logged = " ".join(r.getMessage() for r in caplog.records if r.levelno >= logging.WARNING)
@@ -437,6 +442,7 @@ def test_a_plan_that_is_hardly_meant_is_said(
         {"top_k": 5},
         {"top_k": 1},
         {"top_k": 0.5, "segments": 2, "router_rank": 2, "share_a": True},
+        {"experts_per_block": 9, "share_a": True},
     ],
 )
 def test_what_is_common_is_no_cause_for_a_word(tmp_path, model, block):

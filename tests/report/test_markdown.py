@@ -4,7 +4,7 @@ import pytest
 
 from axolotl_alphalora.adapter import AlphaLoraConfig
 from axolotl_alphalora.report.markdown import experts_section
-from helpers.allocating import planned
+from helpers.allocating import plan, planned
 
 
 def config(made) -> AlphaLoraConfig:
@@ -32,3 +32,21 @@ def test_without_a_plan_it_lists_the_layers():
     )
     assert "| `model.layers.0.q` | 3 |" in text
     assert "layers.1" not in text and "Planned" not in text
+
+
+SHAPE = {"top_k": 0.5, "segments": 4, "router_rank": 3, "share_a": True}
+
+
+def test_the_shape_of_the_mixtures_is_said_once_with_a_plan_and_without():
+    made = plan("uniform", budget={"total_experts": 20}, **SHAPE)
+    for kept in (made.to_dict(), None):
+        adapter = AlphaLoraConfig(r=8, num_experts=made.counts, plan=kept, **SHAPE)
+        text = experts_section(adapter)
+        assert "60 experts on 12 linear layers" in text and "to its 12 best" in text
+        said = "5 experts, each cut into 4 of rank 2; 12 of 20 active; routers of rank 3; one A"
+        assert text.count(said) == 1
+
+
+def test_one_expert_in_parts_has_a_router():
+    text = experts_section(AlphaLoraConfig(r=8, num_experts={"layers.0.q": 1}, segments=2))
+    assert "of which 1 have a router that sends each token to its 2 best" in text

@@ -85,19 +85,47 @@ def _named(model):
     return [(name, p) for name, p in model.named_parameters() if p.requires_grad]
 
 
-@pytest.mark.parametrize("plan", ["mola-2468", "alphalora-hill", "sensitivity", "eva"])
-def test_plans_meet_one_budget(make_bench, plan):
+@pytest.mark.parametrize("plan", ["mola-2468", "alphalora-hill", "alphalora-hill-opposite"])
+def test_plans_by_block_meet_the_budget_of_experts(make_bench, plan):
+    blocks = build(make_bench(), plan).facts["blocks"]
+    assert sum(blocks) == EXPERTS * len(blocks)
+
+
+@pytest.mark.parametrize("plan", ["sensitivity", "sensitivity-opposite", "eva"])
+def test_plans_by_module_have_the_parameters_of_an_even_one(make_bench, plan):
     built = build(make_bench(), plan)
-    assert sum(built.facts["blocks"]) == EXPERTS * len(built.facts["blocks"])
+    shapes = linear_shapes(make_bench())
+    one_more = max(Mixture().parameters(inside, out, 1, RANK) + inside for out, inside in shapes)
+    assert 0 <= parameters(shapes, Mixture()) - trained(built.model) <= one_more
 
 
 @pytest.mark.parametrize("plan", ["alphalora-hill", "sensitivity", "eva"])
-def test_a_twin_in_rank_has_no_router(make_bench, plan):
-    model = build(make_bench(), f"{plan}-rank").model
-    assert not [name for name, _ in _named(model) if "router" in name]
-    ranks = sum(m.r["default"] for m in model.modules() if isinstance(m, AlphaLoraLayer))
-    layers = sum(isinstance(m, AlphaLoraLayer) for m in model.modules())
-    assert ranks == EXPERTS * RANK * layers
+def test_a_twin_in_rank_has_the_numbers_of_its_plan_and_no_router(make_bench, plan):
+    model = build(make_bench(), plan).model
+    twin = build(make_bench(), f"{plan}-rank").model
+    assert not [name for name, _ in _named(twin) if "router" in name]
+    numbers, ranks = (
+        {
+            m.module_name: (m.num_experts["default"], m.r["default"])
+            for m in found.modules()
+            if isinstance(m, AlphaLoraLayer)
+        }
+        for found in (model, twin)
+    )
+    assert ranks == {name: (1, RANK * number) for name, (number, _) in numbers.items()}
+
+
+def test_a_twin_is_what_the_package_calls_spend_rank(make_bench):
+    from axolotl_alphalora.planning import Planner, plan_request, read_block
+
+    bench = make_bench()
+    block = {"allocation": {"strategy": "alphalora", "estimator": "hill"}, "spend": "rank"}
+    cfg = {"base_model": bench.directory, "lora_r": RANK, "lora_target_linear": True}
+    cfg["alphalora"] = {**block, "experts_per_block": EXPERTS}
+    plan, _ = Planner().plan(plan_request(cfg, read_block(cfg)))
+    twin = build(bench, "alphalora-hill-rank").model
+    ranks = {m.module_name: m.r["default"] for m in twin.modules() if isinstance(m, AlphaLoraLayer)}
+    assert ranks == {name: plan.rank_pattern.get(name, RANK) for name in plan.counts}
 
 
 def test_a_fixed_router_stays_and_a_shared_one_is_shared(make_bench):
@@ -117,6 +145,26 @@ def test_methods_start_from_the_same_weights_where_they_have_them(make_bench):
     )
     assert all(torch.equal(again[name], value) for name, value in first.items())
     assert not all(torch.equal(other[name], value) for name, value in first.items())
+
+
+@pytest.fixture
+def benchmark(make_bench):
+    """What a method with axolotl's own code is built on; its imports take long."""
+    pytest.importorskip("axolotl")
+    return make_bench()
+
+
+def test_mixlora_is_axolotls_own_with_its_loss(benchmark):
+    bench = benchmark
+    feed_forward = 3 * len(bench.model.model.layers)
+    built = build(bench, "mixlora")
+    names = [name for name, _ in _named(built.model)]
+    assert len(names) >= 2 * EXPERTS * feed_forward
+    assert all(".mlp." in name for name in names)
+    built.model.train()
+    backward(built, bench.rows[:2], "cpu")
+    routers = [p for name, p in _named(built.model) if "lora" not in name]
+    assert routers and all(p.grad is not None and p.grad.any() for p in routers)
 
 
 def test_what_is_not_installed_says_so(monkeypatch):
