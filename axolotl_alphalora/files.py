@@ -20,8 +20,9 @@ ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 ADAPTER_PICKLE = "adapter_model.bin"
 ADAPTER_CARD = "README.md"
+PROBE = "probe.json"
 """Names of the files in which PEFT saves an adapter: its settings, its weights (now, and as older
-releases do), and its model card."""
+releases do), and its model card; and what it answers, which we write beside it."""
 
 KEY_PREFIX = "base_model.model."
 """What PEFT puts before the name of a module of the base model, in the keys of the weights."""

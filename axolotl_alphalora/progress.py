@@ -26,8 +26,8 @@ def working(console: Console | None, clock: Clock = time.monotonic) -> Iterator[
     """Show how far the work is.
 
     On a terminal there are bars, gone from the screen when the work is done or fails. Elsewhere,
-    such as in a job's log, stderr gets a line every 15 seconds at most, and one at the end of what
-    took 2 seconds or more.
+    such as in a job's log, stderr gets a line after the first 2 seconds, then every 15 seconds at
+    most, and one at the end of what took 2 seconds or more.
 
     Args:
         console: Where bars are shown if it is a terminal, else on stderr; None shows nothing.
@@ -73,7 +73,8 @@ def _in_lines(console: Console, clock: Clock) -> Stages:
                 done += 1
                 now = clock()
                 taken = now - began
-                if done < total and now - said >= _BETWEEN:
+                due = now - said >= (_SHORT if said == began else _BETWEEN)
+                if done < total and due:
                     left = taken / done * (total - done)
                     line = f"{what}: {done} of {total}, about {_duration(left)} left"
                 elif done == total and taken >= _SHORT:

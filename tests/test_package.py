@@ -122,7 +122,7 @@ FLOW = (
     "vllm",
     *("spectral", "adapter", "samples", "sensitivity", "activations"),
     *("allocation", "analysis", "planning"),
-    *("trainer", "inspection", "evaluation"),
+    *("trainer", "inspection", "evaluation", "probe"),
     *("export", "report"),
     *("plugin", "quickstart", "cli"),
 )

@@ -47,9 +47,9 @@ def test_what_is_done_at_once_leaves_no_line(capsys):
 
 def test_a_log_gets_a_line_now_and_then_and_one_at_the_end(capsys):
     assert lines([5.0] * 10, capsys) == [
-        "Calibrating: 3 of 10, about 35 s left",
-        "Calibrating: 6 of 10, about 20 s left",
-        "Calibrating: 9 of 10, about 5 s left",
+        "Calibrating: 1 of 10, about 45 s left",
+        "Calibrating: 4 of 10, about 30 s left",
+        "Calibrating: 7 of 10, about 15 s left",
         "Calibrating: 10 of 10, done in 50 s",
     ]
 
@@ -57,7 +57,7 @@ def test_a_log_gets_a_line_now_and_then_and_one_at_the_end(capsys):
 @pytest.mark.parametrize("rows", [40, 4000])
 def test_lines_do_not_come_with_rows_but_with_time(capsys, rows):
     said = lines([80 / rows] * rows, capsys)
-    assert 5 <= len(said) <= 6 and said[-1] == f"Calibrating: {rows} of {rows}, done in 1:20 min"
+    assert 6 <= len(said) <= 7 and said[-1] == f"Calibrating: {rows} of {rows}, done in 1:20 min"
 
 
 def test_hours_are_told_in_hours(capsys):

@@ -10,7 +10,7 @@ from torch import Tensor
 if TYPE_CHECKING:
     from ..hosts.peft import IncrementalPCA
 
-FEWEST_TOKENS = 256
+FEWEST_TOKENS = 1024
 """Tokens are gathered up to this number before the components are updated, so that short samples
 do not cost an SVD each; or up to twice the number of components where that is more."""
 

@@ -2,7 +2,6 @@
 
 from .budget import Budget
 from .build import (
-    AllocationRequest,
     build_plan,
     check_budget,
     components_needed,
@@ -12,6 +11,7 @@ from .order import alike
 from .plan import Plan
 from .records import ModulePlan, PlanError, UnitPlan
 from .registry import StrategyError, registry
+from .request import AllocationRequest
 from .spending import largest_remainder
 from .strategy import CONTROLS, SAMPLED, Evidence, Options, Problem, Strategy, hookimpl
 

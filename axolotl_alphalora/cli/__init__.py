@@ -17,6 +17,7 @@ _COMMANDS = {
     "inspect": ("inspect:inspect", "Show what the experts of a trained adapter have learnt."),
     "lm-eval": ("lm_eval:lm_eval", "Evaluate a trained adapter with the LM Evaluation Harness."),
     "plan": ("plan:plan", "Print how many experts each block gets, and why."),
+    "probe": ("probe:probe", "Ask a server whether it serves an adapter or an export."),
     "quickstart": (
         "quickstart:quickstart",
         "Fine-tune a real model with AlphaLoRA, end to end, on any machine.",

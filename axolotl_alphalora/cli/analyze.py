@@ -14,7 +14,6 @@ from ..planning.source import AS_GIVEN, check_estimator, quality_options
 from ..progress import working
 from ..report.documents import analyses_document, analysis_document
 from ..report.findings import Findings
-from ..report.plan_sentences import explain
 from ..report.plan_tables import (
     ANALYSES_LEGEND,
     Analysed,
@@ -23,6 +22,7 @@ from ..report.plan_tables import (
     matrices_table,
 )
 from ..report.plots import save_analysis
+from ..report.quality_sentences import explain
 from ..report.tables import source_line
 from ..report.terminal import print_as_is, print_lines, print_table
 from ..settings import AGGREGATES, ESTIMATORS, QualitySettings

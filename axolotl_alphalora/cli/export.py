@@ -10,7 +10,7 @@ import click
 from rich.console import Console
 
 from ..progress import working
-from ..report.adapter_sentences import exported
+from ..report.adapter_sentences import asking, exported
 from ..report.adapter_tables import losses_table
 from ..report.markdown import export_card
 from ..report.terminal import print_as_is, print_lines, print_table
@@ -25,6 +25,20 @@ from .trained import (
 )
 
 _METHODS = ("least-squares", "mean-gate")
+_GGUF_TYPES = ("f32", "f16")
+_AUTO = "auto"
+
+
+class Rank(click.ParamType):
+    """A rank, or `auto`."""
+
+    name = "rank"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Read a whole number of at least 1, or `auto`."""
+        if value == _AUTO:
+            return value
+        return click.IntRange(min=1).convert(value, param, ctx)
 
 
 @click.command()
@@ -56,16 +70,40 @@ _METHODS = ("least-squares", "mean-gate")
     show_default=True,
     help="Fit the routed output, or weigh the experts with their mean gates.",
 )
-@click.option("--rank", type=click.IntRange(min=1), help="Compress to this rank at most.")
+@click.option(
+    "--rank",
+    type=Rank(),
+    metavar="N|auto",
+    help="Compress to this rank at most; auto: to the smallest that is within --max-kl.",
+)
 @click.option(
     "--same-rank",
     is_flag=True,
-    help="Pad all layers with zeros to one rank: llama.cpp and SGLang need it.",
+    help="Pad all layers with zeros to one rank: SGLang and other converters to GGUF need it.",
 )
 @click.option(
     "--max-kl",
     type=click.FloatRange(min=0),
     help="Write nothing if the KL divergence per token is above this.",
+)
+@click.option(
+    "--gguf",
+    metavar="FILE.gguf",
+    type=FilePath(dir_okay=False),
+    help="Also write it as a LoRA for llama.cpp, which may be inside of --output.",
+)
+@click.option(
+    "--gguf-type",
+    type=click.Choice(_GGUF_TYPES),
+    default=_GGUF_TYPES[0],
+    show_default=True,
+    help="Of the numbers in the file for llama.cpp.",
+)
+@click.option(
+    "--prefix",
+    metavar="NAME",
+    help="Write modules of `model` as modules of NAME: model.language_model for servers that load "
+    "the whole of a multimodal base.",
 )
 @data_options
 @click.option("--json", "as_json", is_flag=True, help="Print the numbers as JSON.")
@@ -75,9 +113,12 @@ def export(
     source: Path,
     eval_data: Path | None,
     method: Any,
-    rank: int | None,
+    rank: Any,
     same_rank: bool,
     max_kl: float | None,
+    gguf: Path | None,
+    gguf_type: Any,
+    prefix: str | None,
     as_json: bool,
     **wanted: Any,
 ) -> None:
@@ -92,14 +133,20 @@ def export(
 
     With a YAML, the rows are those of the run: training rows to calibrate on, validation rows
     (`val_set_size`, `test_datasets`) to measure the price on.
-    """
 
+    `probe.json` is written too: what export and base answer to some of the rows that measure the
+    price. `alphalora probe URL --probe OUTPUT/probe.json` asks a server the same, and says whether
+    it serves the export, the base or something else.
+    """
+    if rank == _AUTO and max_kl is None:
+        raise click.UsageError("--rank auto looks for the smallest rank within --max-kl: add it.")
     let_waiting_threads_yield()
     console = Console(stderr=as_json)
     data = Data(source, **wanted)
     data.check()
     with errors_in_words(), only_output(as_json) as emit:
         data.check_source()
+        from ..evaluation import load_tokenizer
         from ..export import check_output, export_adapter
 
         check_adapter(adapter)
@@ -125,6 +172,10 @@ def export(
                 rank=rank,
                 same_rank=same_rank,
                 max_kl=max_kl,
+                gguf=gguf,
+                gguf_type=gguf_type,
+                prefix=prefix,
+                tokenizer=load_tokenizer(adapter, trained.base),
                 notes={"data": str(source), "seed": data.seed, "measured_on": measured_on},
                 stage=doing,
                 card=lambda made: export_card(made, config.base_model_name_or_path),
@@ -133,7 +184,8 @@ def export(
             emit(json.dumps(found.to_dict(), indent=2))
     if not as_json:
         print_table(losses_table(found), console)
-        print_lines([*exported(found), *found.servers(), f"Saved to {output}"], console)
+        saved = f"Saved to {output}" if gguf is None else f"Saved to {output} and {gguf}"
+        print_lines([*exported(found), *found.servers(), saved, asking(output)], console)
 
 
 def _split(

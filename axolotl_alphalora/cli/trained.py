@@ -144,8 +144,11 @@ def load_trained(folder: Path, data: Data, eval_data: Path | None = None) -> Tra
         ValueError: If the adapter, the base or the data cannot be read, or do not fit.
     """
     from ..evaluation import load_adapted, load_base, load_tokenizer, read_rows
+    from ..threads import leave_busy_cores
 
     config = check_adapter(folder)
+    if said := leave_busy_cores():
+        click.echo(said, err=True)
     name = data.base_model or config.base_model or ""
 
     def rows_of(path: Path) -> list[Sample]:

@@ -1,9 +1,9 @@
-"""An export as a plain PEFT LoRA: on disk, beside the routed adapter, and who takes it."""
+"""An export as a plain PEFT LoRA: on disk, and beside the routed adapter."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ def save_lora(
     *,
     dtype: torch.dtype = torch.float32,
     fan_in_fan_out: bool = False,
+    prefix: str | None = None,
 ) -> Any:
     """Write updates as `adapter_config.json` and `adapter_model.safetensors`.
 
@@ -38,12 +39,17 @@ def save_lora(
         others: Further tensors of the adapter's file, by the key there (`modules_to_save`).
         dtype: Of the saved factors.
         fan_in_fan_out: Whether the base's layers are transformers' `Conv1D`.
+        prefix: What servers call the part of a larger model that is called `model` here.
 
     Returns:
         The `peft.LoraConfig`.
+
+    Raises:
+        ValueError: If a module is not of the part that the prefix names anew.
     """
     from peft import LoraConfig
 
+    updates = {placed(name, prefix): update for name, update in updates.items()}
     most = max(update.rank for update in updates.values())
     lower = {f"^{re.escape(n)}": u.rank for n, u in updates.items() if u.rank != most}
     config = LoraConfig(
@@ -67,6 +73,27 @@ def save_lora(
     save_file(tensors, folder / ADAPTER_WEIGHTS, metadata={"format": "pt"})
     config.save_pretrained(str(folder))
     return config
+
+
+def placed(module: str, prefix: str | None) -> str:
+    """Return the name of a module where a model is part of a larger one.
+
+    Args:
+        module: Its name in the model by itself: `model....`, or `lm_head`, which stays.
+        prefix: What `model` is there; None where the model stands by itself.
+
+    Raises:
+        ValueError: If it is no such name.
+    """
+    if prefix is None or module == _HEAD:
+        return module
+    part = module.removeprefix(_PART)
+    if part == module or module.startswith(f"{prefix}."):
+        raise ValueError(f"--prefix {prefix} is for modules of `model`, and {module} is not one.")
+    return f"{prefix}.{part}"
+
+
+_HEAD, _PART = "lm_head", "model."
 
 
 def attach(model: Any, updates: Mapping[str, Factors]) -> None:
@@ -99,52 +126,3 @@ def attach(model: Any, updates: Mapping[str, Factors]) -> None:
         elif isinstance(module, ModulesToSaveWrapper) and "export" in module.modules_to_save:
             trained = module.modules_to_save["default"].state_dict()
             module.modules_to_save["export"].load_state_dict(trained)
-
-
-_VLLM_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
-"""What vLLM takes as ``--max-lora-rank``."""
-
-_MISTRAL_RS_RANK = 256
-
-
-def servers(ranks: Collection[int], modules_to_save: Sequence[str] = ()) -> list[str]:
-    """Say who takes an export, with which options, and who must not get it.
-
-    Args:
-        ranks: The rank of every layer; ``lora_alpha`` is the rank in each.
-        modules_to_save: Modules that it holds whole.
-
-    Returns:
-        Sentences; one that begins with ``Warning:`` names a program that fails in silence.
-    """
-    if modules_to_save:
-        return [
-            "PEFT and Axolotl load it. It holds whole modules (`modules_to_save`: "
-            f"{', '.join(modules_to_save)}), so vLLM, llama.cpp and other servers do not: train "
-            "without `lora_modules_to_save` for those."
-        ]
-    low, high = min(ranks), max(ranks)
-    room = next((rank for rank in _VLLM_RANKS if rank >= high), None)
-    vllm = f"vLLM with `--enable-lora --max-lora-rank {room}`" if room else ""
-    rust = "mistral.rs" if high <= _MISTRAL_RS_RANK else ""
-    if low == high:
-        same = ["llama.cpp by its `convert_lora_to_gguf.py`", "SGLang"]
-        said = [_load_it(f"All layers have rank {high} and alpha {high}", [vllm, *same, rust])]
-    else:
-        said = [
-            _load_it(
-                f"Ranks differ from layer to layer ({low} to {high}; `rank_pattern`)", [vllm, rust]
-            ),
-            "Warning: do not give it to llama.cpp, whose format has one alpha for all layers: with "
-            "ranks that differ the answers are garbage, without a message. For llama.cpp, SGLang "
-            "and others that read one rank, export again with --same-rank, and with --rank 16 or "
-            "so to keep it small.",
-        ]
-    if room is None:
-        most = _VLLM_RANKS[-1]
-        said.append(f"vLLM takes no rank above {most}: export again with --rank {most} or less.")
-    return said
-
-
-def _load_it(what: str, servers: Sequence[str]) -> str:
-    return f"{what}. It loads in {', '.join(['PEFT', 'Axolotl', *filter(None, servers)])}."

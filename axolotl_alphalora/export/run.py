@@ -3,24 +3,26 @@
 from __future__ import annotations
 
 import json
-import math
 import shutil
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 from uuid import uuid4
 
 from ..adapter import AlphaLoraLayer
 from ..evaluation import Divergence, calibrate, measure_divergence
-from ..files import ADAPTER_CARD
+from ..files import ADAPTER_CARD, PROBE
 from ..hosts.peft import get_peft_model_state_dict
 from ..hosts.transformers import Conv1D
+from ..probe import Probe, make_probe, prompts_of
 from ..progress import Stages
 from ..samples import Sample
-from .factors import DEFAULT_METHOD, Method, build
-from .lora import attach, save_lora, servers
+from .exported import Exported, check_divergence
+from .factors import DEFAULT_METHOD, Factors, Method, build
+from .llama_cpp import GgufType, check_gguf, save_gguf
+from .lora import attach, placed, save_lora
+from .search import smallest_rank
 
 RECORD = "alphalora_export.json"
 _TOKENIZER = (
@@ -32,52 +34,6 @@ _TOKENIZER = (
     "merges.txt",
     "*.model",
 )
-
-
-@dataclass(frozen=True)
-class Exported:
-    """What was written, and what it costs.
-
-    Attributes:
-        method: How mixtures were replaced.
-        ranks: Module name to rank.
-        approximated: Number of modules that were approximated; the others are exact.
-        unseen: Modules with a router that no token of the calibration reached.
-        tied: Adapted modules whose weight the base model also uses elsewhere.
-        calibration: Rows and tokens that the routers were calibrated on.
-        divergence: How far it is from the routed adapter, as measured.
-        notes: Further facts, as JSON values.
-        modules_to_save: Modules that it holds whole.
-    """
-
-    method: str
-    ranks: Mapping[str, int]
-    approximated: int
-    unseen: Sequence[str]
-    tied: Sequence[str]
-    calibration: Mapping[str, int]
-    divergence: Divergence
-    notes: Mapping[str, Any]
-    modules_to_save: Sequence[str] = ()
-
-    def to_dict(self) -> dict[str, Any]:
-        """The content of `alphalora_export.json`."""
-        return {
-            "method": self.method,
-            "modules": len(self.ranks),
-            "approximated": self.approximated,
-            "unseen": list(self.unseen),
-            "tied": list(self.tied),
-            "ranks": dict(self.ranks),
-            "servers": self.servers(),
-            "calibration": dict(self.calibration),
-            **self.notes,
-            "price": self.divergence.to_dict(),
-        }
-
-    def servers(self) -> list[str]:
-        """Which programs take it, and which must not get it, in words."""
-        return servers(self.ranks.values(), self.modules_to_save)
 
 
 def check_output(output: Path) -> None:
@@ -102,9 +58,13 @@ def export_adapter(
     calibration: Sequence[Sample],
     held_out: Sequence[Sample],
     method: Method = DEFAULT_METHOD,
-    rank: int | None = None,
+    rank: int | Literal["auto"] | None = None,
     same_rank: bool = False,
     max_kl: float | None = None,
+    gguf: Path | None = None,
+    gguf_type: GgufType = "f32",
+    prefix: str | None = None,
+    tokenizer: Any = None,
     notes: Mapping[str, Any] | None = None,
     stage: Stages | None = None,
     card: Callable[[Exported], str] | None = None,
@@ -119,19 +79,37 @@ def export_adapter(
         calibration: Rows that the routers are calibrated on, single sequences.
         held_out: Rows with labels that the divergence is measured on.
         method: How mixtures are replaced.
-        rank: Compress modules of a higher rank to this one.
+        rank: Compress modules of a higher rank to this one; `auto`: to the smallest with which the
+            divergence is within `max_kl`.
         same_rank: Pad all modules with zeros to the highest rank.
         max_kl: Write nothing if the KL divergence per token is above this.
+        gguf: A file to write it to as a LoRA for llama.cpp too.
+        gguf_type: Of the numbers in that file.
+        prefix: What the servers' model calls the part that is called `model` here; names only what
+            is written, and not the file for llama.cpp.
+        tokenizer: The model's; with it a probe is written beside the export.
         notes: Further facts for the record, as JSON values.
         stage: Shows progress.
         card: Describes the export for its `README.md`; without it there is none.
 
     Raises:
-        ValueError: If the output is not empty, or the divergence is above `max_kl` or not finite.
+        ImportError: If the package `gguf` is needed and missing.
+        ValueError: If the output is not empty, the divergence is above `max_kl` or not finite, or
+            llama.cpp or the prefix has no place for a module.
     """
     check_output(output)
-    step = _step(stage, "Calibrating", calibration)
-    moments = calibrate(model, calibration, progress=step)
+    if rank == "auto" and max_kl is None:
+        raise ValueError("--rank auto looks for the smallest rank within --max-kl: add it.")
+    layers = [module for module in model.modules() if isinstance(module, AlphaLoraLayer)]
+    for layer in layers:
+        placed(layer.module_name, prefix)
+    if gguf is not None:
+        _check_gguf(model, layers, gguf, output)
+    moments = calibrate(model, calibration, progress=_step(stage, "Calibrating", calibration))
+    notes = {"adapter": str(adapter), "rank": rank, "same_rank": same_rank, **(notes or {})}
+    if rank == "auto":
+        assert max_kl is not None
+        rank = smallest_rank(model, moments, held_out, max_kl, method=method, stage=stage)
     updates = build(
         model,
         moments,
@@ -140,30 +118,64 @@ def export_adapter(
         same_rank=same_rank,
         progress=stage and stage("Fitting"),
     )
-    attach(model, updates)
-    try:
-        step = _step(stage, "Measuring", held_out)
-        divergence = measure_divergence(model, held_out, progress=step)
-    finally:
-        model.delete_adapter("export")
-    _check_divergence(divergence, max_kl)
-    layers = [module for module in model.modules() if isinstance(module, AlphaLoraLayer)]
-    experts_rank = {layer.module_name: layer.r["default"] for layer in layers}
+    divergence, probe = _measured(model, updates, held_out, max_kl, tokenizer, stage)
+    full = {layer.module_name: layer.r["default"] for layer in layers}
     ranks = {name: update.rank for name, update in updates.items()}
     tokens = sum(sample.inputs["input_ids"].numel() for sample in calibration)
     found = Exported(
         method,
         ranks,
-        sum(module in moments or rank < experts_rank[module] for module, rank in ranks.items()),
-        [module for module, seen in moments.items() if seen.tokens == 0],
+        sum(name in moments or kept < full[name] for name, kept in ranks.items()),
+        [name for name, seen in moments.items() if seen.tokens == 0],
         _tied(model),
         {"rows": len(calibration), "tokens": tokens},
         divergence,
-        {"adapter": str(adapter), "rank": rank, "same_rank": same_rank, **(notes or {})},
-        sorted(model.peft_config["default"].modules_to_save or ()),
+        notes,
+        _whole(model),
+        None if gguf is None else gguf.name,
+        prefix,
+        _is_text_part(model, updates),
     )
+    files = {RECORD: json.dumps(found.to_dict(), indent=2, allow_nan=False) + "\n"}
+    if probe is not None:
+        files[PROBE] = probe.to_json()
+    if card is not None:
+        files[ADAPTER_CARD] = card(found)
+    _write(model, layers, updates, adapter, output, files, prefix, gguf, gguf_type)
+    return found
+
+
+def _check_gguf(model: Any, layers: Sequence[AlphaLoraLayer], gguf: Path, output: Path) -> None:
+    names = [layer.module_name for layer in layers]
+    check_gguf(names, model.get_base_model().config, _whole(model))
+    if gguf.is_dir() or not (gguf.parent.is_dir() or _inside(gguf, output)):
+        raise ValueError(f"--gguf {gguf}: name a file in a directory that is there.")
+
+
+def _whole(model: Any) -> list[str]:
+    """The modules that the adapter holds whole."""
+    return sorted(model.peft_config["default"].modules_to_save or ())
+
+
+def _inside(file: Path, folder: Path) -> bool:
+    return file.parent.resolve() == folder.resolve()
+
+
+def _write(
+    model: Any,
+    layers: Sequence[AlphaLoraLayer],
+    updates: Mapping[str, Factors],
+    adapter: Path,
+    output: Path,
+    files: Mapping[str, str],
+    prefix: str | None,
+    gguf: Path | None,
+    gguf_type: GgufType,
+) -> None:
+    """Write all of the export beside where it belongs, and move it there when it is whole."""
     saved = get_peft_model_state_dict(model)
     draft = _draft(output)
+    beside = None if gguf is None or _inside(gguf, output) else _draft(gguf)
     try:
         draft.mkdir()
         save_lora(
@@ -177,41 +189,65 @@ def export_adapter(
             },
             dtype=layers[0].alphalora_A["default"].dtype,
             fan_in_fan_out=any(isinstance(layer.get_base_layer(), Conv1D) for layer in layers),
+            prefix=prefix,
         )
         for pattern in _TOKENIZER:
             for file in adapter.glob(pattern):
                 shutil.copy2(file, draft)
-        (draft / RECORD).write_text(
-            json.dumps(found.to_dict(), indent=2, allow_nan=False) + "\n", encoding="utf-8"
-        )
-        if card is not None:
-            (draft / ADAPTER_CARD).write_text(card(found), encoding="utf-8")
+        for name, text in files.items():
+            (draft / name).write_text(text, encoding="utf-8")
+        if gguf is not None:
+            config = model.get_base_model().config
+            save_gguf(beside or draft / gguf.name, updates, config, dtype=gguf_type)
         if output.is_dir():
             output.rmdir()
         draft.rename(output)
+        if gguf is not None and beside is not None:
+            beside.replace(gguf)
     except BaseException:
         shutil.rmtree(draft, ignore_errors=True)
+        if beside is not None:
+            beside.unlink(missing_ok=True)
         raise
-    return found
 
 
-def _check_divergence(found: Divergence, max_kl: float | None) -> None:
-    numbers = (found.kl, found.loss_routed, found.loss_export, found.loss_base)
-    losses = (
-        f"loss per token: base {found.loss_base:.4f}, routed {found.loss_routed:.4f}, export "
-        f"{found.loss_export:.4f}"
-    )
-    if not all(map(math.isfinite, numbers)):
-        raise ValueError(
-            f"The export was measured as NaN or infinity (KL {found.kl}, {losses}), so nothing was "
-            "written. Look for weights that are not finite: `alphalora inspect`."
-        )
-    if max_kl is not None and found.kl > max_kl:
-        raise ValueError(
-            f"The export is {found.kl:.4g} nats a token away from the routed adapter ({losses}), "
-            f"more than --max-kl {max_kl:g} allows, so nothing was written. Try --method "
-            "least-squares, more --samples, or a higher --rank."
-        )
+def _measured(
+    model: Any,
+    updates: Mapping[str, Factors],
+    held_out: Sequence[Sample],
+    max_kl: float | None,
+    tokenizer: Any,
+    stage: Stages | None,
+) -> tuple[Divergence, Probe | None]:
+    """What the updates cost, and, with a tokenizer, what they answer."""
+    attach(model, updates)
+    probe = None
+    try:
+        step = _step(stage, "Measuring", held_out)
+        divergence = measure_divergence(model, held_out, progress=step)
+        check_divergence(divergence, max_kl)
+        prompts = [] if tokenizer is None else prompts_of(held_out, tokenizer)
+        if prompts:
+            model.set_adapter("export", inference_mode=True)
+            name = model.peft_config["default"].base_model_name_or_path or ""
+            step = stage and stage("Asking")(prompts)
+            probe = make_probe(model, tokenizer, prompts, base_model=name, method="lora", step=step)
+    finally:
+        model.set_adapter("default", inference_mode=True)
+        model.delete_adapter("export")
+    return divergence, probe
+
+
+def _is_text_part(model: Any, modules: Iterable[str]) -> bool:
+    """Whether the base's directory is a multimodal model's, of which only the text part is here."""
+    from transformers import AutoConfig
+
+    try:
+        whole = AutoConfig.from_pretrained(model.peft_config["default"].base_model_name_or_path)
+    except (OSError, ValueError):
+        return False
+    alone = not any("language_model." in name for name in modules)
+    return alone and whole.get_text_config() is not whole
 
 
 def _tied(model: Any) -> list[str]:

@@ -5,9 +5,11 @@ Each function returns paragraphs; one that begins with :data:`~.tables.WARNING` 
 
 from __future__ import annotations
 
+from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING
 
+from ..files import PROBE
 from .plan_sentences import strategy_words
 from .tables import WARNING, listed, model_name, numeral, plural, spread
 
@@ -235,3 +237,8 @@ def exported(found: Exported) -> list[str]:
         kept = (found.divergence.loss_base - found.divergence.loss_export) / gain
         said.append(f"The export keeps {100 * kept:.1f} % of what the adapter gains in loss.")
     return said
+
+
+def asking(output: Path) -> str:
+    """Say how to find out whether a server serves an export."""
+    return f"Ask the server whether it serves it: alphalora probe URL --probe {output / PROBE}"

@@ -10,8 +10,9 @@ from ..blocks import group_by_block
 from .adapter_sentences import exported
 from .adapter_tables import losses_table
 from .findings import Findings, differs_within_blocks
-from .plan_sentences import explain_plan, summary
+from .plan_sentences import summary
 from .plan_tables import plan_table
+from .quality_sentences import explain_plan
 from .shapes import best_words, shape_line
 from .tables import MARKDOWN, WARNING, Cell, Column, Name, Table, names
 
@@ -63,7 +64,8 @@ model = AutoPeftModelForCausalLM.from_pretrained("path/to/this/directory")
 `alphalora inspect DIR` shows what the experts have become. `alphalora export DIR --data \
 rows.jsonl --output LORA` makes a plain LoRA of it, for servers and merges that know no routers, \
 measures what that costs, and says which servers take it: vLLM with a large enough \
-`--max-lora-rank`; llama.cpp and SGLang need `--rank 16 --same-rank`."""
+`--max-lora-rank`, llama.cpp with `--gguf FILE`; SGLang needs `--rank 16 --same-rank`. \
+`alphalora probe` asks a server whether it really serves it."""
 
 
 def export_card(found: Exported, base_model: str | None) -> str:
@@ -95,6 +97,8 @@ token from the routed adapter, on {price.rows} rows ({price.tokens:,} tokens;
 ## Where it loads
 
 {" ".join(found.servers())}
+
+`alphalora probe URL --probe probe.json` asks a server whether it really serves it.
 """
 
 

@@ -1,4 +1,4 @@
-"""What plans and measurements come to, in sentences, and what in a plan is legal and hardly meant.
+"""What plans come to, in sentences, and what in a plan is legal and hardly meant.
 
 Each function returns paragraphs; one that begins with :data:`~.tables.WARNING` deserves attention.
 How they are printed, and beside which tables, is not known here.
@@ -6,27 +6,21 @@ How they are printed, and beside which tables, is not known here.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from statistics import median
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from ..allocation import CONTROLS, Plan, alike
-from ..blocks import kind_of
-from .findings import POOR_DISTANCE, SHORT_TAIL, Findings, differs_within_blocks, is_poor
+from .findings import differs_within_blocks
 from .shapes import shape_line
-from .tables import WARNING, first_of, listed, numeral, plural
+from .tables import first_of, numeral, plural
 
 if TYPE_CHECKING:
-    from ..settings import MatrixQuality
+    pass
 
-
-NOISE = 0.5
-"""Below this reliability most of the differences between blocks are errors of the fits."""
 
 _EXPLAINED = "Explained variance: principal components of the inputs of layers"
 
 _OURS = "axolotl-alphalora"
-_UNITS = {"block": "blocks", "group": "parts of blocks", "module": "modules"}
 
 
 def summary(plan: Plan) -> list[str]:
@@ -135,176 +129,6 @@ def left_over(plan: Plan) -> str:
     if plan.budget["kind"] == "memory_mib":
         return f"{unspent:.3g} MiB"
     return numeral(unspent)
-
-
-def explain_plan(plan: Plan, findings: Findings | None) -> list[str]:
-    """Say what a plan's findings come to, with the experts that they brought; nothing without."""
-    if findings is None:
-        return []
-    return explain(findings, {unit.name: unit.experts for unit in plan.units})
-
-
-def explain(findings: Findings, experts: Mapping[str, float] | None = None) -> list[str]:
-    """Say in sentences what the findings come to.
-
-    Args:
-        findings: What was measured.
-        experts: Unit name to its number of experts, to be named with the units that stand out.
-
-    Returns:
-        One paragraph a line; one that begins with :data:`WARNING` deserves attention.
-    """
-    return [
-        *_extremes(findings, experts or {}),
-        *_fits(findings.matrices),
-        *_notes(findings.matrices),
-        *_unmeasured(findings.description),
-        *_quantised(findings),
-        *_ranking(findings),
-    ]
-
-
-def _extremes(findings: Findings, experts: Mapping[str, float]) -> list[str]:
-    scores = findings.scores
-    if len(scores) < 2:
-        return []
-    least, best = max(scores, key=lambda u: scores[u]), min(scores, key=lambda u: scores[u])
-    if scores[least] == scores[best]:
-        return [
-            f"All {len(scores)} {_UNITS[findings.granularity]} have the same alpha, "
-            f"{scores[best]:.3f}."
-        ]
-
-    def words(unit: str) -> str:
-        number = f", {plural(experts[unit], 'expert')}" if unit in experts else ""
-        return f"{unit} (alpha {scores[unit]:.3f}{number})"
-
-    return [f"Least trained: {words(least)}. Best trained: {words(best)}."]
-
-
-def _fits(matrices: Sequence[MatrixQuality]) -> list[str]:
-    fitted = [row for row in matrices if row.alpha is not None]
-    distances = [row.distance for row in fitted if row.distance is not None]
-    tails = [row.tail_size for row in fitted if row.tail_size is not None]
-    if not distances or not tails:
-        return []
-    usual = median(row.num_eigenvalues for row in fitted)
-    lines = [
-        f"Fits: {plural(len(fitted), 'matrix', 'matrices')}, median distance "
-        f"{median(distances):.3f}, median tail {median(tails):g} of {usual:g} eigenvalues."
-    ]
-    poor = sorted(
-        (row for row in fitted if is_poor(row)), key=lambda row: row.distance or 0, reverse=True
-    )
-    if poor:
-        worst = _matrices(poor, lambda row: f"distance {row.distance:.2f}, tail {row.tail_size}")
-        lines.append(
-            f"Poor fits (distance above {POOR_DISTANCE:g} or tail below {SHORT_TAIL}): {worst}."
-        )
-    return lines
-
-
-def _notes(matrices: Sequence[MatrixQuality]) -> list[str]:
-    noted = [row for row in matrices if row.note is not None]
-    known = {kind_of(row.module) for row in matrices if row.alpha is not None}
-    unfitted = [row for row in noted if row.alpha is None]
-    groups = (
-        (
-            "Without a power law, counted with the mean alpha of their kind in the other blocks",
-            [row for row in unfitted if kind_of(row.module) in known],
-        ),
-        (
-            "Left out of every block, since no matrix of their kind has a power law",
-            [row for row in unfitted if kind_of(row.module) not in known],
-        ),
-        (
-            "Fitted to their eigenvalues above round-off only, or to few",
-            [row for row in noted if row.alpha is not None],
-        ),
-    )
-    return [
-        f"{what}: {_matrices(rows, lambda row: row.note or '')}." for what, rows in groups if rows
-    ]
-
-
-def _unmeasured(description: Mapping[str, Sequence[str]]) -> list[str]:
-    stacked = description.get("unmeasured", [])
-    further = description.get("further_blocks", [])
-    left_out = description.get("left_out", [])
-    said = []
-    if stacked:
-        said.append(
-            f"Not measured: {plural(len(stacked), 'stacked weight')}, which hold several matrices "
-            f"each and take no experts ({first_of(stacked)})."
-        )
-    if further:
-        said.append(
-            f"Not measured: {plural(len(further), 'matrix', 'matrices')} of blocks that "
-            "transformers leaves in the files, such as layers that predict further tokens "
-            f"({first_of(further)})."
-        )
-    if left_out:
-        said.append(
-            f"{WARNING}{plural(len(left_out), 'matrix', 'matrices')} in the files belong to no "
-            f"layer of the model as transformers makes it by its config.json, and are left out "
-            f"here and in training: {first_of(left_out)}. Do the files hold more than this model?"
-        )
-    return said
-
-
-def _quantised(findings: Findings) -> list[str]:
-    quantization = findings.description.get("quantization")
-    if not quantization or findings.settings.estimator == "hill":
-        return []
-    return [
-        f"{WARNING}these are dequantised weights ({quantization}). Quantisation moves the start "
-        f"of the tail, and with it {findings.settings.estimator}'s alpha, by as much as blocks "
-        "differ; hill's hardly. Use the estimator hill, or the full-precision checkpoint."
-    ]
-
-
-def _ranking(findings: Findings) -> list[str]:
-    share, judged = findings.most_trust, findings.trust is not None
-    if share is None:
-        return []
-    if share >= NOISE and not judged:
-        return [
-            "Ranking: not judged yet. The errors of these fits come mostly from where each tail "
-            "starts; --confidence resamples the spectra and says how much of the ranking is noise."
-        ]
-    most = "" if judged else "at most "
-    units = _UNITS[findings.granularity]
-    said = (
-        f"{most}{share:.0%} of the variance between the {units}' alphas is more than the errors of "
-        f"the fits explain. {_judged(findings)}"
-    )
-    if share >= NOISE:
-        return [f"Ranking: {said}"]
-    return [
-        f"{WARNING}the ranking of the {units} rests on noise: {said} An even allocation would be "
-        "as well founded."
-    ]
-
-
-def _judged(findings: Findings) -> str:
-    searched = findings.settings.estimator != "hill"
-    if not findings.intervals:
-        if not searched:
-            return "Judged by asymptotic standard errors; --confidence resamples the spectra."
-        return (
-            "Judged by asymptotic standard errors, as if it were known where each tail starts; "
-            "--confidence resamples the spectra, which counts that choice too."
-        )
-    if not searched and findings.settings.window is None:
-        return (
-            "Judged by resampling, which overstates hill's errors on whole matrices; windows do "
-            "not suffer from that."
-        )
-    return "Judged by resampling the spectra."
-
-
-def _matrices(rows: Sequence[MatrixQuality], words: Callable[[MatrixQuality], str]) -> str:
-    return listed([f"{row.module} ({words(row)})" for row in rows])
 
 
 _DEFAULT_TOP_K = 2

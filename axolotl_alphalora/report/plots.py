@@ -28,8 +28,9 @@ from .adapter_tables import (
 )
 from .documents import inspection_document
 from .findings import BlockScores, Findings
-from .plan_sentences import explain, explain_plan, summary
+from .plan_sentences import summary
 from .plan_tables import analysis_table, matrices_table, plan_table, plans_table
+from .quality_sentences import explain, explain_plan
 from .tables import PAGE, Bar, Cell, Table
 
 if TYPE_CHECKING:

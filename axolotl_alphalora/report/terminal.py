@@ -18,8 +18,9 @@ from rich.text import Text
 from ..allocation import Plan
 from ..blocks import group_by_block, kind_of
 from .findings import Findings
-from .plan_sentences import explain_plan, summary
+from .plan_sentences import summary
 from .plan_tables import plan_table
+from .quality_sentences import explain_plan
 from .tables import TERMINAL, WARNING, Bar, Cell, Column, Name, Note, Table
 
 _LEAST_NAME = 8

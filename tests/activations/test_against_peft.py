@@ -16,7 +16,7 @@ from axolotl_alphalora.allocation import (
 )
 from axolotl_alphalora.samples import Sample
 
-LENGTHS = (40, 24, 17, 47, 33, 31, 20, 44)
+LENGTHS = (40, 24, 17, 47, 33, 31, 20, 44) * 4
 """Rows of a batch. PEFT updates its SVD for each batch, we do once there are this many tokens."""
 
 

@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from axolotl_alphalora.cli.export import _METHODS
-from axolotl_alphalora.export import DEFAULT_METHOD, METHODS
+from axolotl_alphalora.cli.export import _GGUF_TYPES, _METHODS
+from axolotl_alphalora.export import DEFAULT_METHOD, GGUF_TYPES, METHODS
 from helpers.inspecting import write_adapter
 
 
@@ -79,3 +79,15 @@ def test_a_yaml_decides_the_base(run, adapter, tmp_path):
 def test_the_methods_are_those_of_the_export():
     """They are written out in the command, which need not import torch to print its help."""
     assert sorted(_METHODS) == sorted(METHODS) and _METHODS[0] == DEFAULT_METHOD
+
+
+def test_auto_is_a_rank_that_needs_a_limit(run, adapter, rows, tmp_path):
+    where = ["--output", tmp_path / "lora", "--data", rows]
+    found = run("export", adapter, *where, "--rank", "auto")
+    assert found.exit_code == 2 and "within --max-kl: add it" in found.output
+    found = run("export", adapter, *where, "--rank", "auto", "--max-kl", "0.1")
+    assert found.exit_code == 1 and "gone" in found.output
+
+
+def test_the_types_of_numbers_are_those_of_the_export():
+    assert _GGUF_TYPES == GGUF_TYPES

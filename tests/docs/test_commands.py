@@ -20,6 +20,7 @@ HERE = (
     "alphalora analyze path/to/model",
     "alphalora config-schema",
     "alphalora export outputs/alphalora --output lora --data rows.jsonl --rank 16 --same-rank",
+    "alphalora export outputs/alphalora --output small --data rows.jsonl --rank auto --max-kl 0.05",
     "alphalora inspect outputs/alphalora",
     "alphalora inspect outputs/alphalora --data rows.jsonl --plot experts.html",
     "alphalora plan config.yml",
@@ -64,6 +65,20 @@ ELSEWHERE = {
     ),
     "alphalora serve alphalora-quickstart/adapter": (
         "tests/cli/test_serve.py::test_vllm_is_started_where_it_is"
+    ),
+    "alphalora export alphalora-quickstart/adapter --output lora --data "
+    "alphalora-quickstart/train.jsonl --gguf lora.gguf": (
+        "tests/cli/test_probe_command.py::test_llama_cpp_serves_the_file_as_the_probe_says"
+    ),
+    "python example_configs/llama_cpp.py lora.gguf --port 8080": (
+        "tests/cli/test_probe_command.py::test_llama_cpp_serves_the_file_as_the_probe_says"
+    ),
+    "alphalora probe http://localhost:8080 --probe lora/probe.json": (
+        "tests/cli/test_probe_command.py::test_llama_cpp_serves_the_file_as_the_probe_says"
+    ),
+    "alphalora probe alphalora-quickstart/adapter --write --data "
+    "alphalora-quickstart/held_out.jsonl": (
+        "tests/cli/test_probe_command.py::test_a_directory_is_recognised"
     ),
     "pip install docs/example-strategy": (
         "tests/allocation/test_installed_package.py::test_the_strategy_is_listed_with_its_options"

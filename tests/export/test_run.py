@@ -334,7 +334,7 @@ def test_record_and_card_say_who_takes_what_was_written(saved, tmp_path, options
     assert record["servers"] == found.servers()
     assert " ".join(found.servers()) in text
     differ = len(set(ranks.values())) > 1
-    assert ("do not give it to llama.cpp" in text) == differ == ("same_rank" not in options)
+    assert ("do not convert it" in text) == differ == ("same_rank" not in options)
     assert f"--max-lora-rank {16 if max(ranks.values()) > 8 else 8}" in text
 
 

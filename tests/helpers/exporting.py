@@ -4,7 +4,10 @@ import pytest
 import torch
 from peft import PeftModel
 
+from axolotl_alphalora.adapter import AlphaLoraConfig
 from axolotl_alphalora.export import export_adapter
+from axolotl_alphalora.export.factors import Factors
+from axolotl_alphalora.export.lora import save_lora
 from axolotl_alphalora.samples import Sample
 
 
@@ -40,3 +43,23 @@ def check_price(model, base, adapter, output):
     found = export_adapter(model, adapter, output, calibration=rows(8, 1), held_out=held_out)
     lora = PeftModel.from_pretrained(base(), output).eval()
     assert found.divergence.kl == pytest.approx(divergence(model, lora, held_out), rel=1e-3)
+
+
+def with_lora(model, updates, folder, **options):
+    folder.mkdir()
+    save_lora(folder, updates, AlphaLoraConfig(task_type="CAUSAL_LM"), {}, **options)
+    return PeftModel.from_pretrained(model, folder).eval()
+
+
+def random_updates(model, scale=0.3):
+    """Random updates of ranks that differ, for all linear layers of the blocks."""
+    torch.manual_seed(1)
+    found = {}
+    for name, module in model.named_modules():
+        parts = name.split(".")
+        if hasattr(module, "weight") and module.weight.ndim == 2 and any(map(str.isdigit, parts)):
+            rank = 2 + len(found) % 5
+            sizes = module.weight.shape if hasattr(module, "nf") else module.weight.shape[::-1]
+            a, b = torch.randn(rank, sizes[0]), torch.randn(sizes[1], rank)
+            found[name] = Factors(a.double() / sizes[0] ** 0.5, b.double() * scale / rank**0.5)
+    return found

@@ -10,6 +10,7 @@ SLOW = {
     "compiler": "compiles",
     "pictures": "draws many pictures",
     "deep_adapter": "opens models of 30 layers and more in every way",
+    "in_llama_cpp": "runs a real model in llama.cpp and in PEFT",
     "smollm2": "goes through all matrices of a real model",
 }
 """Fixture to why it takes long."""

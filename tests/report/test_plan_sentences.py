@@ -5,7 +5,8 @@ from dataclasses import replace
 import pytest
 
 from axolotl_alphalora.report.findings import Findings
-from axolotl_alphalora.report.plan_sentences import explain, summary
+from axolotl_alphalora.report.plan_sentences import summary
+from axolotl_alphalora.report.quality_sentences import explain
 from axolotl_alphalora.report.tables import WARNING
 from axolotl_alphalora.settings import MatrixQuality, QualitySettings
 from axolotl_alphalora.spectral import unit_scores

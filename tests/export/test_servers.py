@@ -2,7 +2,7 @@
 
 import pytest
 
-from axolotl_alphalora.export.lora import servers
+from axolotl_alphalora.export.servers import options, servers
 
 
 def said(*ranks, whole=()):
@@ -19,13 +19,29 @@ def test_one_rank_everywhere_goes_to_all(rank):
 
 
 @pytest.mark.parametrize("ranks", [(8, 16), (8, 152), (1, 2, 3)])
-def test_differing_ranks_must_not_go_to_llama_cpp(ranks):
+def test_differing_ranks_must_not_be_converted_for_llama_cpp(ranks):
     text = said(*ranks)
     loads, _, warning = text.partition("Warning: ")
     assert "llama.cpp" not in loads and "SGLang" not in loads
-    assert warning.startswith("do not give it to llama.cpp")
+    assert warning.startswith("do not convert it with llama.cpp's")
+    assert "Export again with --gguf FILE for llama.cpp." in warning
     assert "export again with --same-rank" in warning
     assert "vLLM with" in loads and "PEFT" in loads
+
+
+@pytest.mark.parametrize("ranks", [(8, 152), (16, 16)])
+def test_a_file_for_llama_cpp_is_what_it_takes(ranks):
+    text = " ".join(servers(ranks, gguf="lora.gguf"))
+    assert "llama.cpp with `--lora lora.gguf`" in text.partition("Warning: ")[0]
+    assert "--gguf FILE" not in text
+
+
+def test_the_options_of_each_server():
+    assert options([8, 152], "lora.gguf") == {
+        "vLLM": "--enable-lora --max-lora-rank 256 --lora-modules NAME=DIR",
+        "mistral.rs": "--lora NAME=DIR",
+        "llama.cpp": "--lora lora.gguf",
+    }
 
 
 @pytest.mark.parametrize(
@@ -43,8 +59,9 @@ def test_what_vllm_cannot_hold_is_said(ranks):
     assert "vLLM takes no rank above 512: export again with --rank 512 or less." in text
 
 
-def test_mistral_rs_ends_at_256():
-    assert "mistral.rs" in said(256) and "mistral.rs" not in said(257)
+def test_mistral_rs_is_told_of_more_than_256():
+    assert "--lora-max-rank" not in said(256)
+    assert "mistral.rs with `--lora NAME=DIR --lora-max-rank 257`" in said(257)
 
 
 def test_whole_modules_are_for_peft_alone():

@@ -1,0 +1,92 @@
+"""What a plan is asked for: all that it depends on but layers and evidence."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, Literal
+
+from ..mixture import Mixture
+from .budget import Budget
+from .records import check_spend
+from .registry import Registered, registry
+from .strategy import Needs, Options
+
+
+@dataclass(frozen=True, kw_only=True)
+class AllocationRequest:
+    """How experts are to be shared out: all that a plan depends on but layers and evidence.
+
+    Attributes:
+        base_model: Directory or repository id of the model.
+        strategy: Name of the strategy.
+        options: Its options, as far as they were given.
+        budget: What may be spent; None if nothing was said about it.
+        spend: ``"experts"``, or ``"rank"``: one expert of N times the rank instead of N experts.
+        top_k: Experts that a token is sent to, where there are as many; below 1, the share of a
+            layer's experts. This and the next three are a
+            :class:`~axolotl_alphalora.mixture.Mixture`, which says what they mean.
+        segments: Parts that every expert is cut into.
+        router_rank: Rank of the routers; None for full ones.
+        share_a: Whether the experts of a layer share one A.
+        rank: LoRA rank of an expert, before it is cut.
+        optimizer: Axolotl's name of the optimizer, which a memory budget counts.
+
+    Raises:
+        TypeError: If a part of the mixture is of another type; names it.
+        ValueError: If ``rank`` or a part of the mixture is out of range, ``spend`` is neither, or
+            ``spend="rank"`` meets a mixture that takes routers or experts to cut; names it.
+    """
+
+    base_model: str
+    strategy: str = "alphalora"
+    options: Mapping[str, Any] = field(default_factory=dict)
+    budget: Budget | None = None
+    spend: Literal["experts", "rank"] = "experts"
+    top_k: int | float = 2
+    segments: int = 1
+    router_rank: int | None = None
+    share_a: bool = False
+    rank: int = 8
+    optimizer: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.rank < 1:
+            raise ValueError(f"rank is {self.rank}: it must be at least 1")
+        if self.spend not in ("experts", "rank"):
+            raise ValueError(f"spend is {self.spend!r}: it must be experts or rank")
+        check_spend(self.spend, self.mixture)
+
+    @property
+    def mixture(self) -> Mixture:
+        """What a mixture looks like in a layer."""
+        return Mixture(self.top_k, self.segments, self.router_rank, self.share_a)
+
+    @property
+    def registered(self) -> Registered:
+        """The strategy.
+
+        Raises:
+            StrategyError: If there is none of that name.
+        """
+        return registry().get(self.strategy)
+
+    @property
+    def needs(self) -> Needs:
+        """What the strategy needs to have measured."""
+        return self.registered.strategy.needs
+
+    @cached_property
+    def settings(self) -> Options:
+        """The strategy's options with the defaults filled in.
+
+        Raises:
+            ValueError: If an option is unknown or wrong; names strategy and option.
+        """
+        return self.registered.options(self.options)
+
+    @property
+    def granularity(self) -> str:
+        """In which units the strategy counts experts: blocks, unless its options say otherwise."""
+        return getattr(self.settings, "granularity", "block")
