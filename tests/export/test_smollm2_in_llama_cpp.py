@@ -3,12 +3,10 @@
 from types import SimpleNamespace
 
 import pytest
-import torch
 
-from axolotl_alphalora.export.factors import Factors
 from axolotl_alphalora.export.llama_cpp import save_gguf
 from axolotl_alphalora.probe import ask_model, ask_server, judge, make_probe
-from helpers.exporting import with_lora
+from helpers.exporting import projection_updates, with_lora
 from helpers.llama_cpp import served, set_alpha, smollm2
 
 PROMPTS = (
@@ -24,14 +22,7 @@ def in_llama_cpp(tmp_path_factory):
     """SmolLM2 with a LoRA of differing ranks: in PEFT, and as files for llama.cpp."""
     folder = tmp_path_factory.mktemp("smollm2")
     model, tokenizer = smollm2(folder / "base.gguf")
-    torch.manual_seed(0)
-    updates = {}
-    for name, module in model.named_modules():
-        if name.endswith("_proj"):
-            rank = 2 + len(updates) % 7
-            a = torch.randn(rank, module.in_features) / module.in_features**0.5
-            b = torch.randn(module.out_features, rank) * 1.2 * float(module.weight.std())
-            updates[name] = Factors(a.double(), b.double())
+    updates = projection_updates(model, 8, 1.2)
     save_gguf(folder / "lora.gguf", updates, model.config)
     save_gguf(folder / "plain.gguf", updates, model.config)
     set_alpha(folder / "plain.gguf", max(update.rank for update in updates.values()))

@@ -63,3 +63,16 @@ def random_updates(model, scale=0.3):
             a, b = torch.randn(rank, sizes[0]), torch.randn(sizes[1], rank)
             found[name] = Factors(a.double() / sizes[0] ** 0.5, b.double() * scale / rank**0.5)
     return found
+
+
+def projection_updates(model, most, strength):
+    """Random updates of the projections, of ranks 2 to ``most``, as large as their weights."""
+    torch.manual_seed(0)
+    found = {}
+    for name, module in model.named_modules():
+        if name.endswith("_proj"):
+            rank = 2 + len(found) % (most - 1)
+            a = torch.randn(rank, module.in_features) / module.in_features**0.5
+            b = torch.randn(module.out_features, rank) * strength * float(module.weight.std())
+            found[name] = Factors(a.double(), b.double())
+    return found

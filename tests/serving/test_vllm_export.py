@@ -17,11 +17,10 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from axolotl_alphalora.export.factors import Factors
 from axolotl_alphalora.export.servers import options
 from axolotl_alphalora.probe import ask_server, judge, make_probe
 from benchmarks.common import smollm2
-from helpers.exporting import with_lora
+from helpers.exporting import projection_updates, with_lora
 
 pytestmark = pytest.mark.skipif(
     importlib.util.find_spec("vllm") is None, reason="needs vLLM: .ci/vllm has it"
@@ -37,14 +36,7 @@ def served(tmp_path_factory):
     base = os.environ.get("ALPHALORA_SMOLLM2") or str(smollm2())
     model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32).eval()
     tokenizer = AutoTokenizer.from_pretrained(base)
-    torch.manual_seed(0)
-    updates = {}
-    for name, module in model.named_modules():
-        if name.endswith("_proj"):
-            rank = 2 + len(updates) % 20
-            a = torch.randn(rank, module.in_features) / module.in_features**0.5
-            b = torch.randn(module.out_features, rank) * 0.8 * float(module.weight.std())
-            updates[name] = Factors(a.double(), b.double())
+    updates = projection_updates(model, 21, 0.8)
     lora = with_lora(model, updates, folder / "lora")
     probe = make_probe(lora, tokenizer, PROMPTS, base_model=base, method="lora", tokens=TOKENS)
     with socket.socket() as free:
