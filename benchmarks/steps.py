@@ -184,7 +184,8 @@ def count_kernels(work: Callable[[], object]) -> int:
 
 def kept_bytes(contestant: Contestant) -> int:
     """Bytes that autograd keeps from forward to backward, weights aside; each storage once."""
-    weights = {p.untyped_storage().data_ptr() for p in contestant.model.parameters()}
+    model = contestant.model
+    weights = {t.untyped_storage().data_ptr() for t in (*model.parameters(), *model.buffers())}
     found: dict[int, int] = {}
 
     def pack(tensor: Tensor) -> Tensor:

@@ -1,6 +1,6 @@
 """The study's bench: does it help?
 
-    python -m benchmarks.study run --hours 8 --data DIR [--cells 'cpu/*/gsm8k/*'] [--threads 2]
+    python -m benchmarks.study run --hours 8 --data DIR [--cells '*/gsm8k/*'] [--threads 2]
     python -m benchmarks.study list
     python -m benchmarks.study report
 
@@ -23,6 +23,7 @@ from pathlib import Path
 
 from . import results
 from .cells import Cell, Line, table
+from .devices import DEVICES, here
 
 ROOT = Path(__file__).parents[2]
 
@@ -38,6 +39,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--hours", type=float, default=1.0, help="start no cell after that long")
     parser.add_argument("--data", type=Path, help="directory of the data (or STUDY_DATA)")
     parser.add_argument("--cells", default="*", help="a pattern for the keys of cells")
+    parser.add_argument("--device", choices=DEVICES, help="the fastest here, if not given")
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--answers", type=int, help="held-out rows to answer (on a CPU gsm8k: 0)")
     parser.add_argument("--results", type=Path, default=results.RESULTS)
@@ -46,13 +48,6 @@ def main(arguments: list[str] | None = None) -> None:
         {"run": run, "list": show, "report": report}[options.do](options)
     except ValueError as error:
         sys.exit(str(error))
-
-
-def device() -> str:
-    """Where cells are run."""
-    import torch
-
-    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def run(options: argparse.Namespace) -> None:
@@ -103,7 +98,11 @@ def _next(options: argparse.Namespace, skipped: set[str]) -> Cell | None:
 
 
 def _wanted(options: argparse.Namespace, done: Mapping[str, Line]) -> list[Cell]:
-    cells = [cell for cell in table(done, device()) if fnmatchcase(cell.key, options.cells)]
+    cells = [
+        cell
+        for cell in table(done, options.device or here())
+        if fnmatchcase(cell.key, options.cells)
+    ]
     if not cells:
         raise ValueError(
             f"--cells {options.cells}: no cell is called so; `list` prints those that are known "

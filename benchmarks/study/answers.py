@@ -15,10 +15,10 @@ import torch
 
 from axolotl_alphalora.evaluation.samples import prompt_text
 
+from .devices import autocast
 from .measure import row_losses
 from .rows import Row, encode
 from .stats import wilson
-from .train import autocast
 
 DEFAULT = {"cpu": {"gsm8k": 0}, "cuda": {}}
 """Device to rows that are answered, where that is not `ROWS`."""

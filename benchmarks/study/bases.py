@@ -81,10 +81,15 @@ def why_not(base: str) -> str | None:
 
 
 def load(directory: str, device: str) -> tuple[Any, Any]:
-    """Load a base model, frozen, and its tokenizer: fp32 on a CPU, bf16 on a GPU."""
+    """Load a base model, frozen, and its tokenizer: in fp32 on a CPU, in bf16 on a GPU."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    dtype = torch.float32 if device == "cpu" else torch.bfloat16
-    model = AutoModelForCausalLM.from_pretrained(directory, dtype=dtype).to(device)
+    from .devices import place, round_products
+
+    where = place(device)
+    dtype = torch.float32 if where == "cpu" else torch.bfloat16
+    model = AutoModelForCausalLM.from_pretrained(directory, dtype=dtype).to(where)
+    if device == "cpu-bf16":
+        round_products(model)
     return model.requires_grad_(False), AutoTokenizer.from_pretrained(directory)

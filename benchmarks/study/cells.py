@@ -74,7 +74,7 @@ class Cell:
         method: Of `benchmarks.study.methods.METHODS`.
         rate: The largest learning rate.
         seed: Of the order of the rows and the start of the weights.
-        device: cpu (fp32) or cuda (bf16); their losses are never compared.
+        device: Of `benchmarks.study.devices.DEVICES`.
     """
 
     base: str
@@ -158,7 +158,7 @@ def table(done: Mapping[str, Line], device: str = "cpu") -> list[Cell]:
 
     Args:
         done: Key of a cell to its line.
-        device: cpu or cuda.
+        device: Of `benchmarks.study.devices.DEVICES`.
     """
     return list(dict.fromkeys(_cells(done, device)))
 

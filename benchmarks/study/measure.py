@@ -11,8 +11,9 @@ from axolotl_alphalora.adapter import find_balancer, find_routers
 from axolotl_alphalora.adapter.usage import RouterUsage, UsageMeter, combine, summarise
 from axolotl_alphalora.inspection.summary import specialisation
 
+from .devices import autocast
 from .rows import Batch, Row, in_parts
-from .train import MICRO_TOKENS, autocast, token_losses
+from .train import MICRO_TOKENS, token_losses
 
 DIGITS = 5
 

@@ -28,11 +28,11 @@ from .cells import (
     table,
 )
 from .compare import MINIMUM, Runs, comparisons
+from .devices import DEVICES
 from .stats import LEVEL, POWER, pairs_for, visible
 
 PICTURES = Path(__file__).parents[2] / "docs" / "pictures"
 NOTHING = "No cell of it has been run yet."
-DEVICES = ("cpu", "cuda")
 DIGITS = 4
 
 Done = Mapping[str, Line]

@@ -19,6 +19,7 @@ from . import rows as study_rows
 from .answers import answered
 from .bases import BASES, load
 from .cells import UNTRAINED, Cell
+from .devices import place
 from .measure import held_out, mean_loss
 from .methods import METHODS, Bench
 from .train import Recipe, train
@@ -47,7 +48,8 @@ def run_cell(
     """
     recipe = recipe or Recipe()
     seconds: dict[str, float] = {}
-    forget_peak(cell.device)
+    where = place(cell.device)
+    forget_peak(where)
     with timed(seconds, "load"):
         directory = BASES[cell.base]()
         model, tokenizer = load(directory, cell.device)
@@ -64,19 +66,19 @@ def run_cell(
         text = study_rows.text(tokenizer)
     with timed(seconds, "build"):
         built = METHODS[cell.method](Bench(model, directory, training, cell.seed))
-        built.model.to(cell.device)
+        built.model.to(where)
     trained = sum(p.numel() for p in built.model.parameters() if p.requires_grad)
     facts: dict[str, Any] = {"steps": 0}
     if cell.method != UNTRAINED:
         with timed(seconds, "train"):
-            facts = train(built, training, recipe, cell.rate, cell.seed, cell.device)
+            facts = train(built, training, recipe, cell.rate, cell.seed, where)
     with timed(seconds, "measure"):
         own = tests.pop(cell.data)
-        measured = held_out(built.model, own, cell.device)
-        others = {name: mean_loss(built.model, found, cell.device) for name, found in tests.items()}
-        others["text"] = mean_loss(built.model, text, cell.device)
+        measured = held_out(built.model, own, where)
+        others = {name: mean_loss(built.model, found, where) for name, found in tests.items()}
+        others["text"] = mean_loss(built.model, text, where)
     with timed(seconds, "answer"):
-        right = answered(built.model, tokenizer, cell.data, own, source, cell.device, answers)
+        right = answered(built.model, tokenizer, cell.data, own, source, where, answers)
     return {
         "cell": cell.key,
         **cell.as_dict(),
@@ -88,7 +90,7 @@ def run_cell(
         "others": others,
         "answered": right,
         "seconds": {name: round(value, 1) for name, value in seconds.items()},
-        "peak_mib": round(peak(cell.device)),
+        "peak_mib": round(peak(where)),
         "commit": commit(),
         "versions": {"python": platform.python_version(), **versions()},
         "machine": machine_name(),

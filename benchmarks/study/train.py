@@ -17,6 +17,7 @@ from axolotl_alphalora.adapter import find_balancer
 from axolotl_alphalora.hosts.constants import IGNORED
 
 from ..steps import kept_bytes
+from .devices import autocast
 from .methods import Built
 from .rows import Batch, Row, in_parts, steps
 
@@ -44,11 +45,6 @@ class Recipe:
         if step < warm:
             return (step + 1) / warm
         return 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, total - warm)))
-
-
-def autocast(device: str) -> torch.autocast:
-    """The precision that passes run in: fp32 on a CPU, bf16 on a GPU."""
-    return torch.autocast(device, dtype=torch.bfloat16, enabled=device != "cpu")
 
 
 def token_losses(model: Any, batch: Batch) -> Tensor:

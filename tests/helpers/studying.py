@@ -71,7 +71,7 @@ def run(folder: str, *arguments: str) -> None:
     cells.PILOT = ("lora-r8", "uniform")
     cells.SHAPES = cells.ALLOCATIONS = cells.ROUTERS = cells.SHORT = ()
     cells.Setting = partial(cells.Setting, rows=16)
-    study([*arguments, "--results", f"{folder}/results.jsonl", "--cells", "cpu/smollm2/gsm8k/16/*"])
+    study([*arguments, "--results", f"{folder}/results.jsonl", "--cells", "*/smollm2/gsm8k/16/*"])
 
 
 if __name__ == "__main__":
