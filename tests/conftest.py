@@ -88,6 +88,16 @@ def trainer_folder(tmp_path) -> Path:
 
 
 @pytest.fixture
+def combinations() -> None:
+    """For a test that is run with many combinations of options, and each takes its time."""
+
+
+@pytest.fixture
+def simulation() -> None:
+    """For a test that draws at random again and again."""
+
+
+@pytest.fixture
 def pictures(tmp_path) -> Path:
     """Where many pictures are drawn."""
     return tmp_path

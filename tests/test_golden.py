@@ -157,6 +157,7 @@ def check(name, text, places):
     assert numbers == pytest.approx(known_numbers, rel=2e-2, abs=2e-2)
 
 
+@pytest.mark.usefixtures("combinations")
 @pytest.mark.parametrize("name", COMMANDS)
 def test_what_a_command_says(places, name):
     check(name, run(places, COMMANDS[name]), places)

@@ -106,6 +106,7 @@ def check_registration(order):
     assert type(peft.__loader__).__module__ != REGISTRATION
 
 
+@pytest.mark.usefixtures("combinations")
 @pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
 @pytest.mark.parametrize("order", ORDERS)
 def test_peft_knows_the_method_in_whatever_order_the_two_are_imported(order):

@@ -160,6 +160,7 @@ def assert_layers_add_the_reference(model, family):
         assert_close(out, layer.base_layer(x) + added, atol=1e-4)
 
 
+@pytest.mark.usefixtures("combinations")
 @pytest.mark.parametrize(
     "family",
     [
@@ -247,6 +248,7 @@ def test_a_step_of_training_moves_the_adapter_alone_and_comes_back(family, tmp_p
     assert_close(outputs(PeftModel.from_pretrained(fresh(family), tmp_path), family), expected)
 
 
+@pytest.mark.usefixtures("combinations")
 @pytest.mark.works("Quantised bases", "bitsandbytes 4-bit (nf4)")
 @pytest.mark.parametrize("family", [name for name in FAMILIES if name != "gpt2"])
 def test_a_base_in_nf4_is_adapted_trained_and_opened_again(family, tmp_path):

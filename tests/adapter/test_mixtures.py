@@ -107,6 +107,7 @@ def test_tensors_are_those_that_the_budget_counts(options):
         torch.testing.assert_close(layer(x), base(x), rtol=0, atol=0)
 
 
+@pytest.mark.usefixtures("combinations")
 @every_mixture
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_under_autocast_and_on_a_base_in_bf16(options, dtype):

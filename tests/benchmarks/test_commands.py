@@ -1,5 +1,6 @@
 """Benchmarks run, for a step or two of a tiny model: what they print is not looked at for speed."""
 
+import json
 import multiprocessing
 import sys
 from importlib import import_module
@@ -7,6 +8,8 @@ from pathlib import Path
 
 import pytest
 import torch
+
+from helpers.forks import finished, fork
 
 TINY = ["--model", "tiny", "--repeats", "1"]
 SHORT = ["--batch", "1", "--length", "8"]
@@ -45,6 +48,24 @@ def benchmark(monkeypatch, capsys):
     return run
 
 
+@pytest.fixture
+def forked(monkeypatch, tmp_path):
+    """Lets the children of sensitivity's benchmark be forks, which need not import all anew."""
+    from benchmarks import sensitivity
+
+    def command(arguments):
+        sys.argv = ["sensitivity", *arguments]
+        sensitivity.main()
+
+    def in_fork(module, *arguments, **_):
+        assert module == "benchmarks.sensitivity"
+        log = tmp_path / "child.txt"
+        return json.loads(finished(fork(command, arguments, output=log), log).splitlines()[-1])
+
+    monkeypatch.setattr(sensitivity, "in_fresh_process", in_fork)
+
+
+@pytest.mark.usefixtures("forked")
 @pytest.mark.parametrize("name", ROWS)
 def test_it_prints_a_row_for_each_measurement(name, benchmark):
     arguments, rows = ROWS[name]

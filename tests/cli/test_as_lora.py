@@ -64,6 +64,7 @@ def adapted_ranks(model, keys):
     return {name: layer.r["default"] for name, layer in layers.items()}, adapted
 
 
+@pytest.mark.usefixtures("combinations")
 @pytest.mark.filterwarnings("error:.*did not match any targeted module")
 @pytest.mark.parametrize("block", ALLOCATIONS.values(), ids=list(ALLOCATIONS))
 @pytest.mark.parametrize(
@@ -167,6 +168,7 @@ def mixture(name, folder):
     family(config(num_hidden_layers=2)).save_pretrained(folder)
 
 
+@pytest.mark.usefixtures("combinations")
 @pytest.mark.works("Plans", "`--as-lora`: Axolotl's YAML, PEFT's `LoraConfig` as JSON and Python")
 @pytest.mark.parametrize("spend", ["experts", "rank"])
 @pytest.mark.parametrize("rslora", [False, True], ids=["lora", "rslora"])

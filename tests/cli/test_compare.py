@@ -40,6 +40,7 @@ def labels(rows):
     return [row["label"] for row in rows]
 
 
+@pytest.mark.usefixtures("combinations")
 def test_each_column_is_the_plan_that_its_options_alone_would_give(tmp_path, model, run, columns):
     def plan(**allocation):
         return config(tmp_path, model, total_experts=13, allocation=allocation)
@@ -122,6 +123,7 @@ def test_a_saved_plan_is_the_first_column(tmp_path, model, run, columns):
     assert rows[1]["plan"]["total_experts"] == 11
 
 
+@pytest.mark.usefixtures("combinations")
 def test_a_plan_by_spectra_varies_with_estimators_and_resamples_and_others_do_not(
     tmp_path, model, columns
 ):
@@ -160,6 +162,7 @@ def test_the_table_says_how_plans_differ_and_how_stable_they_are(tmp_path, model
     assert Plan.load(first).strategy["options"]["estimator"] == "xmin_peak"
 
 
+@pytest.mark.usefixtures("combinations")
 def test_a_plan_stands_beside_its_opposite_and_its_shuffle(model, run, columns):
     specs = ["alphalora", "alphalora+opposite", "alphalora+order=shuffled+order_seed=3"]
     rows = columns(model, *specs)
@@ -175,6 +178,7 @@ def test_a_plan_stands_beside_its_opposite_and_its_shuffle(model, run, columns):
     assert "rank correlation" in shown and "2 opposite" in shown and "3 shuffled" in shown
 
 
+@pytest.mark.usefixtures("combinations")
 def test_a_control_in_the_yaml_is_compared_with_the_plan_by_the_scores(tmp_path, model, columns):
     control = {"strategy": "alphalora", "order": "shuffled", "order_seed": 3}
     path = config(tmp_path, model, total_experts=20, allocation=control)

@@ -63,6 +63,7 @@ def of_base(places):
     return AutoModelForCausalLM.from_pretrained(places.base).eval()
 
 
+@pytest.mark.usefixtures("combinations")
 @pytest.mark.works("Seeing and exporting", "`alphalora probe`: a directory's adapter is recognised")
 @pytest.mark.parametrize("kind", ["adapter", "export"])
 def test_a_directory_is_recognised(run, places, kind):
@@ -119,6 +120,7 @@ MISTAKES = {
 }
 
 
+@pytest.mark.usefixtures("combinations")
 @pytest.mark.works("Seeing and exporting", "`alphalora probe`: silent mistakes are noticed")
 @pytest.mark.parametrize("mistake", MISTAKES)
 @pytest.mark.filterwarnings("ignore:Found missing adapter keys")
@@ -133,6 +135,7 @@ def test_what_goes_wrong_in_silence_is_noticed(run, places, tmp_path, mistake):
 SERVED = {"adapter": 0, "base": 3}
 
 
+@pytest.mark.usefixtures("combinations")
 @pytest.mark.works("Seeing and exporting", "`alphalora probe URL`: what a server serves")
 @pytest.mark.parametrize("kind", SERVED)
 def test_a_server_is_recognised(run, places, kind):

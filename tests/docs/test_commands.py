@@ -192,6 +192,7 @@ def folder(tmp_path_factory):
     return root
 
 
+@pytest.mark.usefixtures("combinations")
 @pytest.mark.parametrize("command", HERE)
 def test_the_command_runs(folder, command, monkeypatch):
     monkeypatch.chdir(folder)

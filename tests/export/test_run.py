@@ -57,6 +57,7 @@ def exported(saved, output, **options):
     return model, found
 
 
+@pytest.mark.usefixtures("combinations")
 @pytest.mark.works(
     "Seeing and exporting", "`alphalora export`: what is written is what was measured"
 )

@@ -8,6 +8,8 @@ SLOW = {
     "trainer_folder": "trains with the trainers of transformers or TRL",
     "benchmark": "runs a benchmark, most of which start processes",
     "compiler": "compiles",
+    "combinations": "goes through many combinations of options",
+    "simulation": "draws at random again and again, to see how often something holds",
     "pictures": "draws many pictures",
     "deep_adapter": "opens models of 30 layers and more in every way",
     "in_llama_cpp": "runs a real model in llama.cpp and in PEFT",

@@ -1,7 +1,6 @@
 """A tiny world for the study's bench: a random base model and rows of made-up sums."""
 
 import json
-import sys
 from functools import partial
 from pathlib import Path
 from random import Random
@@ -54,6 +53,7 @@ def save_data(folder: Path) -> None:
     for split, seed in (("train", 0), ("test", 1)):
         text = "".join(json.dumps(row) + "\n" for row in sums(40, seed))
         (folder / f"gsm8k_{split}.jsonl").write_text(text)
+    (folder / "text.txt").write_text("A river leaves the hills.\n\nBread needs flour.")
 
 
 def bench(folder: str, tokenizer, count: int = 12, seed: int = 0) -> Bench:
@@ -62,17 +62,17 @@ def bench(folder: str, tokenizer, count: int = 12, seed: int = 0) -> Bench:
     return Bench(model, folder, draw(sums(count), count, tokenizer), seed)
 
 
-def run(folder: str, *arguments: str) -> None:
-    """The study's command on a tiny table: two methods, a curve of one rate, one set of data."""
+def run(folder: Path, *arguments: str) -> None:
+    """The study's command on a tiny table: two methods, a curve of one rate, one set of data.
+
+    Changes the study's modules, so call it in a process of its own.
+    """
     bases.BASES["smollm2"] = lambda: f"{folder}/base"
     rows.SETS.clear()
     rows.SETS["gsm8k"] = 8
-    cells.GRID, cells.SEEDS = (1e-3,), range(2)
+    rows.TEXT = folder / "data" / "text.txt"
+    cells.GRID, cells.BEYOND, cells.SEEDS = (1e-3,), 0, range(2)
     cells.PILOT = ("lora-r8", "uniform")
     cells.SHAPES = cells.ALLOCATIONS = cells.ROUTERS = cells.SHORT = ()
     cells.Setting = partial(cells.Setting, rows=16)
     study([*arguments, "--results", f"{folder}/results.jsonl", "--cells", "*/smollm2/gsm8k/16/*"])
-
-
-if __name__ == "__main__":
-    run(*sys.argv[1:])

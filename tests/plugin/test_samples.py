@@ -164,6 +164,7 @@ KINDS = {
 }
 
 
+@pytest.mark.usefixtures("combinations")
 @pytest.mark.parametrize("kind", KINDS)
 def test_samples_are_the_training_rows_of_the_prepared_datasets(kind, write, configure):
     make, keys, changes = KINDS[kind]

@@ -3,9 +3,8 @@
 import json
 import os
 import re
-import sys
 import time
-from multiprocessing import get_context
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -19,6 +18,7 @@ from axolotl_alphalora.quickstart.config import CONFIG_FILE, write_config
 from axolotl_alphalora.quickstart.evaluate import load
 from axolotl_alphalora.quickstart.process import QuickstartError
 from axolotl_alphalora.quickstart.run import run_quickstart
+from helpers.forks import finished, fork
 
 from .conftest import printed
 
@@ -27,15 +27,10 @@ STEPS = 200
 
 @pytest.fixture
 def quickstart(tiny_model, tmp_path):
-    """Starts the command in a child of this process, which has done its imports."""
+    """Starts the command in a child of this process."""
     log = tmp_path / "output.txt"
 
     def command(*arguments):
-        with log.open("w") as file:
-            os.dup2(file.fileno(), 1)
-            os.dup2(file.fileno(), 2)
-        sys.stdout = sys.stderr = open(1, "w", closefd=False)
-        torch.set_num_threads(1)
         os.environ |= {"PYTHONPATH": str(Path(__file__).parent), "COLUMNS": "200"}
         os.environ["LOGITS"] = str(tmp_path / "logits.safetensors")
         alphalora(["quickstart", *arguments])
@@ -43,16 +38,9 @@ def quickstart(tiny_model, tmp_path):
     def start(directory):
         arguments = ["--model", str(tiny_model), "--steps", str(STEPS), "--dir", str(directory)]
         arguments += ["--json", str(tmp_path / "summary.json")]
-        child = get_context("fork").Process(target=command, args=arguments)
-        child.start()
-        return child
+        return fork(command, *arguments, output=log)
 
-    def finish(child):
-        child.join(300)
-        assert child.exitcode == 0, log.read_text()
-        return log.read_text()
-
-    return SimpleNamespace(start=start, finish=finish, log=log)
+    return SimpleNamespace(start=start, finish=partial(finished, output=log), log=log)
 
 
 def wait_for(path, child, log):
@@ -63,7 +51,6 @@ def wait_for(path, child, log):
 
 # The host starts twice, and each start imports for 20 s.
 @pytest.mark.skipif(torch.cuda.is_available(), reason="a process with a GPU cannot be forked")
-@pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
 def test_killed_continued_finished(quickstart, tiny_model, tmp_path):
     directory, logits = tmp_path / "quickstart", tmp_path / "logits.safetensors"
     directory.mkdir()

@@ -76,6 +76,7 @@ def test_redundancy_and_tasks_are_drawn_over_the_same_depth(inspections):
     assert list(first[1:]) == pytest.approx(expected[1:])
 
 
+@pytest.mark.usefixtures("pictures")
 @pytest.mark.parametrize(("blocks", "height"), [(2, 6), (30, 12), (400, 25)])
 def test_the_picture_keeps_to_a_readable_size(tmp_path, blocks, height):
     write_adapter(tmp_path, [19 if i == 1 else 1 for i in range(blocks)], r=1)

@@ -8,6 +8,7 @@ from axolotl_alphalora.sensitivity import capture
 sides = st.integers(1, 40)
 
 
+@pytest.mark.usefixtures("combinations")
 @given(
     tokens=st.integers(0, 40), wide=sides, tall=sides, pieces=st.sampled_from([1, 30, 200, 10**6])
 )

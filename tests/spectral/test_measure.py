@@ -201,6 +201,7 @@ def test_intervals_with_weightwatcher_are_refused(measured, analysed):
         unit_intervals(found)
 
 
+@pytest.mark.usefixtures("simulation")
 @pytest.mark.parametrize("window", [None, "24x24"])
 @pytest.mark.parametrize("estimator", OWN_ESTIMATORS)
 def test_intervals_mostly_hold_the_score_and_repeat_themselves(measured, estimator, window):
@@ -222,6 +223,7 @@ def test_intervals_have_a_block_whose_matrices_have_no_alpha(measured):
     assert list(intervals) == ["h.0", "h.1", "h.2"]
 
 
+@pytest.mark.usefixtures("simulation")
 @pytest.mark.parametrize("estimator", ["xmin_peak", "hill", "ks"])
 def test_only_blocks_that_differ_are_trusted_to_differ(measured, estimator):
     def trusted(weights):

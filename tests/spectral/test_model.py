@@ -180,6 +180,7 @@ def forbid(monkeypatch, *what):
         monkeypatch.setattr(owner, name, refuse)
 
 
+@pytest.mark.usefixtures("combinations")
 @pytest.mark.parametrize("how", ["whole", "sharded", "sharded bin"])
 @pytest.mark.parametrize("family", ["llama", "hrm"])
 def test_a_second_measurement_reads_no_tensor_and_builds_no_model(

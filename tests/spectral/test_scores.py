@@ -69,6 +69,7 @@ def test_order_does_not_matter_and_blocks_come_in_natural_order(aggregate, norma
     assert backwards == pytest.approx(scores, rel=1e-9)
 
 
+@pytest.mark.usefixtures("simulation")
 @pytest.mark.parametrize("aggregate", AGGREGATES)
 @pytest.mark.parametrize("normalize", [False, True])
 @given(alphas=models(), data=st.data())
@@ -194,6 +195,7 @@ def test_an_unknown_aggregate_names_the_choices():
         unit_scores(rows(TWO), "mode")
 
 
+@pytest.mark.usefixtures("simulation")
 @pytest.mark.parametrize("aggregate", AGGREGATES)
 @pytest.mark.parametrize("normalize", [False, True])
 def test_the_error_is_the_spread_of_repeated_scores(aggregate, normalize):

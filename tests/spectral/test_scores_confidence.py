@@ -53,6 +53,7 @@ def test_fewer_eigenvalues_give_a_wider_interval(method):
     assert widths[0] > 1.3 * widths[1] > 1.3**2 * widths[2]
 
 
+@pytest.mark.usefixtures("simulation")
 def test_the_interval_covers_the_true_exponent_as_often_as_it_says():
     inside = 0
     for seed in range(150):
@@ -63,6 +64,7 @@ def test_the_interval_covers_the_true_exponent_as_often_as_it_says():
     assert 105 <= inside <= 135
 
 
+@pytest.mark.usefixtures("simulation")
 def test_windows_know_the_spread_over_fresh_matrices():
     """Eigenvalues of one matrix repel each other, so resampling them one by one overstates it."""
     window, shape = (48, 48), (144, 384)
@@ -137,6 +139,7 @@ def test_reliability_of_special_cases():
         reliability([2.0, 3.0], [0.1])
 
 
+@pytest.mark.usefixtures("simulation")
 @pytest.mark.parametrize(("window", "least", "most"), [(None, 3, 10), ((48, 48), 0.5, 1.5)])
 def test_windows_judge_the_noise_of_hill_and_single_eigenvalues_overstate_it(window, least, most):
     """The eigenvalues of one matrix repel each other: as independent draws they look noisier."""

@@ -66,6 +66,7 @@ def test_a_mixture_has_its_shape(make_bench, method):
         assert layer.scaling["default"] == SCALE * mixture.segments
 
 
+@pytest.mark.usefixtures("combinations")
 @pytest.mark.parametrize("method", BUILT)
 def test_it_builds_starts_as_the_base_and_learns(make_bench, method):
     bench = make_bench()

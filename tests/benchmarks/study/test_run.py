@@ -3,40 +3,30 @@
 import json
 import os
 import signal
-import subprocess
-import sys
+import time
+from importlib import import_module
 
 import pytest
 
-import generate
 from benchmarks.study.__main__ import main
-from helpers.studying import save_base, save_data
+from helpers.forks import finished, fork
+from helpers.studying import run, save_base, save_data
 
 KEEP = ("held_out", "others", "routers", "train_losses", "balance_loss", "parameters", "answered")
 
 
-def command(folder, *arguments):
-    return [sys.executable, "-m", "helpers.studying", str(folder), *arguments]
-
-
-def environment():
-    paths = [str(generate.ROOT), str(generate.ROOT / "tests"), os.environ.get("PYTHONPATH", "")]
-    return {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
-
-
-@pytest.fixture(scope="module")
-def benchmark(tmp_path_factory):
-    """Makes a folder with a tiny base and data, and runs the study there."""
-
-    def start(folder, *arguments, **options):
-        words = command(folder, *arguments)
-        return subprocess.Popen(words, env=environment(), stdout=-1, text=True, **options)
+@pytest.fixture
+def benchmark(tmp_path):
+    """Makes a folder with a tiny base and data, and runs the study there in a child."""
+    import_module("benchmarks.study.run")  # once, for all children
 
     def make(name):
-        folder = tmp_path_factory.mktemp(name)
-        save_base(folder / "base")
-        save_data(folder / "data")
-        return folder
+        save_base(tmp_path / name / "base")
+        save_data(tmp_path / name / "data")
+        return tmp_path / name
+
+    def start(folder, *arguments):
+        return fork(run, folder, *arguments, output=folder / "log.txt")
 
     return make, start
 
@@ -47,21 +37,19 @@ def read(folder):
 
 def test_a_run_that_is_killed_loses_one_cell_at_most(benchmark):
     make, start = benchmark
-    arguments = ["run", "--hours", "1", "--threads", "1", "--answers", "2", "--data"]
     killed, whole = make("killed"), make("whole")
-    run = start(killed, *arguments, str(killed / "data"))
-    started = 0
-    for line in run.stdout:  # killed at the start of the third cell
-        started += line.endswith("...\n")
-        if started == 3:
-            break
-    os.kill(run.pid, signal.SIGKILL)
-    run.wait()
+    arguments = ["run", "--hours", "1", "--threads", "1", "--answers", "2", "--data"]
+    child, log = start(killed, *arguments, str(killed / "data")), killed / "log.txt"
+    while log.read_text().count("...\n") < 3:  # killed at the start of the third cell
+        assert child.is_alive(), log.read_text()
+        time.sleep(0.02)
+    os.kill(child.pid, signal.SIGKILL)
+    child.join()
     first = read(killed)
     assert len(first) == 2
     for folder in (killed, whole):
-        output, _ = start(folder, *arguments, str(folder / "data")).communicate()
-        assert output.endswith("no cell is left\n")
+        child = start(folder, *arguments, str(folder / "data"))
+        assert finished(child, folder / "log.txt").endswith("no cell is left\n")
     lines, others = read(killed), read(whole)
     assert lines[:2] == first
     keys = [line["cell"] for line in lines]
@@ -70,7 +58,8 @@ def test_a_run_that_is_killed_loses_one_cell_at_most(benchmark):
     assert {line["seed"] for line in lines} == {0, 1}
     for line, other in zip(lines, others, strict=True):
         assert {k: line.get(k) for k in KEEP} == {k: other.get(k) for k in KEEP}
-    shown, _ = start(killed, "list").communicate()
+    assert len(keys) == 4
+    shown = finished(start(killed, "list"), log)
     assert shown.endswith(f"{len(keys)} of {len(keys)} cells are done\n")
 
 
