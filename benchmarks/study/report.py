@@ -102,6 +102,24 @@ def _power(found: Sequence[float]) -> str:
     )
 
 
+def precision(done: Done) -> str:
+    """Held-out losses of the cells that were run on several devices, side by side."""
+    found: dict[str, dict[str, float]] = {}
+    for key, line in done.items():
+        device, _, cell = key.partition("/")
+        found.setdefault(cell, {})[device] = line["held_out"]["loss"]
+    shared = {cell: own for cell, own in found.items() if len(own) > 1}
+    if not shared:
+        return NOTHING
+    devices = [device for device in DEVICES if any(device in own for own in shared.values())]
+    rows = []
+    for cell, own in shared.items():
+        losses = [f"{own[one]:.{DIGITS + 1}f}" if one in own else "" for one in devices]
+        apart = max(own.values()) - min(own.values())
+        rows.append([f"`{cell}`", *losses, f"{100 * apart / min(own.values()):.3f} %"])
+    return _table(["cell", *devices, "apart"], rows)
+
+
 def questions(done: Done) -> str:
     """Every setting: the curves of all methods, and the paired comparisons."""
     groups = {"Shape": SHAPES, "Allocation": ALLOCATIONS, "Routing": ROUTERS, "Short": SHORT}
@@ -218,6 +236,7 @@ def parts(path: Path = results.RESULTS) -> dict[str, Any]:
     done = results.read(path)
     return {
         "study-pilot": lambda: pilot(done),
+        "study-precision": lambda: precision(done),
         "study-questions": lambda: questions(done),
         "study-cells": lambda: cells(done),
     }

@@ -98,6 +98,17 @@ def test_every_cell_is_shown(done):
     text = report.cells(done)
     assert re.findall(r"^\| `([^`]+)` \|", text, re.M) == list(done)
     assert report.cells({}) == report.questions({}) == report.pilot({}) == report.NOTHING
+    assert report.precision({}) == report.NOTHING
+
+
+def test_cells_run_in_two_precisions_stand_side_by_side(done):
+    assert report.precision(done) == report.NOTHING
+    key = HERE.cell("uniform", GRID[2], 0).key
+    twin = done[key] | {"device": "cpu-bf16", "held_out": {"loss": 1.1011}}
+    text = report.precision({**done, key.replace("cpu/", "cpu-bf16/", 1): twin})
+    assert text.splitlines()[2:] == [
+        "| `smollm2/gsm8k/320/uniform/0.0004/0` | 1.10000 | 1.10110 | 0.100 % |"
+    ]
 
 
 def test_what_was_not_run_is_named(done):
