@@ -17,7 +17,7 @@ UNTRAINED = "untrained"
 """The method that leaves the base model as it is."""
 
 SEEDS = range(5)
-GRID = (1e-4, 2e-4, 4e-4, 8e-4, 1.6e-3)
+GRID = (4e-4, 8e-4, 1.6e-3, 3.2e-3, 6.4e-3)
 """Learning rates of a curve, a factor 2 apart."""
 BEYOND = 2
 """Values that a curve may get beyond an end of the grid, while its best one is the last there."""
