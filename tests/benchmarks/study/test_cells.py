@@ -37,7 +37,7 @@ def test_keys_name_their_cells():
     assert len({cell.key for cell in known}) == len(known)
     line = {**known[3].as_dict(), "more": 1}
     assert Cell.of(line) == known[3]
-    assert known[3].key == "cpu/smollm2/gsm8k/320/lora-r40/0.0004/0"
+    assert known[3].key == f"cpu/smollm2/gsm8k/320/lora-r40/{GRID[2]:g}/0"
 
 
 def test_seeds_are_known_once_the_curve_is_done():

@@ -74,7 +74,7 @@ def test_methods_are_compared_pair_by_pair(done):
     assert own["method"] == "`lora-r40`" and own["seeds"] == "5"
     assert own["difference"] == "-9.07 %"  # 0.1 of 1.102
     assert own["held-out loss"] == "1.0020"
-    assert own["text"] == "+0.0004"
+    assert own["text"] == f"+{GRID[2]:.4f}"
     assert dict(zip(report.COMPARED, rows[1], strict=True))["difference"] == ""
 
 
@@ -107,7 +107,7 @@ def test_cells_run_in_two_precisions_stand_side_by_side(done):
     twin = done[key] | {"device": "cpu-bf16", "held_out": {"loss": 1.1011}}
     text = report.precision({**done, key.replace("cpu/", "cpu-bf16/", 1): twin})
     assert text.splitlines()[2:] == [
-        "| `smollm2/gsm8k/320/uniform/0.0004/0` | 1.10000 | 1.10110 | 0.100 % |"
+        f"| `smollm2/gsm8k/320/uniform/{GRID[2]:g}/0` | 1.10000 | 1.10110 | 0.100 % |"
     ]
 
 
