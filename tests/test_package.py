@@ -5,12 +5,12 @@ import json
 import re
 import sys
 import tomllib
-from multiprocessing import get_context
 from pathlib import Path
 
 import pytest
 
 from helpers import hosts
+from helpers.forks import finished, fork
 
 PACKAGE = Path(__file__).parents[1] / "axolotl_alphalora"
 
@@ -107,15 +107,12 @@ def check_registration(order):
 
 
 @pytest.mark.usefixtures("combinations")
-@pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
 @pytest.mark.parametrize("order", ORDERS)
-def test_peft_knows_the_method_in_whatever_order_the_two_are_imported(order):
+def test_peft_knows_the_method_in_whatever_order_the_two_are_imported(order, tmp_path):
     import peft  # noqa: F401  its dependencies take long
 
-    child = get_context("fork").Process(target=check_registration, args=(ORDERS[order],))
-    child.start()
-    child.join()
-    assert child.exitcode == 0
+    log = tmp_path / "log.txt"
+    finished(fork(check_registration, ORDERS[order], output=log), log)
 
 
 FLOW = (
