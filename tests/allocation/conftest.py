@@ -1,4 +1,4 @@
-"""A directory of installed packages with strategies, which this process finds."""
+"""Two plans, and a directory of installed packages with strategies, which this process finds."""
 
 import importlib
 import sys
@@ -6,7 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from axolotl_alphalora.allocation import registry, strategy
+from axolotl_alphalora.allocation import ModulePlan, Plan, UnitPlan, registry, strategy
+from axolotl_alphalora.settings import MatrixQuality
+from helpers.allocating import model
+from helpers.allocating import plan as planned
 
 _REGISTERED = """
 from axolotl_alphalora.allocation import Options, Problem, Strategy, hookimpl
@@ -57,3 +60,55 @@ def site(tmp_path, monkeypatch):
     for module in site.modules:
         sys.modules.pop(module, None)
     registry.cache_clear()
+
+
+def module(name, experts, measured, sensitivity=None):
+    shape = (64, 32)
+    return ModulePlan(
+        name=name,
+        shape=shape,
+        experts=experts,
+        rank=8,
+        sensitivity=sensitivity,
+        quality=MatrixQuality(name, shape, *measured),
+    )
+
+
+@pytest.fixture
+def plan():
+    return Plan(
+        base_model="some/model",
+        weights={"source": "safetensors", "dtype": "bfloat16", "revision": None},
+        strategy={
+            "name": "alphalora",
+            "package": "axolotl-alphalora 0.1.0",
+            "options": {"estimator": "xmin_peak", "beta": 2.5, "list": [1, {"a": None}]},
+        },
+        sample={"tasks": {"sums": 3, "rhymes": 2}, "seed": 0, "digest": "00ff"},
+        budget={
+            "kind": "total_parameters",
+            "asked": 5000,
+            "spent": 3168,
+            "unspent": 1832,
+            "min_experts": 0,
+            "max_experts": None,
+            "optimizer": None,
+        },
+        top_k=2,
+        rank=8,
+        units=(
+            UnitPlan(name="layers.0", score=2.1, experts=1, interval=None),
+            UnitPlan(name="layers.1", score=None, experts=1.5, interval=(2.0, 2.5)),
+        ),
+        modules=(
+            module("layers.0.q", 1, (2.1, 0.25, 0.5, 9, 32, 32), {"sums": 0.5, "rhymes": 2.0}),
+            module("layers.1.q", 3, (2.5, 0.5, 0.0625, 17, 32, 31, "why")),
+            ModulePlan(name="layers.1.k", shape=(16, 32), experts=0, rank=8),
+        ),
+    )
+
+
+@pytest.fixture
+def ranks():
+    """A plan whose numbers are spent on rank."""
+    return planned("mola", model(2), options={"shape": "13"}, rank=4, spend="rank")

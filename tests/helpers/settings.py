@@ -2,12 +2,15 @@
 
 from functools import cache
 
+import yaml
 from axolotl.integrations.base import PluginManager
 from axolotl.integrations.config import merge_input_args
 from axolotl.utils.config import validate_config
 from axolotl.utils.dict import DictDefault
+from click.testing import CliRunner
 
 from axolotl_alphalora import AlphaLoraPlugin
+from axolotl_alphalora.cli import alphalora
 
 NAME = "axolotl_alphalora.AlphaLoraPlugin"
 GPU = {"bf16": True, "fp8": False, "tf32": True, "n_gpu": 1, "compute_capability": "sm_90"}
@@ -54,3 +57,12 @@ def validate(capabilities=None, **changes) -> DictDefault:
     """The configuration as the host makes it, optionally for a machine with a GPU."""
     environment = {"torch_version": "2.10.0"} if capabilities else None
     return validate_config(DictDefault(base_yaml(**changes)), capabilities, environment)
+
+
+def plan(folder, **changes) -> str:
+    """What `alphalora plan` prints for a YAML, in one line."""
+    path = folder / "config.yml"
+    path.write_text(yaml.safe_dump(base_yaml(**changes)))
+    result = CliRunner().invoke(alphalora, ["plan", str(path)])
+    said = " ".join(result.output.split())
+    return f"exit {result.exit_code}: {said}"

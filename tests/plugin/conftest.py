@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from helpers import settings
-from helpers.models import save_tiny_model
+from helpers.models import save_tiny_model, tiny_llama
 
 
 @dataclass
@@ -142,6 +142,14 @@ def plugin(monkeypatch, tmp_path):
     """Our plugin, loaded by the host in this process, in an empty working directory."""
     monkeypatch.chdir(tmp_path)
     return settings.register(monkeypatch)
+
+
+@pytest.fixture(scope="session")
+def model(tmp_path_factory):
+    """A folder that holds the tiny Llama and no tokenizer."""
+    folder = tmp_path_factory.mktemp("model") / "tiny"
+    tiny_llama().save_pretrained(folder)
+    return folder
 
 
 @pytest.fixture(scope="session")

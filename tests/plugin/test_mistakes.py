@@ -3,10 +3,6 @@
 Each through the host's own validation and, where that reads the key, through `alphalora plan`.
 """
 
-import ast
-import json
-import logging
-
 import pytest
 import yaml
 from axolotl.integrations.base import AdapterCapabilities, load_plugin
@@ -18,17 +14,14 @@ from peft import LoraConfig, get_peft_model
 from pydantic import ValidationError
 from transformers import LlamaForCausalLM
 
-from axolotl_alphalora.adapter import AlphaLoraConfig, resolve_targets
+from axolotl_alphalora.adapter import AlphaLoraConfig
 from axolotl_alphalora.allocation import registry
 from axolotl_alphalora.cli import alphalora
 from axolotl_alphalora.planning import AlphaLoraConfigBlock
-from axolotl_alphalora.planning.config import MIXTURE
 from axolotl_alphalora.planning.keys import KEYS, PLUGIN, REFUSED_KEYS, check_spelling
-from axolotl_alphalora.plugin import loading
 from axolotl_alphalora.plugin.options import HONOURED
 from helpers import settings
-from helpers.models import tiny_llama
-from helpers.settings import base_yaml, validate
+from helpers.settings import base_yaml, plan, validate
 
 WRONG = {
     "base_model": [7, ["a"]],
@@ -74,23 +67,6 @@ WRONG_IN_BLOCK = {
     "init_split": ["qr", 1],
     "plan": ["", 5, ["a"]],
 }
-EXCLUDED = {"lora_exclude_modules": ["k_porj"]}
-NO_MODULES = [
-    (EXCLUDED, ["lora_exclude_modules='k_porj'", "Did you mean k_proj?"]),
-    (
-        {"lora_exclude_modules": ["lm_head", "model.layers.1.mlp.up_prj"]},
-        ["up_prj'", "Did you mean model.layers.1.mlp.up_proj?"],
-    ),
-    ({"lora_exclude_modules": "k_proj"}, ["lora_exclude_modules='k_proj'", "[q_proj]"]),
-    ({"lora_exclude_modules": r".*\.k_porj"}, ["lora_exclude_modules='.*", "write a list"]),
-    ({"lora_target_modules": ["q_porj"]}, ["lora_target_modules=['q_porj']", "k_proj"]),
-    ({"lora_modules_to_save": ["lm_haed"]}, ["lora_modules_to_save='lm_haed'", "mean lm_head?"]),
-    ({"peft_layers_to_transform": [2]}, ["peft_layers_to_transform names block 2"]),
-    (
-        {"peft_layers_to_transform": [0], "peft_layers_pattern": ["blocks"]},
-        ["peft_layers_pattern='blocks'", "layers (model.layers)"],
-    ),
-]
 
 
 @pytest.fixture(autouse=True)
@@ -98,22 +74,6 @@ def plugin(monkeypatch, tmp_path):
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     monkeypatch.chdir(tmp_path)
     return settings.register(monkeypatch)
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("model") / "tiny"
-    tiny_llama().save_pretrained(folder)
-    return folder
-
-
-def plan(folder, **changes) -> str:
-    """What `alphalora plan` prints for a YAML, in one line."""
-    path = folder / "config.yml"
-    path.write_text(yaml.safe_dump(base_yaml(**changes)))
-    result = CliRunner().invoke(alphalora, ["plan", str(path)])
-    said = " ".join(result.output.split())
-    return f"exit {result.exit_code}: {said}"
 
 
 def said_by_host(**changes) -> str:
@@ -309,164 +269,6 @@ def test_an_adapter_is_no_base_model(tmp_path, model, lora):
     for said in (said_by_host(**wrong), plan(tmp_path, **wrong)):
         assert f"{tmp_path / 'run'} holds an adapter and no base model" in said
         assert f"as `base_model` ({model})" in said and f"as `{key}`" in said
-
-
-@pytest.mark.parametrize(("changes", "parts"), NO_MODULES, ids=str)
-def test_names_that_match_nothing_come_before_the_data(tmp_path, plugin, model, changes, parts):
-    linear = {"lora_target_linear": "lora_target_modules" not in changes}
-    changes = {"base_model": str(model), **linear, **changes}
-    with pytest.raises(ValueError) as error:
-        plugin.load_datasets(validate(**changes))
-    for said in (str(error.value), plan(tmp_path, **changes)):
-        for part in parts:
-            assert part in said
-
-
-@pytest.mark.parametrize(
-    "excluded", [["k_porj"], "k_proj", r".*\.k_porj", ["mlp"], ["model.layers.0"], ".*mlp"]
-)
-def test_peft_refuses_excludes_that_match_nothing(tiny_llama, excluded):
-    config = AlphaLoraConfig(target_modules="all-linear", exclude_modules=excluded)
-    with pytest.raises(ValueError, match="exclude_modules="):
-        get_peft_model(tiny_llama, config)
-
-
-def test_an_exclude_that_names_what_is_around_layers_tells_how_to_exclude_them(tiny_llama):
-    with pytest.raises(ValueError) as error:
-        resolve_targets(
-            AlphaLoraConfig(target_modules="all-linear", exclude_modules=["mlp"]), tiny_llama
-        )
-    pattern = ast.literal_eval(str(error.value).rpartition("a list: ")[2].rstrip("."))
-    config = AlphaLoraConfig(target_modules="all-linear", exclude_modules=pattern)
-    found = resolve_targets(config, tiny_llama)
-    assert found and not any("mlp" in name for name in found)
-
-
-@pytest.mark.parametrize("excluded", [["lm_head"], ["embed_tokens"], ["score"], r".*\.k_proj"])
-def test_what_is_there_may_be_excluded(tiny_llama, excluded):
-    config = AlphaLoraConfig(target_modules="all-linear", exclude_modules=excluded)
-    assert get_peft_model(tiny_llama, config).peft_config["default"].num_experts
-
-
-@pytest.mark.parametrize(
-    ("changes", "parts"),
-    [
-        ({"alphalora": {"plan": "plan.jsn"}}, ["cannot read the plan plan.jsn"]),
-        ({"lora_model_dir": "./outt"}, ["lora_model_dir: ./outt", "does not exist"]),
-        ({"resume_from_checkpoint": "./outt"}, ["resume_from_checkpoint: ./outt"]),
-        ({"alphalora": {"init_from": "./lroa"}}, ["alphalora.init_from: lroa is no directory"]),
-        ({"alphalora": {"total_experts": 1}}, ["total_experts is 1, but the least"]),
-    ],
-    ids=str,
-)
-def test_what_is_missing_comes_before_the_data(plugin, model, changes, parts):
-    block = {"allocation": "uniform"} if "plan" not in changes.get("alphalora", {}) else {}
-    changes = {**changes, "alphalora": block | changes.get("alphalora", {})}
-    cfg = validate(base_model=str(model), **changes)
-    with pytest.raises(ValueError) as error:
-        plugin.load_datasets(cfg)
-    for part in parts:
-        assert part in str(error.value)
-    plugin.load_datasets(cfg, preprocess=True)  # its data serve other runs too
-
-
-def test_what_was_settled_before_the_data_serves_the_model(plugin, model, monkeypatch):
-    cfg = validate(base_model=str(model), alphalora={"allocation": "uniform"})
-    plugin.load_datasets(cfg)
-    monkeypatch.setattr(loading, "Allocation", None)  # a second one would fail
-    plugin.pre_model_load(cfg)
-
-
-@pytest.mark.parametrize(
-    ("changes", "parts"),
-    [
-        (
-            {"alphalora": {"allocation": "uniform", "top_k": 8}},
-            ["top_k is 8", "no layer has more than 5 experts", "set top_k to 4 or less"],
-        ),
-        (
-            {"alphalora": {"allocation": "uniform", "experts_per_block": 1, "top_k": 8}},
-            ["top_k is 8", "no layer has more than one expert", "plan more experts"],
-        ),
-        (
-            {"alphalora": {"allocation": "uniform", "spend": "rank", "top_k": 4}},
-            ["top_k is 4", "no layer has more than one expert"],
-        ),
-        (
-            {"alphalora": {"allocation": "uniform", "top_k": 0.95}},
-            ["top_k is 0.95, which of 5 experts", "is all of them", "lower top_k"],
-        ),
-        (
-            {"alphalora": {"allocation": "uniform", "experts_per_block": 1, "top_k": 0.5}},
-            ["top_k is 0.5", "no layer has more than one expert", "plan more experts"],
-        ),
-        (
-            {"lora_r": 4096, "alphalora": {"allocation": "uniform"}},
-            ["In 14 of 14 layers", "k_proj (32x64) gets 5 experts of rank 4,096", "lora_r"],
-        ),
-        (
-            {"lora_r": 128, "alphalora": {"allocation": "uniform", "share_a": True}},
-            ["In 14 of 14 layers", "5 experts of rank 128, which share one A, 128 in all"],
-        ),
-        (
-            {"alphalora": {"allocation": "uniform", "experts_per_block": 1000}},
-            ["The adapter is larger than what it adapts", "on base layers of 73,728", "lora_r"],
-        ),
-    ],
-    ids=str,
-)
-@pytest.mark.parametrize("saved", [False, True])
-def test_a_plan_that_is_hardly_meant_is_said(
-    tmp_path, plugin, model, monkeypatch, caplog, changes, parts, saved
-):
-    changes = {"base_model": str(model), **changes}
-    if saved:
-        (tmp_path / "config.yml").write_text(yaml.safe_dump(base_yaml(**changes)))
-        arguments = [str(tmp_path / "config.yml"), "--output", str(tmp_path / "plan.json")]
-        CliRunner().invoke(alphalora, ["plan", *arguments])
-        made = json.loads((tmp_path / "plan.json").read_text())
-        changes["alphalora"] = {"plan": "plan.json", **{key: made[key] for key in MIXTURE}}
-    monkeypatch.setattr(loading, "_logger", lambda: logging.getLogger("mistakes"))
-    plugin.load_datasets(validate(**changes))
-    logged = " ".join(r.getMessage() for r in caplog.records if r.levelno >= logging.WARNING)
-    for said in (logged, plan(tmp_path, **changes)):
-        for part in parts:
-            assert part in said
-
-
-@pytest.mark.parametrize(
-    "block",
-    [
-        {},
-        {"spend": "rank"},
-        {"top_k": 5},
-        {"top_k": 1},
-        {"top_k": 0.5, "segments": 2, "router_rank": 2, "share_a": True},
-        {"experts_per_block": 9, "share_a": True},
-    ],
-)
-def test_what_is_common_is_no_cause_for_a_word(tmp_path, model, block):
-    said = plan(tmp_path, base_model=str(model), alphalora={"allocation": "uniform", **block})
-    assert said.startswith("exit 0: ") and "Warning" not in said
-
-
-@pytest.mark.refused(
-    "Verbs",
-    "`train`, `evaluate` with a plan, adapter or target that is not there",
-    "before the data",
-)
-@pytest.mark.parametrize(
-    ("verb", "changes", "message"),
-    [
-        ("train", {"alphalora": {"plan": "~/no.json"}}, "cannot read the plan"),
-        ("evaluate", {"lora_model_dir": "./nothing"}, "lora_model_dir: ./nothing has no readable"),
-    ],
-)
-def test_the_host_stops_before_it_tokenises(host, tmp_path, verb, changes, message):
-    prepared = tmp_path / "prepared"
-    run = host.run(tmp_path, verb, dataset_prepared_path=str(prepared), **changes)
-    assert run.code != 0 and message in " ".join(run.log.split())
-    assert not prepared.exists()
 
 
 def test_a_validated_configuration_validates_again(model):

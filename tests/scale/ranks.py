@@ -34,10 +34,18 @@ from transformers import (  # noqa: E402
 )
 
 from axolotl_alphalora.trainer import AlphaLoraCallback  # noqa: E402
-from helpers import settings  # noqa: E402
-from helpers.balancing import Rows, adapted, stack, uneven_rows  # noqa: E402
-from helpers.models import tiny_llama, word_tokenizer  # noqa: E402
+from helpers.balancing import Rows, stack, uneven_rows  # noqa: E402
+from helpers.models import tiny_llama  # noqa: E402
 from helpers.worlds import in_a_world  # noqa: E402
+from scale.starting import (  # noqa: E402
+    NF4,
+    balanced_globally,
+    by_the_host,
+    fresh,
+    loaded,
+    on_meta_but_for_rank_0,
+    on_nf4,
+)
 
 SHARDED = "SHARDED_STATE_DICT"
 REENTRANT = {
@@ -45,12 +53,6 @@ REENTRANT = {
     "gradient_checkpointing_kwargs": {"use_reentrant": True},
 }
 ONE_STEP = {"max_steps": 1, "save_steps": 1}
-NF4 = {
-    "load_in_4bit": True,
-    "bnb_4bit_quant_type": "nf4",
-    "bnb_4bit_use_double_quant": True,
-    "bnb_4bit_compute_dtype": torch.float32,
-}
 BYTES = {"bnb_4bit_quant_storage": "uint8"}
 LAYERS = {"transformer_layer_cls_to_wrap": "LlamaDecoderLayer"}
 ROWS = uneven_rows(32, 40)
@@ -138,66 +140,6 @@ def zero(stage: int) -> dict[str, Any]:
     }
     # As Axolotl has it under ZeRO-3.
     return {"deepspeed": config} | (REENTRANT if stage == 3 else {})
-
-
-def fresh(folder: Path, **options: Any) -> PeftModel:
-    return adapted(LlamaForCausalLM.from_pretrained(folder / "base", **options))
-
-
-def balanced_globally(folder: Path) -> PeftModel:
-    base = LlamaForCausalLM.from_pretrained(folder / "base")
-    return adapted(base, balance_over="global_batch")
-
-
-def on_nf4(folder: Path) -> PeftModel:
-    return fresh(folder, quantization_config=BitsAndBytesConfig(**NF4))
-
-
-def by_the_host(base: str = "base", **changes: Any) -> Callable[[Path], PeftModel]:
-    """The base as Axolotl's loader makes it with the real plugin, but for the experts' numbers."""
-
-    def load(folder: Path) -> PeftModel:
-        from axolotl.integrations.base import PluginManager
-        from axolotl.loaders.model import ModelLoader
-        from axolotl.utils.config import normalize_config
-
-        from axolotl_alphalora import AlphaLoraPlugin
-
-        class Adapting(AlphaLoraPlugin):
-            def load_adapter(self, model, cfg, **options):
-                return adapted(model), None
-
-        # A mesh of CUDA devices, whatever there is.
-        ModelLoader._set_parallel_config = lambda self: None
-        PluginManager.get_instance().plugins[settings.NAME] = Adapting()
-        cfg = settings.validate(
-            settings.GPU,
-            base_model=str(folder / base),
-            attn_implementation="sdpa",
-            tf32=False,
-            fp16=False,
-            **changes,
-        )
-        normalize_config(cfg)
-        if not cfg.bf16:
-            cfg.torch_dtype = torch.float32  # in fp16, which 8 bits are put in, rounding would show
-        return ModelLoader(cfg, word_tokenizer(eos_token="w1")).load()[0]
-
-    return load
-
-
-def on_meta_but_for_rank_0(folder: Path) -> PeftModel:
-    from axolotl.loaders.utils import materialize_trainable_meta_params
-
-    model = fresh(folder, device_map={"": "meta" if dist.get_rank() else "cpu"})
-    materialize_trainable_meta_params(model)
-    return model
-
-
-def loaded(folder: Path) -> PeftModel:
-    """The adapter from its files, on a base that ZeRO-3 partitions while it loads."""
-    base = LlamaForCausalLM.from_pretrained(folder / "base")
-    return PeftModel.from_pretrained(base, folder / "start", is_trainable=True)
 
 
 def save(trainer: Trainer, folder: Path) -> None:
