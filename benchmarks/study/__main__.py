@@ -62,7 +62,8 @@ def run(options: argparse.Namespace) -> None:
     torch.set_num_threads(options.threads)
     data = options.data or Path(os.environ.get("STUDY_DATA") or ".")
     for name in SETS:
-        read(name, "train", data)
+        for split in ("train", "test"):
+            read(name, split, data)
     with results.locked(options.results):
         while time.monotonic() - start < options.hours * 3600:
             cell = _next(options, skipped)

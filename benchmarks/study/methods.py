@@ -6,7 +6,7 @@ import math
 from argparse import Namespace
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from functools import partial
 from hashlib import sha256
 from importlib.util import find_spec
@@ -29,7 +29,7 @@ from axolotl_alphalora.planning import (
 from axolotl_alphalora.sensitivity import measure_sensitivity
 
 from .. import contestants
-from .cells import UNTRAINED
+from .cells import ALLOCATIONS, CUT, EQUALS, UNTRAINED
 from .rows import Row
 
 RANK, EXPERTS, TOP_K = 8, 5, 2
@@ -40,10 +40,6 @@ SAMPLES = 64
 
 SCALE = 2.0
 """lora_alpha over the rank: of an expert, and of every plain LoRA."""
-
-SEGMENTS = (1, 4)
-"""At which plans are compared."""
-
 
 SHAPE = ("segments", "router_rank", "share_a")
 """Options of a mixture that no plan depends on whose budget is one of experts."""
@@ -89,13 +85,12 @@ class Built:
 Builder = Callable[[Bench], Built]
 
 
-def lora(bench: Bench, *, rank: int = 0, rslora: bool = False) -> Built:
-    """A plain LoRA on all linear layers; rank 0 is the one with a mixture's parameters."""
-    if not rank:
-        shapes = linear_shapes(bench)
-        per_rank = sum(out + inside for out, inside in shapes)
-        routers = sum(EXPERTS * inside for _, inside in shapes)
-        rank = round(EXPERTS * RANK + routers / per_rank)
+def lora(
+    bench: Bench, *, rank: int = 0, rslora: bool = False, equal_to: Mixture | None = None
+) -> Built:
+    """A plain LoRA on all linear layers, of a rank or with a uniform mixture's parameters."""
+    if equal_to is not None:
+        rank = contestants.equal_rank(bench.model, equal_to, EXPERTS, RANK)
     alpha = SCALE * RANK if rslora else SCALE * rank
     config = LoraConfig(
         r=rank,
@@ -228,42 +223,50 @@ def _from_rows(bench: Bench, request: PlanRequest) -> Any:
     return plan_from_model(request, bench.model, None, measured)
 
 
-def _scored() -> dict[str, dict[str, Any]]:
-    scored: dict[str, dict[str, Any]] = {
-        f"alphalora-{estimator}": {"strategy": "alphalora", "estimator": estimator}
-        for estimator in ("hill", "xmin_peak", "ks")
-    }
-    return scored | {name: {"strategy": name} for name in ("sensitivity", "eva")}
-
-
-_LORAS: dict[str, dict[str, Any]] = {
-    "lora-r8": {"rank": 8},
-    "lora-r16": {"rank": 16},
-    "lora-r40": {"rank": 40},
-    "lora-equal": {"rank": 0},
-    "rslora-r40": {"rank": 40, "rslora": True},
-}
-_MIXTURES: dict[str, dict[str, Any]] = {
+_SHAPES: dict[str, dict[str, Any]] = {
     "uniform": {},
     "uniform-seg4": {"segments": 4},
     "uniform-seg8": {"segments": 8},
     "share-a": {"share_a": True},
     "router-rank16": {"router_rank": 16},
+}
+_LORAS: dict[str, dict[str, Any]] = {
+    "lora-r8": {"rank": 8},
+    "lora-r16": {"rank": 16},
+    "lora-r40": {"rank": 40},
+    "rslora-r40": {"rank": 40, "rslora": True},
+    **{equal: {"equal_to": Mixture(**_SHAPES[shape])} for shape, equal in EQUALS},
+}
+_PLANS: dict[str, dict[str, Any]] = {
+    "alphalora-hill": {"strategy": "alphalora", "estimator": "hill"},
+    "alphalora-xmin_peak": {"strategy": "alphalora", "estimator": "xmin_peak"},
+    "alphalora-ks": {"strategy": "alphalora", "estimator": "ks"},
+    "mola-2468": {"strategy": "mola", "shape": "2468"},
+    "mola-8642": {"strategy": "mola", "shape": "8642"},
+    "sensitivity": {"strategy": "sensitivity"},
+    "eva": {"strategy": "eva"},
+}
+
+
+def _planned(name: str) -> dict[str, Any]:
+    """Options of a method that goes by a plan: PLAN[-opposite|-shuffled|-rank][-seg4]."""
+    whole = name.removesuffix("-seg4")
+    options: dict[str, Any] = {} if whole == name else {"segments": 4}
+    plan, _, end = whole.rpartition("-")
+    if end == "rank":
+        return {"allocation": _PLANS[plan], "in_rank": True, **options}
+    if end in ("opposite", "shuffled"):
+        return {"allocation": {**_PLANS[plan], "order": end}, **options}
+    return {"allocation": _PLANS[whole], **options}
+
+
+_MIXTURES: dict[str, dict[str, Any]] = {
+    **_SHAPES,
     "dense": {"top_k": EXPERTS},
     "fixed-router": {"router": "fixed"},
     "shared-router": {"router": "shared"},
+    **{name: _planned(name) for name in (*ALLOCATIONS, *CUT)},
 }
-for _segments in SEGMENTS:
-    _end, _cut = ("", {}) if _segments == 1 else (f"-seg{_segments}", {"segments": _segments})
-    for _shape in ("2468", "8642"):
-        _MIXTURES[f"mola-{_shape}{_end}"] = {"allocation": f"mola:{_shape}", **_cut}
-    for _name, _options in _scored().items():
-        _MIXTURES[f"{_name}{_end}"] = {"allocation": _options, **_cut}
-        for _order in ("opposite", "shuffled"):
-            _ordered = {"allocation": {**_options, "order": _order}, **_cut}
-            _MIXTURES[f"{_name}-{_order}{_end}"] = _ordered
-for _name, _options in _scored().items():
-    _MIXTURES[f"{_name}-rank"] = {"allocation": _options, "in_rank": True}
 
 METHODS: dict[str, Builder] = {
     UNTRAINED: untrained,
@@ -281,10 +284,8 @@ def why_not(method: str) -> str | None:
     options = dict(_MIXTURES.get(method, {}))
     for own in ("router", "in_rank"):
         options.pop(own, None)
-    known = {each.name for each in fields(AlphaLoraConfig)}
-    missing = [name for name in SHAPE if options.pop(name, None) and name not in known]
-    if missing:
-        return f"AlphaLoraConfig has no {', '.join(missing)}"
+    for name in SHAPE:
+        options.pop(name, None)
     try:
         _request("base", options).settings  # noqa: B018 (reads the options)
     except ValueError as error:

@@ -12,12 +12,12 @@ from typing import Any
 
 from . import chart, results
 from .cells import (
-    ALLOCATIONS,
+    CONTROLS,
+    EQUALS,
+    GROUPS,
     PILOT,
-    ROUTERS,
     SEEDS,
-    SHAPES,
-    SHORT,
+    UNTRAINED,
     VARIANCE_OF,
     Cell,
     Line,
@@ -27,7 +27,7 @@ from .cells import (
     losses,
     table,
 )
-from .compare import MINIMUM, Runs, comparisons
+from .compare import COMPARED, MINIMUM, Runs, comparisons, means
 from .devices import DEVICES
 from .stats import LEVEL, POWER, pairs_for, visible
 
@@ -121,39 +121,71 @@ def precision(done: Done) -> str:
 
 
 def questions(done: Done) -> str:
-    """Every setting: the curves of all methods, and the paired comparisons."""
-    groups = {"Shape": SHAPES, "Allocation": ALLOCATIONS, "Routing": ROUTERS, "Short": SHORT}
+    """Every setting: the curves of all methods, the paired comparisons, and what else was seen."""
+    named = list(dict.fromkeys(method for group in GROUPS for method in group))
     parts = []
     for setting in settings(done):
         run = {line["method"] for line in done.values() if _is_in(line, setting)}
-        own = [method for method in dict.fromkeys(sum(groups.values(), ())) if method in run]
-        own += sorted(run - {*own, "untrained"})
+        own = [method for method in named if method in run]
+        own += sorted(run - {*own, UNTRAINED})
         if not own:
             continue
-        parts.append(f"### {_named(setting)}")
-        parts.append(_curve_table(setting, own, done))
-        for reference in ("uniform", "lora-r40"):
-            if rows := comparisons(setting, own, reference, done):
-                parts += [f"Against `{reference}`:", _table(COMPARED, rows)]
-        missing = [name for name in dict.fromkeys(sum(groups.values(), ())) if name not in run]
-        if missing:
+        parts += [f"### {_named(setting)}", _curve_table(setting, own, done)]
+        for title, pairs in (
+            ("Against `uniform`:", [(method, "uniform") for method in own]),
+            ("Against `lora-r40`:", [(method, "lora-r40") for method in own]),
+            ("Mixtures against a plain LoRA of as many parameters:", EQUALS),
+            ("Plans against their controls:", CONTROLS),
+        ):
+            if rows := comparisons(setting, pairs, done):
+                parts += [title, _table(COMPARED, rows)]
+        parts += [
+            part for part in (_forgotten(setting, own, done), _routed(setting, own, done)) if part
+        ]
+        if missing := [name for name in named if name not in run]:
             parts.append(f"Not run here: {', '.join(f'`{name}`' for name in missing)}.")
     return "\n\n".join(parts) or NOTHING
 
 
-COMPARED = (
-    "method",
-    "parameters",
-    "rate",
-    "seeds",
-    "held-out loss",
-    "difference",
-    "95 % interval",
-    "p",
-    "p, Holm",
-    "text",
-    "other sets",
-)
+def _forgotten(setting: Setting, methods: Sequence[str], done: Done) -> str:
+    """How much the loss on the text and on the other sets rose over the base model's."""
+    before = done.get(setting.untrained().key)
+    found = means(setting, methods, done, lambda line: line["others"])
+    if before is None or not found:
+        return ""
+    sets = list(before["others"])
+    rows = [
+        [f"`{method}`", *(f"{losses[name] - before['others'][name]:+.4f}" for name in sets)]
+        for method, losses in found.items()
+    ]
+    return f"Forgetting, at each one's best rate:\n\n{_table(['method', *sets], rows)}"
+
+
+def _routed(setting: Setting, methods: Sequence[str], done: Done) -> str:
+    """What the routers did on the held-out rows."""
+    found = means(setting, methods, done, lambda line: line["routers"])
+    rows = [
+        [
+            f"`{method}`",
+            *(shown(numbers[name]) if name in numbers else "" for name, shown in ROUTED.values()),
+        ]
+        for method, numbers in found.items()
+    ]
+    return f"Routers:\n\n{_table(['method', *ROUTED], rows)}" if rows else ""
+
+
+def _share(value: float) -> str:
+    return f"{100 * value:.1f} %"
+
+
+ROUTED = {
+    "entropy": ("router_entropy", "{:.3f}".format),
+    "largest gate": ("top_gate", "{:.3f}".format),
+    "dead": ("dead_experts", _share),
+    "dead, worst layer": ("dead_worst", _share),
+    "told of tasks": ("specialisation", "{:.3f}".format),
+}
+"""Head of a column to the figure of a line and how it is written."""
 
 
 def cells(done: Done) -> str:
@@ -161,14 +193,13 @@ def cells(done: Done) -> str:
     if not done:
         return NOTHING
     heads = ["cell", "parameters", "held-out loss", "text", "others", "entropy", "dead"]
-    heads += ["answers", "s", "KiB a token", "commit"]
+    heads += ["answers", "s", "MiB", "KiB a token", "commit"]
     return _table(heads, [_cell_row(key, line) for key, line in done.items()])
 
 
 def _cell_row(key: str, line: Line) -> list[str]:
     routers = line["routers"] or {}
     others = [loss for name, loss in line["others"].items() if name != "text"]
-    answered = line["answered"]
     kept = line.get("kept_bytes")
     return [
         f"`{key}`",
@@ -177,12 +208,21 @@ def _cell_row(key: str, line: Line) -> list[str]:
         f"{line['others']['text']:.{DIGITS}f}",
         f"{fmean(others):.{DIGITS}f}" if others else "",
         f"{routers['router_entropy']:.3f}" if routers else "",
-        f"{100 * routers['dead_experts']:.1f} %" if "dead_experts" in routers else "",
-        f"{answered['right']} of {answered['rows']}" if answered["rows"] else "",
+        _share(routers["dead_experts"]) if "dead_experts" in routers else "",
+        _answers(line["answered"]),
         f"{sum(line['seconds'].values()):.0f}",
+        f"{line['peak_mib']:,}",
         f"{kept / 1024:,.0f}" if kept else "",
         line["commit"],
     ]
+
+
+def _answers(answered: Mapping[str, Any]) -> str:
+    """Right answers, and the interval of their share."""
+    if not answered["rows"]:
+        return ""
+    low, high = answered["interval"]
+    return f"{answered['right']} of {answered['rows']} ({100 * low:.0f} to {100 * high:.0f} %)"
 
 
 def _curve_table(setting: Setting, methods: Sequence[str], done: Done) -> str:

@@ -7,8 +7,9 @@ import gc
 import platform
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from hashlib import sha256
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -83,6 +84,7 @@ def run_cell(
         "cell": cell.key,
         **cell.as_dict(),
         "recipe": recipe.as_dict(),
+        "digest": digest([*training, *own]),
         "parameters": trained,
         **built.facts,
         **facts,
@@ -96,6 +98,12 @@ def run_cell(
         "machine": machine_name(),
         "threads": threads,
     }
+
+
+def digest(rows: Sequence[study_rows.Row]) -> str:
+    """16 hexadecimal digits of rows: the tokens, and which of them are labels."""
+    said = repr([(row.ids, row.labels) for row in rows])
+    return sha256(said.encode()).hexdigest()[:16]
 
 
 @contextmanager

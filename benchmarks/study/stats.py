@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from statistics import fmean, stdev
+from typing import Any
 
 import numpy as np
 
@@ -62,7 +63,7 @@ def paired_p(differences: Sequence[float]) -> float | None:
     return 2 * (1 - t_cdf(abs(t), len(differences) - 1))
 
 
-def holm(p_values: Mapping[str, float]) -> dict[str, float]:
+def holm(p_values: Mapping[Any, float]) -> dict[Any, float]:
     """Holm's correction for the number of comparisons."""
     found, largest = {}, 0.0
     for place, name in enumerate(sorted(p_values, key=p_values.__getitem__)):

@@ -10,8 +10,9 @@ from torch import nn
 from transformers import AutoModelForCausalLM
 
 from benchmarks.study import bases, cells, rows
+from benchmarks.study import methods as methods_module
 from benchmarks.study.__main__ import main as study
-from benchmarks.study.methods import Bench
+from benchmarks.study.methods import METHODS, Bench, Built, why_not
 from benchmarks.study.rows import draw
 from helpers.models import byte_tokenizer, tiny_llama
 
@@ -62,8 +63,12 @@ def bench(folder: str, tokenizer, count: int = 12, seed: int = 0) -> Bench:
     return Bench(model, folder, draw(sums(count), count, tokenizer), seed)
 
 
-def run(folder: Path, *arguments: str) -> None:
-    """The study's command on a tiny table: two methods, a curve of one rate, one set of data.
+def _broken(_: Bench) -> Built:
+    raise RuntimeError("it breaks")
+
+
+def run(folder: Path, *arguments: str, methods: tuple[str, ...] = ("lora-r8", "uniform")) -> None:
+    """The study's command on a tiny table: a curve of one rate, one set of data.
 
     Changes the study's modules, so call it in a process of its own.
     """
@@ -72,7 +77,13 @@ def run(folder: Path, *arguments: str) -> None:
     rows.SETS["gsm8k"] = 8
     rows.TEXT = folder / "data" / "text.txt"
     cells.GRID, cells.BEYOND, cells.SEEDS = (1e-3,), 0, range(2)
-    cells.PILOT = ("lora-r8", "uniform")
-    cells.SHAPES = cells.ALLOCATIONS = cells.ROUTERS = cells.SHORT = ()
+    METHODS["broken"] = _broken
+    known = why_not
+    methods_module.why_not = lambda method: (
+        "it is not installed" if method == "absent" else known(method)
+    )
+    cells.PILOT, cells.VARIANCE_OF = methods, methods[-1]
+    for group in ("SHAPES", "ALLOCATIONS", "CUT", "ROUTERS", "SHORT", "SKILLS"):
+        setattr(cells, group, ())
     cells.Setting = partial(cells.Setting, rows=16)
     study([*arguments, "--results", f"{folder}/results.jsonl", "--cells", "*/smollm2/gsm8k/16/*"])

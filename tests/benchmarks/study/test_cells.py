@@ -18,10 +18,30 @@ def results(method, losses, seed=0):
     return found
 
 
-def test_every_method_of_the_table_can_be_built_by_name():
-    groups = (cells.PILOT, cells.SHAPES, cells.ALLOCATIONS, cells.ROUTERS, cells.SHORT)
-    assert {name for group in groups for name in group} <= set(METHODS)
+def test_the_methods_are_those_of_the_table_and_of_its_comparisons():
+    named = {name for group in cells.GROUPS for name in group}
+    assert named | {cells.UNTRAINED} == set(METHODS)
+    assert {name for pair in (*cells.CONTROLS, *cells.EQUALS) for name in pair} <= named
+    assert {*cells.PILOT, cells.VARIANCE_OF} <= named
     assert all("/" not in name for name in METHODS)
+
+
+def test_every_scored_plan_has_its_controls():
+    for plan in ("alphalora-hill", "mola-2468", "sensitivity", "eva"):
+        controls = [other for own, other in cells.CONTROLS if own == plan]
+        assert len(controls) == 3 and f"{plan}-rank" in controls, plan
+
+
+def test_a_router_of_low_rank_is_also_run_on_the_quickstarts_data():
+    run = {cell.method for cell in table({}) if cell.data == "skills"}
+    assert run == {cells.UNTRAINED, *cells.SKILLS} and "router-rank16" in run
+
+
+def test_a_methods_seeds_follow_its_curve():
+    done = results("lora-r40", dict(zip(GRID, (3.0, 2.0, 1.0, 2.0, 3.0), strict=True)))
+    methods = [cell.method for cell in table(done) if (cell.data, cell.rows) == ("gsm8k", 320)]
+    whole = methods[1 + 3 * len(GRID) :]  # after the pilot
+    assert whole[:4] == ["lora-r40"] * 4 and whole[4] == cells.SHAPES[3]
 
 
 def test_the_pilots_curves_come_first():

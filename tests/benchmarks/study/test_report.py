@@ -29,10 +29,13 @@ def line(method, rate, seed, loss):
             "rows": list(rows),
             "labels": LABELS,
         },
+        "recipe": {"batch": 8},
+        "digest": "00ff",
         "routers": {"router_entropy": 0.5, "dead_experts": 0.25} if method == "uniform" else None,
         "others": {"bbh": 3.0 + rate, "text": 4.0 + rate},
         "answered": {"rows": 0, "why": "not asked for"},
         "seconds": {"train": 12.0},
+        "peak_mib": 2006,
         "commit": "abc",
     }
 
@@ -69,25 +72,72 @@ def test_a_variance_that_is_not_complete_is_said_to_be_so(done):
 
 
 def test_methods_are_compared_pair_by_pair(done):
-    rows = comparisons(HERE, ["lora-r40", "uniform"], "uniform", done)
-    own = dict(zip(report.COMPARED, rows[0], strict=True))
-    assert own["method"] == "`lora-r40`" and own["seeds"] == "5"
+    (row,) = comparisons(HERE, [("lora-r40", "uniform"), ("uniform", "uniform")], done)
+    own = dict(zip(report.COMPARED, row, strict=True))
+    assert own["method"] == "`lora-r40`" and own["against"] == "`uniform`"
+    assert own["seeds"] == "5" and own["tasks"] == ""
     assert own["difference"] == "-9.07 %"  # 0.1 of 1.102
     assert own["held-out loss"] == "1.0020"
-    assert own["text"] == f"+{GRID[2]:.4f}"
-    assert dict(zip(report.COMPARED, rows[1], strict=True))["difference"] == ""
+
+
+def add(done, method, loss, **changes):
+    """A whole curve and five seeds of a method."""
+    for rate in GRID:
+        one = line(method, rate, 0, loss + (rate != GRID[2])) | changes
+        done[one["cell"]] = one
+    for seed in range(1, 5):
+        one = line(method, GRID[2], seed, loss + 0.001 * seed + 0.0005 * (-1) ** seed) | changes
+        done[one["cell"]] = one
+
+
+def test_plans_are_compared_with_their_controls_and_shapes_with_an_equal_lora(done):
+    for method, loss in (("alphalora-hill", 1.2), ("alphalora-hill-shuffled", 1.0)):
+        add(done, method, loss)
+    add(done, "lora-equal", 1.0)
+    text = report.questions(done)
+    controls = text.partition("Plans against their controls:")[2]
+    assert "| `alphalora-hill` | `alphalora-hill-shuffled` |" in controls
+    assert "+19.96 %" in controls  # 0.2 of 1.002
+    assert "`alphalora-hill-opposite` |" not in controls
+    equals = text.partition("as many parameters:")[2].partition("Plans against")[0]
+    assert "| `uniform` | `lora-equal` |" in equals and "+9.98 %" in equals
+
+
+@pytest.mark.parametrize(
+    ("changes", "what"),
+    [({"recipe": {"batch": 9}}, "recipes"), ({"digest": "11ff"}, "rows")],
+)
+def test_runs_of_other_rows_or_another_recipe_are_not_compared(done, changes, what):
+    add(done, "dense", 1.0, **changes)
+    with pytest.raises(ValueError, match=f"dense/.*and .*uniform/.*: their {what} differ"):
+        comparisons(HERE, [("dense", "uniform")], done)
+
+
+def test_tasks_are_counted_on_which_a_method_is_the_better_one(done):
+    add(done, "dense", 1.0)
+    for key, one in done.items():
+        sums = 1.5 if "/dense/" in key else 1.4
+        one["held_out"]["by_task"] = {"gsm8k": one["held_out"]["loss"], "sums": sums}
+    (row,) = comparisons(HERE, [("dense", "uniform")], done)
+    assert dict(zip(report.COMPARED, row, strict=True))["tasks"] == "1 of 2"
+
+
+def test_forgetting_routers_and_answers_are_shown(done):
+    text = report.questions(done)
+    rise = f"+{GRID[2]:.4f}"
+    forgotten = text.partition("Forgetting")[2].partition("Routers")[0]
+    assert f"| `uniform` | {rise} | {rise} |" in forgotten and "`lora-r40`" in forgotten
+    routers = text.partition("Routers:")[2]
+    assert "| `uniform` | 0.500 |  | 25.0 % |  |  |" in routers and "`lora-r40` |" not in routers
+    one = done[HERE.cell("uniform", GRID[2], 0).key]
+    one["answered"] = {"rows": 50, "right": 5, "interval": [0.0434, 0.2136], "by": "likelihood"}
+    assert "| 5 of 50 (4 to 21 %) |" in report.cells(done)
 
 
 def test_p_values_are_corrected_for_the_rows_of_a_table(done):
-    for shift, method in ((0.001, "dense"), (0.002, "share-a")):
-        for index, rate in enumerate(GRID):
-            one = line(method, rate, 0, 1.1 + shift + 0.05 * abs(index - 2))
-            done[one["cell"]] = one
-        for seed in range(1, 5):
-            noise = 0.0005 * (-1) ** seed
-            one = line(method, GRID[2], seed, 1.1 + shift + noise + 0.001 * seed)
-            done[one["cell"]] = one
-    rows = comparisons(HERE, ["dense", "share-a"], "uniform", done)
+    add(done, "dense", 1.101)
+    add(done, "share-a", 1.102)
+    rows = comparisons(HERE, [("dense", "uniform"), ("share-a", "uniform")], done)
     found = [dict(zip(report.COMPARED, row, strict=True)) for row in rows]
     plain = [float(row["p"]) for row in found]
     corrected = [float(row["p, Holm"]) for row in found]

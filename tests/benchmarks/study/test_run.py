@@ -4,7 +4,9 @@ import json
 import os
 import signal
 import time
+from functools import partial
 from importlib import import_module
+from pathlib import Path
 
 import pytest
 
@@ -25,8 +27,8 @@ def benchmark(tmp_path):
         save_data(tmp_path / name / "data")
         return tmp_path / name
 
-    def start(folder, *arguments):
-        return fork(run, folder, *arguments, output=folder / "log.txt")
+    def start(folder, *arguments, **options):
+        return fork(partial(run, **options), folder, *arguments, output=folder / "log.txt")
 
     return make, start
 
@@ -59,8 +61,25 @@ def test_a_run_that_is_killed_loses_one_cell_at_most(benchmark):
     for line, other in zip(lines, others, strict=True):
         assert {k: line.get(k) for k in KEEP} == {k: other.get(k) for k in KEEP}
     assert len(keys) == 4
+    for line in lines:
+        assert line["machine"] and line["versions"]["torch"] and line["recipe"]["batch"]
+        assert line["commit"] or not (Path(__file__).parents[3] / ".git").exists()
+        assert sum(line["seconds"].values()) > 0 and line["threads"] == 1
+    assert len({line["digest"] for line in lines}) == 1
     shown = finished(start(killed, "list"), log)
     assert shown.endswith(f"{len(keys)} of {len(keys)} cells are done\n")
+
+
+def test_what_fails_or_cannot_be_built_is_left_and_the_rest_is_run(benchmark):
+    make, start = benchmark
+    folder = make("failing")
+    arguments = ["run", "--hours", "1", "--threads", "1", "--answers", "2", "--data"]
+    child = start(folder, *arguments, str(folder / "data"), methods=("broken", "absent", "lora-r8"))
+    said = finished(child, folder / "log.txt")
+    assert "RuntimeError: it breaks" in said and said.count("failed cpu") == 1
+    assert said.count("skipped absent: it is not installed") == 1
+    assert said.endswith("no cell is left\n")
+    assert {line["method"] for line in read(folder)} == {"untrained", "lora-r8"}
 
 
 def test_unknown_cells_are_refused(tmp_path):
@@ -69,6 +88,9 @@ def test_unknown_cells_are_refused(tmp_path):
         main(["list", *arguments])
 
 
-def test_missing_data_is_named_before_anything_is_trained(tmp_path):
-    with pytest.raises(SystemExit, match="gsm8k_train.jsonl is not there: .* --data"):
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_missing_data_is_named_before_anything_is_trained(tmp_path, split):
+    save_data(tmp_path)
+    (tmp_path / f"gsm8k_{split}.jsonl").unlink()
+    with pytest.raises(SystemExit, match=f"gsm8k_{split}.jsonl is not there: .* --data"):
         main(["run", "--data", str(tmp_path), "--results", str(tmp_path / "results.jsonl")])
