@@ -11,8 +11,11 @@ import click
 from rich.console import Console
 
 from ..files import write_whole
+from ..mixture import Mixture
 from ..planning import Planner, base_model, compare_plans, read_source
 from ..planning.as_lora import FORMATS, check_lora, comment
+from ..planning.config import MIXTURE
+from ..planning.request import in_yaml
 from ..planning.source import AS_GIVEN
 from ..report.documents import plans_document
 from ..report.findings import Findings
@@ -114,8 +117,16 @@ def plan(
         if as_json:
             emit(json.dumps(document, indent=2))
     if output is not None:
-        saved = f"\nSaved to {output}{which}\nIn the YAML: alphalora: {{plan: {output}}}"
-        print_as_is(saved, console)
+        print_as_is(f"\nSaved to {output}{which}\nIn the YAML: {_in_block(made, output)}", console)
+
+
+def _in_block(plan: Plan, saved: Path) -> str:
+    """The `alphalora:` block that takes a saved plan, with the shape that it was made for."""
+    usual = Mixture()
+    shape = {key: getattr(plan, key) for key in MIXTURE}
+    keys = {key: value for key, value in shape.items() if value != getattr(usual, key)}
+    said = "".join(f", {key}: {in_yaml(value)}" for key, value in keys.items())
+    return f"alphalora: {{plan: {saved}{said}}}"
 
 
 def _planner(source: Source, console: Any) -> Planner:

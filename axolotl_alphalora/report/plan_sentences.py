@@ -103,8 +103,9 @@ def data_line(plan: Plan, rows: int, tokens: int, folder: str) -> str:
     ratio = plan.trainable_parameters / tokens
     shown = f"{ratio:,.0f}" if ratio >= 100 else f"{ratio:.3g}"
     return (
-        f"Data: {shown} trainable parameters for each training token. There are {tokens:,} "
-        f"tokens with a label in {plural(rows, 'training row')} (one epoch, prepared in {folder})."
+        f"Data: {shown} trainable parameters for each training token, if {folder} holds what this "
+        f"YAML prepared: {tokens:,} tokens with a label in {plural(rows, 'training row')} (one "
+        "epoch)."
     )
 
 
@@ -141,10 +142,11 @@ def cautions(plan: Plan) -> list[str]:
         plan: The plan.
 
     Returns:
-        A paragraph each on a ``top_k`` that leaves nothing to route, on experts that hold more rank
-        than their layers have, and on an adapter that is larger than what it adapts.
+        A paragraph each on a ``top_k`` that leaves nothing to route or weighs layers differently,
+        on experts that hold more rank than their layers have, and on an adapter that is larger than
+        what it adapts.
     """
-    found = (_idle_top_k(plan), _excess_rank(plan), _excess_size(plan))
+    found = (_idle_top_k(plan), _uneven_gates(plan), _excess_rank(plan), _excess_size(plan))
     return [line for line in found if line is not None]
 
 
@@ -174,6 +176,22 @@ def _idle_top_k(plan: Plan) -> str | None:
         f"top_k is {top_k}, and no layer has more than {most} experts, so that every token uses "
         f"all experts of every layer. To route, set top_k to {most - 1} or less, or plan more "
         "experts."
+    )
+
+
+def _uneven_gates(plan: Plan) -> str | None:
+    """On a share of one expert in some layers and of more in others."""
+    if not isinstance(plan.top_k, float):
+        return None
+    active = [plan.mixture.active(number) for number in plan.counts.values() if number > 1]
+    single = active.count(1)
+    if single in (0, len(active)):
+        return None
+    return (
+        f"top_k is {plan.top_k}, which is one expert in {single} of {len(active)} routed layers "
+        "and more in the others. A single expert counts with its probability, several with gates that "
+        "sum to 1, so that updates of the former start out smaller. To have the same everywhere, "
+        "raise top_k, or give a whole number."
     )
 
 

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 from click.testing import CliRunner
 
 from axolotl_alphalora.allocation import Plan
@@ -54,6 +55,29 @@ def test_the_shape_of_the_mixtures_is_printed_saved_and_asked_for_again(tmp_path
     assert Plan.from_dict(json.loads(again.stdout)) == found
     other = plan(config(tmp_path, model, alphalora={"plan": str(saved)}))
     assert other.exit_code == 1 and "the plan says segments 2, but" in other.output
+
+
+def test_the_line_for_the_yaml_is_taken_as_it_is_printed(tmp_path, model):
+    saved = tmp_path / "plan.json"
+    for shape in (SHAPE, {"top_k": 1}, {}):
+        said = plan(config(tmp_path, model, alphalora=shape), "--output", saved).output
+        line = said.replace("\n", " ").partition("In the YAML: ")[2]
+        block = yaml.safe_load(line)["alphalora"]
+        assert block == {"plan": str(saved)} | shape
+        again = plan(config(tmp_path, model, alphalora=block))
+        assert again.exit_code == 0, again.output
+
+
+def test_a_share_of_one_expert_here_and_more_there_is_said(tmp_path, model):
+    def said(**block):
+        return " ".join(plan(config(tmp_path, model, alphalora=block)).output.split())
+
+    uneven = {"allocation": "counts:[2, 4, 8, 8]"}
+    words = "which is one expert in 4 of 8 routed layers and more in the others"
+    assert words in said(top_k=0.25, **uneven)
+    assert words not in said(top_k=0.25, segments=2, **uneven)
+    assert words not in said(top_k=0.5, allocation="counts:[1, 4, 8, 8]")
+    assert words not in said(top_k=1, **uneven)
 
 
 @pytest.mark.parametrize(
