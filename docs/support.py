@@ -107,7 +107,7 @@ SUMMARY: dict[str, tuple[str, ...]] = {
         "Axolotl's `merge-lora` of the exported LoRA",
         "PEFT's `merge_and_unload` of the exported LoRA",
     ),
-    "The routed adapter in vLLM's layers, on stand-ins (`.ci/vllm` has a real vLLM)": (
+    "The routed adapter in vLLM: its arithmetic here, a real vLLM in `.ci/vllm`": (
         "the routed mixture of vLLM's layers, on stand-ins for them",
         "tensor parallelism, on stand-ins for vLLM's layers",
     ),

@@ -76,22 +76,23 @@ class AlphaLoraConfigBlock(BaseModel):
     )
     spend: Literal["experts", "rank"] | None = Field(
         default="experts",
-        description="What the budget buys, experts or rank: N experts, or one of N times the rank.",
+        description="experts: a layer planned N has N experts; rank: one of N times the rank.",
     )
     top_k: TopK = Field(
         default=2,
-        description="Experts that each token is routed to; below 1, their share.",
+        description="Experts that each token uses: a number, or a share such as 0.25.",
     )
     segments: int = Field(
         default=1,
         ge=1,
-        description="Parts that each expert is cut into; must divide lora_r.",
+        description="Finer experts: parts that each one is cut into; must divide lora_r.",
     )
     router_rank: int | None = Field(
         default=None, ge=1, description="Rank of the routers, in two factors; null: full ones."
     )
     share_a: bool = Field(
-        default=False, description="true: the experts of a layer share one A of rank lora_r."
+        default=False,
+        description="true: the experts of a layer share A, the down projection.",
     )
     aux_loss_coef: float = Field(
         default=0.001,
@@ -101,7 +102,7 @@ class AlphaLoraConfigBlock(BaseModel):
     )
     balance_over: Literal["micro_batch", "global_batch"] = Field(
         default="micro_batch",
-        description="micro_batch or global_batch: tokens of one process count, or of all.",
+        description="global_batch: the balance counts tokens of all processes, not of one.",
     )
     router_lr_ratio: float = Field(
         default=1.0,
@@ -112,7 +113,7 @@ class AlphaLoraConfigBlock(BaseModel):
     log_blocks_every: int = Field(
         default=10,
         ge=0,
-        description="Every how many logs the trackers get each block's router statistics; 0: none.",
+        description="Each block's statistics go to the trackers with every Nth log; 0: never.",
     )
     init_from: str | None = Field(
         default=None,
