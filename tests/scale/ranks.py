@@ -12,6 +12,7 @@ import os
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +42,7 @@ from scale.starting import (  # noqa: E402
     NF4,
     balanced_globally,
     by_the_host,
+    cut,
     fresh,
     loaded,
     on_meta_but_for_rank_0,
@@ -262,6 +264,10 @@ RUNS = {
     "zero2": Run(2, lambda: zero(2)),
     "zero3": Run(2, lambda: zero(3), loaded),
     "zero3-resumed": Run(2, lambda: zero(3), loaded, resume="zero3/checkpoint-2"),
+    "cut-single": Run(1, ddp, cut),
+    "cut-ddp": Run(2, ddp, cut),
+    "cut-fsdp": Run(2, fsdp, cut),
+    "cut-zero3": Run(2, lambda: zero(3), partial(loaded, start="start-cut")),
 }
 
 
@@ -317,6 +323,7 @@ def make(folder: Path) -> None:
         folder / "base", quantization_config=config, dtype=torch.bfloat16
     ).save_pretrained(folder / "nf4")
     fresh(folder).save_pretrained(folder / "start")
+    cut(folder).save_pretrained(folder / "start-cut")
 
 
 def main(folder: Path) -> None:

@@ -30,6 +30,13 @@ def balanced_globally(folder: Path) -> PeftModel:
     return adapted(base, balance_over="global_batch")
 
 
+CUT = {"top_k": 0.5, "segments": 2, "router_rank": 3, "share_a": True}
+
+
+def cut(folder: Path) -> PeftModel:
+    return adapted(LlamaForCausalLM.from_pretrained(folder / "base"), **CUT)
+
+
 def on_nf4(folder: Path) -> PeftModel:
     return fresh(folder, quantization_config=BitsAndBytesConfig(**NF4))
 
@@ -75,7 +82,7 @@ def on_meta_but_for_rank_0(folder: Path) -> PeftModel:
     return model
 
 
-def loaded(folder: Path) -> PeftModel:
+def loaded(folder: Path, start: str = "start") -> PeftModel:
     """The adapter from its files, on a base that ZeRO-3 partitions while it loads."""
     base = LlamaForCausalLM.from_pretrained(folder / "base")
-    return PeftModel.from_pretrained(base, folder / "start", is_trainable=True)
+    return PeftModel.from_pretrained(base, folder / start, is_trainable=True)

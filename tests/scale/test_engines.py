@@ -18,6 +18,7 @@ from helpers.balancing import (
     stack,
     uneven_rows,
 )
+from scale.starting import CUT
 
 ROWS = uneven_rows(32, 40)
 BASES = {
@@ -75,10 +76,10 @@ def check_weights(got, want):
         )
 
 
-def check_saved(runs, name, saved="final", **options):
+def check_saved(runs, name, saved="final", shape=None, **options):
     """Every A, B and router is in the file, and plain PEFT gets the run's own model from it."""
     got = {key: weight.shape for key, weight in runs.adapter(name, saved).items()}
-    want = get_peft_model_state_dict(adapted(base(runs)))
+    want = get_peft_model_state_dict(adapted(base(runs), **shape or {}))
     assert got == {key: weight.shape for key, weight in want.items()}
     model = PeftModel.from_pretrained(base(runs, **options), runs.of(name) / saved).eval()
     batch = stack(ROWS[:2])
@@ -297,6 +298,18 @@ def test_deepspeed(runs, whole_gradient, run):
 
 def test_zero3_partitions_the_adapter_too(runs):
     check_sharded(runs, "zero3")
+
+
+@pytest.mark.works(
+    "Scale-out", "`segments`, `router_rank`, `share_a`, `top_k` as a share", "DDP, FSDP2, ZeRO-3"
+)
+@pytest.mark.parametrize("run", ["cut-ddp", "cut-fsdp", "cut-zero3"])
+def test_mixtures_of_any_shape_train_as_in_one_process(runs, run):
+    assert_same(runs.gradients(run), runs.gradients("cut-single"))
+    check_steps(runs, run, like="cut-single")
+    check_saved(runs, run, shape=CUT)
+    if run != "cut-ddp":
+        assert runs.report(run)["held"] < 0.55 * runs.report("cut-ddp")["held"]
 
 
 def test_a_resumed_zero3_run_equals_the_uninterrupted_one(runs):
