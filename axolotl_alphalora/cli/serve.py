@@ -86,7 +86,7 @@ def vllm_command(
     if base != adapter.base_model:
         extra[ANY_BASE_KEY] = True
     command = ["-m", "vllm.entrypoints.openai.api_server", "--model", base]
-    if adapter.revision and base_model is None:
+    if adapter.revision and base == adapter.base_model:
         command += ["--revision", adapter.revision]
     if (adapter.folder / "tokenizer_config.json").is_file():
         command += ["--tokenizer", str(adapter.folder)]

@@ -22,7 +22,7 @@ def options(ranks: Collection[int], gguf: str | None = None) -> dict[str, str]:
         Name of the server to its options, where NAME is what requests ask for as their model, and
         DIR the export.
     """
-    high = max(ranks)
+    low, high = min(ranks), max(ranks)
     found = {}
     if room := next((rank for rank in VLLM_RANKS if rank >= high), None):
         found["vLLM"] = f"--enable-lora --max-lora-rank {room} --lora-modules NAME=DIR"
@@ -31,6 +31,8 @@ def options(ranks: Collection[int], gguf: str | None = None) -> dict[str, str]:
     )
     if gguf is not None:
         found["llama.cpp"] = f"--lora {gguf}"
+    if low == high:
+        found["SGLang"] = "--enable-lora --lora-paths NAME=DIR"
     return found
 
 
@@ -69,7 +71,7 @@ def servers(
     if low == high:
         if gguf is None:
             takers.append("llama.cpp by its `convert_lora_to_gguf.py`")
-        said = [_load_it(f"All layers have rank {high} and alpha {high}", [*takers, "SGLang"])]
+        said = [_load_it(f"All layers have rank {high} and alpha {high}", takers)]
     else:
         what = f"Ranks differ from layer to layer ({low} to {high}; `rank_pattern`)"
         converting = "" if gguf else " Export again with --gguf FILE for llama.cpp."
@@ -80,6 +82,10 @@ def servers(
             f"message.{converting} For SGLang and others that read one rank, export again with "
             "--same-rank, and with --rank 16 or so to keep it small.",
         ]
+    said.append(
+        "mistral.rs wants `rope_theta` in the base's `config.json`, where transformers 5 writes it "
+        "into `rope_parameters`: there, add it to a copy of the base."
+    )
     if prefix is not None:
         said.append(
             f"Its modules are called `{prefix}...`, as in the whole multimodal model, which vLLM "

@@ -1,4 +1,4 @@
-"""Reload a saved adapter with plain PEFT and measure it against its base model.
+"""Reload a saved adapter with plain PEFT, measure it against its base model, and write its probe.
 
     python -m axolotl_alphalora.quickstart.evaluate ADAPTER DATA.jsonl SEQUENCE_LEN RESULT.json
 
@@ -11,9 +11,12 @@ import json
 import sys
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from ..files import write_whole
+from ..files import PROBE, write_whole
+
+if TYPE_CHECKING:
+    from ..samples import Sample
 
 ANSWER_TOKENS = 32
 
@@ -37,11 +40,10 @@ def evaluate(model: Any, tokenizer: Any, data: Path, sequence_len: int) -> dict[
     """
     from tqdm import tqdm
 
-    from ..evaluation import losses_by_task, read_rows
+    from ..evaluation import losses_by_task
 
-    lines = [line for line in data.read_text(encoding="utf-8").split("\n") if line.strip()]
-    samples = read_rows(data, tokenizer, len(lines), sequence_len=sequence_len)
-    first = json.loads(lines[0])
+    samples = _samples(data, tokenizer, sequence_len)
+    first = json.loads(_lines(data)[0])
     example = {"instruction": first["instruction"], "input": first.get("input", "")}
     example["expected"] = first["output"]
     losses: dict[str, dict[str, tuple[float, int]]] = {}
@@ -63,6 +65,40 @@ def evaluate(model: Any, tokenizer: Any, data: Path, sequence_len: int) -> dict[
         },
         "example": example,
     }
+
+
+def ask(model: Any, tokenizer: Any, data: Path, sequence_len: int) -> str:
+    """Ask a PEFT model what some of the rows ask.
+
+    Returns:
+        The content of `probe.json`.
+    """
+    from tqdm import tqdm
+
+    from ..probe import make_probe, prompts_of
+
+    prompts = prompts_of(_samples(data, tokenizer, sequence_len), tokenizer)
+    base = model.peft_config["default"].base_model_name_or_path
+    with tqdm(total=len(prompts)) as bar:
+        made = make_probe(
+            model,
+            tokenizer,
+            prompts,
+            base_model=base,
+            method="alphalora",
+            step=lambda _: bar.update(),
+        )
+    return made.to_json()
+
+
+def _lines(data: Path) -> list[str]:
+    return [line for line in data.read_text(encoding="utf-8").split("\n") if line.strip()]
+
+
+def _samples(data: Path, tokenizer: Any, sequence_len: int) -> list[Sample]:
+    from ..evaluation import read_rows
+
+    return read_rows(data, tokenizer, len(_lines(data)), sequence_len=sequence_len)
 
 
 def _answer(model: Any, tokenizer: Any, row: dict[str, str]) -> str:
@@ -88,7 +124,10 @@ def _answer(model: Any, tokenizer: Any, row: dict[str, str]) -> str:
 if __name__ == "__main__":
     adapter, data, sequence_len, result = sys.argv[1:]
     try:
-        found = evaluate(*load(Path(adapter)), Path(data), int(sequence_len))
+        model, tokenizer = load(Path(adapter))
+        rows = Path(data), int(sequence_len)
+        found = evaluate(model, tokenizer, *rows)
+        write_whole(Path(adapter) / PROBE, ask(model, tokenizer, *rows))
     except (ValueError, OSError) as error:
         sys.exit(str(error))
     write_whole(Path(result), json.dumps(found, indent=2, ensure_ascii=False) + "\n")

@@ -26,7 +26,7 @@ from rich.table import Table
 
 from .. import __version__
 from ..allocation import Plan
-from ..files import ADAPTER_WEIGHTS, cache_root, write_whole
+from ..files import ADAPTER_WEIGHTS, PROBE, cache_root, write_whole
 from ..report.terminal import print_as_is, print_plan
 from .config import (
     ADAPTER_DIRECTORY,
@@ -171,14 +171,15 @@ class Quickstart:
         if whole:
             last = max(int(name.rpartition("-")[2]) for name in whole)
             self._say(f"continuing from step {last}")
+        (output / PROBE).unlink(missing_ok=True)  # of an adapter that is trained anew
         command = ["axolotl.cli.main", "train", config.path, "--launcher", "python"]
         self._do("train", made_from, command, config, total=config.max_steps)
 
     def evaluate(self, config: RunConfig) -> dict[str, Any]:
-        """Measure the adapter, unless these very files have been measured."""
+        """Measure the adapter and write its probe, unless that was done with these very files."""
         result, limit = self.directory / "evaluation.json", str(config.sequence_len)
         made_from = _digest(*self.rows, config.output_dir, config.base_model, limit)
-        if self._is_done("evaluate", made_from, result):
+        if self._is_done("evaluate", made_from, result, config.output_dir / PROBE):
             self._skip("evaluate", f"{result} (evaluated before)")
         else:
             program = f"{__package__}.evaluate"
@@ -200,8 +201,8 @@ class Quickstart:
         for path in checkpoints:
             shutil.rmtree(path)
 
-    def _is_done(self, stage: str, made_from: str, result: Path) -> bool:
-        return self.done.get(stage) == made_from and result.is_file()
+    def _is_done(self, stage: str, made_from: str, *results: Path) -> bool:
+        return self.done.get(stage) == made_from and all(path.is_file() for path in results)
 
     def _do(
         self, stage: str, made_from: str, command: list[Any], config: RunConfig, **options: Any
@@ -261,7 +262,7 @@ def _print_results(config: RunConfig, evaluation: dict[str, Any], console: Conso
         f"""
 Files
   {path}  the YAML, with a comment on every option
-  {adapter}  the adapter
+  {adapter}  the adapter, with {PROBE} for `alphalora probe`
   {directory}  everything else: data, logs, results
 
 Next: talk to it, or edit the YAML (your model, your data) and run this again
@@ -314,6 +315,7 @@ def _digest(*parts: str | Path) -> str:
             content = part.read_bytes()
         elif isinstance(part, Path) and part.is_dir():
             files = sorted(path for path in part.iterdir() if path.suffix in _DIGESTED)
+            files = [path for path in files if path.name != PROBE]  # written from the others
             stats = [(p.name, p.stat().st_size, p.stat().st_mtime_ns) for p in files]
             content = json.dumps(stats).encode()
         sha.update(sha256(content).digest())

@@ -97,6 +97,7 @@ def find_places(
     names = _renamed(model, adapter.planned)
     _check_depth(model, adapter)
     packed: Mapping[str, Sequence[str]] = getattr(model, "packed_modules_mapping", None) or {}
+    uncalled = _uncalled(model, mla)
     places, left = [], set(adapter.planned)
     for name, layer in model.named_modules():
         if not isinstance(layer, kinds.base):
@@ -107,7 +108,7 @@ def find_places(
         modules = [names.get(original) for original in originals]
         if not any(modules):
             continue
-        _check_layer(name, layer, kinds, mla)
+        _check_layer(name, layer, kinds, layer in uncalled)
         divided = isinstance(layer, kinds.row) and layer.tp_size > 1
         place = Place(name, layer, parts_of(name, layer, modules, kinds), divided)
         _check_shapes(place, adapter, weights)
@@ -247,11 +248,22 @@ def _check_depth(model: nn.Module, adapter: SavedAdapter) -> None:
             )
 
 
-def _check_layer(name: str, layer: Any, kinds: Kinds, mla: bool) -> None:
-    if mla and name.endswith("kv_b_proj"):
+def _uncalled(model: nn.Module, mla: bool) -> set[Any]:
+    """Layers whose weight vLLM 0.32 reads without calling them, as far as they are known."""
+    found: set[Any] = set()
+    for name, module in model.named_modules():
+        if mla and name.endswith("kv_b_proj"):
+            found.add(module)
+        if getattr(module, "_fse_fuse_gate", False):  # of fused experts: two gates, one product
+            found |= {module.gate, module.shared_expert_gate}
+    return found
+
+
+def _check_layer(name: str, layer: Any, kinds: Kinds, uncalled: bool) -> None:
+    if uncalled:
         raise ValueError(
-            f"{name}: attention reads its weight without calling it, so that experts there would "
-            "be left out; vLLM cannot serve this adapter"
+            f"{name}: vLLM reads its weight without calling it, so that experts there would be "
+            "left out; it cannot serve this adapter"
         )
     if type(layer).forward not in {getattr(kind, "forward", None) for kind in kinds.known()}:
         raise ValueError(

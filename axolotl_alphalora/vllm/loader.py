@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import nn
@@ -73,6 +73,7 @@ class AlphaLoraLoader(DefaultModelLoader):
             len(self._places),
         )
         self._adapter = None
+        model.load_weights = _refuse  # which is also called without a loader
         return model
 
     def load_weights(self, model: nn.Module, model_config: Any) -> None:
@@ -98,6 +99,10 @@ def _no_reload() -> ValueError:
         "The weights of a base that serves an AlphaLoRA adapter cannot be loaded again in place: "
         "start vLLM anew"
     )
+
+
+def _refuse(*_: Any, **__: Any) -> NoReturn:
+    raise _no_reload()
 
 
 def vllm_kinds() -> Kinds:
@@ -139,6 +144,11 @@ def checked(vllm_config: Any, model_config: Any) -> SavedAdapter:
             "--speculative-config loads a second model, which the adapter does not fit: leave it "
             "out"
         )
+    if getattr(vllm_config, "weight_transfer_config", None) is not None:
+        raise ValueError(
+            "--weight-transfer-config loads other weights in place, which the adapter was not "
+            "trained on: leave it out"
+        )
     parallel = vllm_config.parallel_config
     for name in UNTESTED:
         if getattr(parallel, name, 1) > 1:
@@ -155,8 +165,13 @@ def checked(vllm_config: Any, model_config: Any) -> SavedAdapter:
 
 
 def _same(one: str | None, other: str) -> bool:
-    """Whether two names are those of one base: the same text, or the same directory."""
+    """Whether two names are those of one base: the same text, or the same directory.
+
+    Or the hub's id and where its cache has that: offline, vLLM puts the one in the other's place.
+    """
     if one is None or one == other:
         return one is not None
     paths = [Path(each).expanduser() for each in (one, other)]
+    if f"models--{one.replace('/', '--')}" in paths[1].parts:
+        return True
     return all(path.is_dir() for path in paths) and paths[0].resolve() == paths[1].resolve()

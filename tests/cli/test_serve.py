@@ -71,6 +71,18 @@ def test_another_base_is_confirmed_by_naming_it(folder):
     assert json.loads(found["--additional-config"])["alphalora_any_base"] is True
 
 
+def test_its_own_base_needs_no_confirmation_and_keeps_its_revision(folder):
+    """Offline vLLM puts the base's directory in the place of its id, which the loader knows."""
+    path = folder / "adapter_config.json"
+    own = {"base_model_name_or_path": "org/base", "revision": "v2"}
+    path.write_text(json.dumps(json.loads(path.read_text()) | own))
+    found = options(run(folder, "--print", "--base-model", "org/base"))
+    assert found == options(run(folder, "--print"))
+    assert found["--revision"] == "v2"
+    assert "alphalora_any_base" not in found["--additional-config"]
+    assert "--revision" not in options(run(folder, "--print", "--base-model", "other"))
+
+
 def test_the_adapters_own_tokenizer_and_revision_are_used(folder):
     (folder / "tokenizer_config.json").write_text("{}")
     path = folder / "adapter_config.json"

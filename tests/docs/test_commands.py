@@ -76,8 +76,10 @@ ELSEWHERE = {
     "alphalora probe http://localhost:8080 --probe lora/probe.json": (
         "tests/cli/test_probe_command.py::test_llama_cpp_serves_the_file_as_the_probe_says"
     ),
-    "alphalora probe alphalora-quickstart/adapter --write --data "
-    "alphalora-quickstart/held_out.jsonl": (
+    "alphalora probe http://localhost:8000 --probe alphalora-quickstart/adapter/probe.json": (
+        "tests/quickstart/test_run.py::test_killed_continued_finished"
+    ),
+    "alphalora probe outputs/alphalora --write --data rows.jsonl": (
         "tests/cli/test_probe_command.py::test_a_directory_is_recognised"
     ),
     "pip install docs/example-strategy": (

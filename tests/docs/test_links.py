@@ -31,6 +31,33 @@ def inner_links(page: Path) -> list[str]:
     return [link for link in dict.fromkeys(links) if not re.match(r"[a-z]+:", link)]
 
 
+NAMED = re.compile(r"\[`(test_\w+)`\]\(([^)\s]+\.py)\)")
+
+
+def missing_tests(page: Path) -> list[str]:
+    """The tests that a page names which are not where it says."""
+    found = []
+    for test, link in NAMED.findall(page.read_text()):
+        file = page.parent / link
+        text = file.read_text() if file.exists() else ""
+        if not re.search(rf"^def {test}\(", text, re.M):
+            found.append(f"{test} in {link}")
+    return found
+
+
+def untested_rows(text: str) -> list[str]:
+    """The rows, of tables whose last column is `test`, that name none and do not say `not run`."""
+    found, inside = [], False
+    for line in text.splitlines():
+        if not line.startswith("|"):
+            inside = False
+        elif line.endswith("| test |"):
+            inside = True
+        elif inside and not line.startswith("| ---"):
+            found += [] if NAMED.search(line) or "not run" in line else [line]
+    return found
+
+
 def problem(page: Path, link: str) -> str | None:
     """What is wrong with a relative link, None if nothing is."""
     path, _, anchor = link.partition("#")
@@ -45,6 +72,30 @@ def problem(page: Path, link: str) -> str | None:
 @pytest.mark.parametrize("page", generate.pages(), ids=lambda page: page.name)
 def test_every_relative_link_leads_somewhere(page):
     assert [found for link in inner_links(page) if (found := problem(page, link))] == []
+
+
+@pytest.mark.parametrize("page", generate.pages(), ids=lambda page: page.name)
+def test_every_test_that_is_named_is_in_its_file(page):
+    assert missing_tests(page) == []
+
+
+def test_every_server_and_every_silent_mistake_names_its_test_or_was_not_run():
+    text = (generate.ROOT / "docs" / "export-and-serving.md").read_text()
+    assert re.findall(r"^\| (server|silent mistake) \|.* test \|$", text, re.M) == [
+        "server",
+        "silent mistake",
+    ]
+    assert untested_rows(text) == []
+
+
+def test_a_test_that_is_not_there_and_a_row_without_one_are_found(tmp_path):
+    (tmp_path / "f.py").write_text("def test_a():\n    pass\n\n\ndef test_bc(): ...\n")
+    page = tmp_path / "page.md"
+    page.write_text("[`test_a`](f.py), [`test_b`](f.py), [`test_a`](g.py), [`test_bc`](f.py)")
+    assert missing_tests(page) == ["test_b in f.py", "test_a in g.py"]
+    rows = ["| one | [`test_a`](f.py) |", "| two | not run |", "| three | the same |"]
+    table = "\n".join(["| what | test |", "| --- | --- |", *rows, "", "| four | none |"])
+    assert untested_rows(table) == ["| three | the same |"]
 
 
 def test_the_readme_leads_to_every_kind_of_place():

@@ -44,6 +44,16 @@ def test_the_options_of_each_server():
     }
 
 
+def test_a_server_that_reads_one_rank_is_offered_one():
+    assert options([16, 16])["SGLang"] == "--enable-lora --lora-paths NAME=DIR"
+    assert "SGLang with `--enable-lora --lora-paths NAME=DIR`" in said(16, 16)
+
+
+def test_the_key_of_the_base_that_mistral_rs_misses_is_named():
+    assert "mistral.rs wants `rope_theta` in the base's `config.json`" in said(8, 16)
+    assert "rope_theta" not in said(16, whole=["lm_head"])
+
+
 @pytest.mark.parametrize(
     ("ranks", "room"),
     [((8,), 8), ((9,), 16), ((8, 152), 256), ((257,), 320), ((512,), 512), ((2,), 8), ((1,), 1)],

@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import load_file
 
 from axolotl_alphalora.cli import alphalora
+from axolotl_alphalora.probe import ask_model, judge, read_probe
 from axolotl_alphalora.quickstart import run as quickstart_run
 from axolotl_alphalora.quickstart.config import CONFIG_FILE, write_config
 from axolotl_alphalora.quickstart.evaluate import load
@@ -84,7 +85,15 @@ def test_killed_continued_finished(quickstart, tiny_model, tmp_path):
     assert set(summary["seconds"]) == {"model", "data", "plan", "train", "evaluate"}
     assert summary["config_edited"] is True
 
-    reloaded, _ = load(Path(summary["adapter"]))
+    reloaded, tokenizer = load(Path(summary["adapter"]))
+    probe = read_probe(Path(summary["adapter"]) / "probe.json")
+    assert probe.method == "alphalora" and len(probe.asked) == 6
+    assert f"{summary['adapter']}  the adapter, with probe.json" in output
+    answers = [ask_model(reloaded, tokenizer, one.prompt, probe.tokens) for one in probe.asked]
+    assert judge(probe, answers).served == "adapter"
+    with reloaded.disable_adapter():
+        answers = [ask_model(reloaded, tokenizer, one.prompt, probe.tokens) for one in probe.asked]
+    assert judge(probe, answers).served == "base"
     trained = load_file(logits)
     with torch.inference_mode():
         found = reloaded(input_ids=trained["ids"].to(reloaded.device)).logits.cpu()

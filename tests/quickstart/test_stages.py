@@ -28,6 +28,8 @@ def programs(monkeypatch):
             (config.output_dir / "adapter_model.safetensors").write_bytes(b"weights")
         else:
             Path(command[-1]).write_text('{"rows": 1}')
+        if name == "evaluating":
+            (Path(command[2]) / "probe.json").write_text("{}")
         if os.environ.pop("FAILS", None):
             raise QuickstartError("failed")
 
@@ -124,6 +126,16 @@ def test_checkpoints_that_are_not_ours_are_refused(tmp_path, start, programs, pl
     assert folder.exists() and not programs
 
 
+def test_a_probe_of_the_last_adapter_does_not_stay_beside_a_new_one(start, config, programs):
+    probe = config.output_dir / "probe.json"
+    start().train(config, "run")
+    probe.write_text("{}")
+    start().train(config, "run")
+    assert probe.exists()
+    start().train(config, "other")
+    assert not probe.exists()
+
+
 def test_half_written_datasets_are_dropped(tmp_path, start, config, programs):
     shard = tmp_path / "prepared" / "hash" / "data-00000.arrow"
     shard.parent.mkdir(parents=True)
@@ -153,6 +165,8 @@ def test_what_is_done_is_done_once_and_again_when_its_input_changes(
     (tmp_path / "plan.json").unlink()
     assert everything("run")[0] == ["planning"]
     rows[1].write_text('{"more": 1}\n')
+    assert everything("run")[0] == ["evaluating"]
+    (config.output_dir / "probe.json").unlink()
     assert everything("run")[0] == ["evaluating"]
     (config.output_dir / "adapter_model.safetensors").unlink()
     assert everything("run")[0] == ["training", "evaluating"]

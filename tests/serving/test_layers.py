@@ -305,6 +305,29 @@ def test_weights_that_attention_reads_by_itself_are_refused(tmp_path, monkeypatc
     put(model, tmp_path)  # without such attention it is a layer like any other
 
 
+class Runner(nn.Module):
+    """As vLLM's of fused experts, which holds the gates."""
+
+    def __init__(self, gate, shared_expert_gate, fuses):
+        super().__init__()
+        self.gate, self.shared_expert_gate, self._fse_fuse_gate = gate, shared_expert_gate, fuses
+
+
+@pytest.mark.parametrize("name", ["gate", "shared_expert_gate"])
+def test_gates_whose_weights_become_one_are_refused(tmp_path, monkeypatch, name):
+    monkeypatch.setitem(vllm_layers.SIZES, f"mlp.{name}", (3, 16))
+    save_adapter(tmp_path, {f"model.layers.0.mlp.{name}": 2})
+    model = Model(vllm_layers.weights())
+    mlp = model.model.layers[0].mlp
+    mlp.gate, mlp.shared_expert_gate = (
+        vllm_layers.ReplicatedLinear(torch.ones(3, 16)) for _ in range(2)
+    )
+    mlp.experts = Runner(mlp.gate, mlp.shared_expert_gate, True)
+    refused(model, tmp_path, f"mlp.{name}: .*without calling it")
+    mlp.experts._fse_fuse_gate = False
+    put(model, tmp_path)
+
+
 def test_a_layer_that_is_divided_otherwise_is_refused_only_where_it_is(tmp_path):
     save_adapter(tmp_path, {"model.layers.0.mlp.down_proj": 2})
     base = vllm_layers.weights()

@@ -33,7 +33,7 @@ class DefaultModelLoader:
 
     def load_model(self, vllm_config, model_config, prefix=""):
         assert self.load_config.load_format == "auto"
-        model = Model(vllm_layers.weights(), **vllm_config.world)
+        model = vllm_config.make(vllm_layers.weights(), **vllm_config.world)
         self.load_weights(model, model_config)
         return model.eval()
 
@@ -79,10 +79,12 @@ def config(folder, base="base", *, world=None, parallel=None, **changes):
         "additional_config": {"alphalora": str(folder)},
         "lora_config": None,
         "speculative_config": None,
+        "weight_transfer_config": None,
         "parallel_config": SimpleNamespace(**one | (parallel or {})),
         "model_config": SimpleNamespace(model=str(base), dtype=torch.float32, use_mla=False),
         "device_config": SimpleNamespace(device="cpu"),
         "world": world or {},
+        "make": Model,
     }
     return SimpleNamespace(**options | changes)
 
@@ -130,6 +132,11 @@ OPTIONS = {
         {"parallel": {"decode_context_parallel_size": 2}},
         "--decode-context-parallel-size",
     ),
+    "context parallelism of prompts": (
+        {"parallel": {"prefill_context_parallel_size": 2}},
+        "--prefill-context-parallel-size",
+    ),
+    "weights from a trainer": ({"weight_transfer_config": object()}, "--weight-transfer-config"),
     "a base of another name": ({"base": "other"}, "trained on base, and --model is other"),
 }
 
@@ -153,6 +160,26 @@ def test_what_the_model_shows_is_refused_before_its_weights_are_read(registered,
     assert loader.read == []
 
 
+class Latent(Model):
+    """With multi-head latent attention."""
+
+    def __init__(self, base, **world):
+        super().__init__(base, **world)
+        self.model.layers[0].self_attn.kv_b_proj = vllm_layers.ColumnParallelLinear(
+            torch.ones(16, 16)
+        )
+
+
+def test_what_latent_attention_reads_by_itself_is_refused(registered, tmp_path, monkeypatch):
+    monkeypatch.setitem(vllm_layers.SIZES, "self_attn.kv_b_proj", (16, 16))
+    save_adapter(tmp_path, {"model.layers.0.self_attn.kv_b_proj": 2})
+    asked = config(tmp_path, make=Latent)
+    load(registered, asked)
+    asked.model_config.use_mla = True
+    with pytest.raises(ValueError, match="kv_b_proj: vLLM reads its weight without calling it"):
+        load(registered, asked)
+
+
 def test_another_name_of_the_base_can_be_confirmed(registered, tmp_path):
     save_adapter(tmp_path / "adapter", PLAN)
     extra = {"alphalora": str(tmp_path / "adapter"), "alphalora_any_base": True}
@@ -164,6 +191,33 @@ def test_one_directory_under_two_names_is_one_base(registered, tmp_path, monkeyp
     (tmp_path / "base").mkdir()
     save_adapter(tmp_path / "adapter", PLAN)
     load(registered, config(tmp_path / "adapter", tmp_path / "base"))
+
+
+SNAPSHOT = "hub/models--org--base/snapshots/0123"
+
+
+@pytest.mark.parametrize(
+    ("own", "folder", "same"),
+    [
+        ("org/base", SNAPSHOT, True),
+        ("org/base", f"{SNAPSHOT}/", True),
+        ("base", "hub/models--base/snapshots/0123", True),
+        ("org/bas", SNAPSHOT, False),
+        ("base", SNAPSHOT, False),
+        ("org/base", "hub/datasets--org--base/snapshots/0123", False),
+    ],
+)
+def test_a_base_of_the_hub_may_be_named_by_its_place_in_the_cache(
+    registered, tmp_path, own, folder, same
+):
+    """So vLLM does with HF_HUB_OFFLINE=1."""
+    save_adapter(tmp_path, PLAN, base_model_name_or_path=own)
+    asked = config(tmp_path, tmp_path / folder)
+    if same:
+        load(registered, asked)
+    else:
+        with pytest.raises(ValueError, match=f"was trained on {own}, and --model is "):
+            load(registered, asked)
 
 
 def test_a_base_that_the_adapter_does_not_name_must_be_confirmed(registered, tmp_path):
@@ -187,6 +241,7 @@ def test_weights_are_not_loaded_again(registered, tmp_path):
     for act in (
         lambda: again.get_all_weights(asked.model_config, model),
         lambda: loader.load_weights(model, asked.model_config),
+        lambda: model.load_weights(iter([])),  # as for weights that come without a loader
     ):
         with pytest.raises(ValueError, match="start vLLM anew"):
             act()
