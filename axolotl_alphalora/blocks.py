@@ -47,6 +47,11 @@ def kind_of(module_name: str) -> str:
     return module_name.removeprefix(f"{block_name(module_name)}.")
 
 
+def kind_in_stack(module_name: str) -> str:
+    """Return a module's kind with its stack, by which matrices of equal kind are compared."""
+    return f"{stack_of(module_name)} {kind_of(module_name)}"
+
+
 def group_by_block(names: Iterable[str]) -> dict[str, list[str]]:
     """Group module names by their decoder block.
 

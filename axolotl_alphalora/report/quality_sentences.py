@@ -10,7 +10,7 @@ from statistics import median
 from typing import TYPE_CHECKING
 
 from ..allocation import Plan
-from ..blocks import kind_of
+from ..blocks import kind_in_stack
 from .findings import POOR_DISTANCE, SHORT_TAIL, Findings, is_poor
 from .tables import WARNING, first_of, listed, plural
 
@@ -93,16 +93,16 @@ def _fits(matrices: Sequence[MatrixQuality]) -> list[str]:
 
 def _notes(matrices: Sequence[MatrixQuality]) -> list[str]:
     noted = [row for row in matrices if row.note is not None]
-    known = {kind_of(row.module) for row in matrices if row.alpha is not None}
+    known = {kind_in_stack(row.module) for row in matrices if row.alpha is not None}
     unfitted = [row for row in noted if row.alpha is None]
     groups = (
         (
             "Without a power law, counted with the mean alpha of their kind in the other blocks",
-            [row for row in unfitted if kind_of(row.module) in known],
+            [row for row in unfitted if kind_in_stack(row.module) in known],
         ),
         (
             "Left out of every block, since no matrix of their kind has a power law",
-            [row for row in unfitted if kind_of(row.module) not in known],
+            [row for row in unfitted if kind_in_stack(row.module) not in known],
         ),
         (
             "Fitted to their eigenvalues above round-off only, or to few",

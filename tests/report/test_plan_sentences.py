@@ -99,6 +99,15 @@ def test_a_kind_without_any_power_law_is_said_to_be_left_out():
     assert "mean alpha of their kind" not in said
 
 
+def test_a_kind_of_another_stack_stands_in_for_none():
+    nothing = {"x_min": None, "distance": None, "tail_size": None, "note": "all zero"}
+    vision = matrix("vision.blocks.0", None, "k_proj", **nothing)
+    rows = [vision, matrix("vision.blocks.0", 4.0), *blocks(3.0, 4.0, kind="k_proj")]
+    said = "\n".join(explain(findings(rows)))
+    assert "Left out of every block" in said
+    assert "mean alpha of their kind" not in said
+
+
 def test_modules_are_called_so_where_they_are_what_is_ranked():
     rows = blocks(3.0, 5.0, 2.0)
     scores = {row.module: row.alpha for row in rows}

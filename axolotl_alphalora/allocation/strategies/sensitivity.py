@@ -9,7 +9,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from ...blocks import kind_of, part_of, stack_of
+from ...blocks import kind_in_stack, part_of, stack_of
 from ..strategy import BudgetUse, Options, Problem, Strategy, hookimpl
 
 
@@ -132,7 +132,7 @@ def _groups(problem: Problem, within: str) -> list[list[str]]:
         key = {
             "all": "",
             "group": f"{stack_of(name)} {part_of(name)}",
-            "kind": f"{stack_of(name)} {kind_of(name)}",
+            "kind": kind_in_stack(name),
         }[within]
         groups.setdefault(key, []).append(name)
     return list(groups.values())
