@@ -14,6 +14,7 @@ from ..adapter import AlphaLoraConfig
 from ..adapter.saved_lora import read_lora
 from ..adapter.warm_start import WarmStart
 from ..allocation import SAMPLED, Plan
+from ..hosts.constants import CLASSIFIER_HEADS
 from ..planning import (
     ADAPTER,
     ModelNeeded,
@@ -164,7 +165,7 @@ def check_start(cfg: Any, allocation: Allocation) -> None:
             config = _peft_config(cfg, allocation)
             if cfg.reward_model or cfg.process_reward_model:  # PEFT adds their heads later
                 kept = config.modules_to_save or []
-                config.modules_to_save = [*kept, "classifier", "score"]
+                config.modules_to_save = [*kept, *CLASSIFIER_HEADS]
             plan = Plan.from_dict(allocation.plan)
             sizes = {m.name: (m.shape[1], m.shape[0]) for m in plan.modules}
             WarmStart(lora, config.init_split).check(config, sizes)

@@ -17,7 +17,7 @@ from torch import nn
 from ..activations import measure_explained_variance
 from ..allocation import SAMPLED, Plan, components_needed
 from ..planning import ADAPTER, Measured, MeasureSamples, PlanRequest, plan_from_model
-from ..planning.keys import PLUGIN
+from ..planning.keys import PLUGIN, read_yaml
 from ..planning.planner import DEFAULT_SAMPLES, OfSamples, Shapes
 from ..samples import Sample
 from ..sensitivity import measure_sensitivity
@@ -102,9 +102,7 @@ class HostModel:
 
 def _overrides(config: Path, directory: str) -> dict[str, Any]:
     """What differs from the run: an adapter that costs nothing to plan, and no output."""
-    import yaml
-
-    raw = yaml.safe_load(config.read_text(encoding="utf-8"))
+    raw = read_yaml(config)
     plugins = list(raw.get("plugins") or [])
     return {
         "adapter": ADAPTER,
