@@ -186,8 +186,8 @@ def _uneven_gates(plan: Plan) -> str | None:
     return (
         f"top_k is {plan.top_k}, which is one expert in {single} of {len(active)} routed layers "
         "and more in the others. A single expert counts with its probability, several with gates "
-        "that sum to 1, so that updates of the former start out smaller. To have the same everywhere, "
-        "raise top_k, or give a whole number."
+        "that sum to 1, so that updates of the former start out smaller. To have the same "
+        "everywhere, raise top_k, or give a whole number."
     )
 
 
