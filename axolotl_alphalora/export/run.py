@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 from uuid import uuid4
 
-from ..adapter import AlphaLoraLayer
+from ..adapter import AlphaLoraLayer, adapted_layers
 from ..evaluation import Divergence, calibrate, measure_divergence
 from ..files import ADAPTER_CARD, PROBE
 from ..hosts.peft import get_peft_model_state_dict
@@ -100,7 +100,7 @@ def export_adapter(
     check_output(output)
     if rank == "auto" and max_kl is None:
         raise ValueError("--rank auto looks for the smallest rank within --max-kl: add it.")
-    layers = [module for module in model.modules() if isinstance(module, AlphaLoraLayer)]
+    layers = adapted_layers(model)
     for layer in layers:
         placed(layer.module_name, prefix)
     if gguf is not None:
@@ -259,9 +259,9 @@ def _tied(model: Any) -> list[str]:
         if parameter is not None
     )
     return [
-        module.module_name
-        for module in model.modules()
-        if isinstance(module, AlphaLoraLayer) and uses[id(module.get_base_layer().weight)] > 1
+        layer.module_name
+        for layer in adapted_layers(model)
+        if uses[id(layer.get_base_layer().weight)] > 1
     ]
 
 

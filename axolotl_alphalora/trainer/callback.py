@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from transformers import Trainer, TrainerCallback
 
-from ..adapter import AlphaLoraLayer, find_balancer, find_routers
+from ..adapter import adapted_layers, find_balancer, find_routers
 from ..adapter.balance import LoadBalancer
 from ..adapter.batch import Phase
 from ..adapter.usage import RouterUsage, UsageMeter, summarise
@@ -146,7 +146,7 @@ class AlphaLoraCallback(TrainerCallback):
         trainer = self._trainer or _firing_trainer()
         self.attach(trainer)
         model: Any = trainer.model
-        layers = [m for m in model.modules() if isinstance(m, AlphaLoraLayer)]
+        layers = adapted_layers(model)
         if not layers:
             raise ValueError(
                 "AlphaLoraCallback: the trainer's model has no AlphaLoRA adapter. Add one with "
