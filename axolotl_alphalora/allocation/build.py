@@ -17,14 +17,10 @@ from .plan import Plan, mean_number
 from .records import BudgetRecord, ModulePlan, UnitPlan
 from .registry import Registered, StrategyError
 from .request import AllocationRequest
-from .strategy import Evidence, Options, Problem
+from .strategy import DEFAULT_RHO, Evidence, Options, Problem
 
 DEFAULT_EXPERTS_PER_BLOCK = 5.0
 """The budget where a strategy needs one and none is given: AlphaLoRA's."""
-
-
-DEFAULT_RHO = 2.0
-"""EVA's, for a strategy that goes by activations and has no option of that name."""
 
 
 def resolve_budget(name: str, options: Options, given: Budget | None) -> Budget:

@@ -11,7 +11,7 @@ from ..mixture import Mixture
 from .budget import Budget
 from .records import check_spend
 from .registry import Registered, registry
-from .strategy import Needs, Options
+from .strategy import DEFAULT_SAMPLES, Needs, Options
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,6 +85,12 @@ class AllocationRequest:
             ValueError: If an option is unknown or wrong; names strategy and option.
         """
         return self.registered.options(self.options)
+
+    @property
+    def drawing(self) -> tuple[int, int]:
+        """How many training samples are measured on, and the seed by which they are drawn."""
+        options = self.settings
+        return getattr(options, "samples", DEFAULT_SAMPLES), getattr(options, "seed", 0)
 
     @property
     def granularity(self) -> str:

@@ -22,9 +22,6 @@ if TYPE_CHECKING:
     from ..sensitivity import Sensitivity
     from ..spectral import Cache, Measurement, WeightSource
 
-DEFAULT_SAMPLES = 64
-"""Training samples that are measured on, where a strategy does not say."""
-
 Shapes = Mapping[str, tuple[int, int]]
 OfSamples = Union["Sensitivity", "ExplainedVariance"]
 MeasureSamples = Callable[["PlanRequest", Shapes], tuple[OfSamples, Mapping[str, Any]]]
@@ -269,9 +266,7 @@ class Planner:
         return plan, None
 
     def _from_samples(self, request: PlanRequest) -> tuple[Plan, OfSamples]:
-        settings = request.settings
-        samples, seed = getattr(settings, "samples", DEFAULT_SAMPLES), getattr(settings, "seed", 0)
-        key: tuple[Any, ...] = (request.needs, samples, seed)
+        key: tuple[Any, ...] = (request.needs, *request.drawing)
         if request.needs == "activations":
             key += (components_needed(request, layers(request, base_model(request))),)
         if key in self._known:

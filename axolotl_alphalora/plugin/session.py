@@ -18,7 +18,7 @@ from ..activations import measure_explained_variance
 from ..allocation import SAMPLED, Plan, components_needed
 from ..planning import ADAPTER, Measured, MeasureSamples, PlanRequest, plan_from_model
 from ..planning.keys import PLUGIN, read_yaml
-from ..planning.planner import DEFAULT_SAMPLES, OfSamples, Shapes
+from ..planning.planner import OfSamples, Shapes
 from ..samples import Sample
 from ..sensitivity import measure_sensitivity
 from .shared import progress_bar
@@ -133,9 +133,8 @@ def on_samples(cfg: Any, model: nn.Module, halves: bool = False) -> MeasureSampl
     def measure(request: PlanRequest, shapes: Shapes) -> tuple[OfSamples, Mapping[str, Any]]:
         from .samples import draw_samples
 
-        options = request.settings
-        seed = getattr(options, "seed", 0)
-        samples = draw_samples(cfg, getattr(options, "samples", DEFAULT_SAMPLES), seed)
+        number, seed = request.drawing
+        samples = draw_samples(cfg, number, seed)
         bar = progress_bar(SAMPLED[request.needs], "sample", len(samples))
         autocast = _autocast(cfg)
         found: OfSamples
