@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from copy import deepcopy
-from dataclasses import replace
+from dataclasses import asdict, replace
 from numbers import Integral, Real
 from typing import Any
 
@@ -112,10 +112,7 @@ def build_plan(
         sample=known.sample and deepcopy(dict(known.sample)),  # type: ignore[arg-type]
         budget=_as_spent(problem, numbers, request.optimizer),
         spend=request.spend,
-        top_k=request.top_k,
-        segments=request.segments,
-        router_rank=request.router_rank,
-        share_a=request.share_a,
+        **asdict(request.mixture),
         rank=request.rank,
         units=tuple(
             UnitPlan(

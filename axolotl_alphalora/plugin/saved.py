@@ -152,7 +152,7 @@ def _differences(
         "lora_alpha": cfg.lora_alpha,
         "peft_use_rslora": cfg.peft_use_rslora,
         "lora_modules_to_save": request.targets.modules_to_save,
-        **{f"{ADAPTER}.{key}": getattr(request, key) for key in MIXTURE if key in written},
+        **{f"{ADAPTER}.{key}": getattr(request.mixture, key) for key in MIXTURE if key in written},
     }
     saved = {**asdict(Mixture()), **saved}  # adapters of older releases have whole experts
     for key, name in KEPT.items():
