@@ -1,6 +1,6 @@
 """What plans come to, in sentences, and what in a plan is legal and hardly meant.
 
-Each function returns paragraphs; one that begins with :data:`~.tables.WARNING` deserves attention.
+Each function returns paragraphs; one that begins with :data:`~.words.WARNING` deserves attention.
 How they are printed, and beside which tables, is not known here.
 """
 
@@ -11,8 +11,7 @@ from typing import Any
 
 from ..allocation import CONTROLS, Plan, alike
 from .findings import differs_within_blocks
-from .shapes import shape_line
-from .tables import first_of, numeral, plural
+from .words import first_of, numeral, plural, shape_line
 
 _EXPLAINED = "Explained variance: principal components of the inputs of layers"
 

@@ -1,6 +1,6 @@
 """What the spectra of a model come to, in sentences.
 
-Each function returns paragraphs; one that begins with :data:`~.tables.WARNING` deserves attention.
+Each function returns paragraphs; one that begins with :data:`~.words.WARNING` deserves attention.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from ..allocation import Plan
 from ..blocks import kind_in_stack
 from .findings import POOR_DISTANCE, SHORT_TAIL, Findings, is_poor
-from .tables import WARNING, first_of, listed, plural
+from .words import WARNING, first_of, listed, plural
 
 if TYPE_CHECKING:
     from ..settings import MatrixQuality

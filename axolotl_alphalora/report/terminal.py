@@ -21,7 +21,8 @@ from .findings import Findings
 from .plan_sentences import summary
 from .plan_tables import plan_table
 from .quality_sentences import explain_plan
-from .tables import TERMINAL, WARNING, Bar, Cell, Column, Name, Note, Table
+from .tables import TERMINAL, Bar, Cell, Column, Name, Note, Table
+from .words import WARNING
 
 _LEAST_NAME = 8
 _BAR = 20

@@ -7,7 +7,7 @@ import pytest
 from axolotl_alphalora.report.findings import Findings
 from axolotl_alphalora.report.plan_sentences import summary
 from axolotl_alphalora.report.quality_sentences import explain
-from axolotl_alphalora.report.tables import WARNING
+from axolotl_alphalora.report.words import WARNING
 from axolotl_alphalora.settings import MatrixQuality, QualitySettings
 from axolotl_alphalora.spectral import unit_scores
 from helpers.allocating import model, plan
