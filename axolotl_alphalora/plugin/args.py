@@ -19,15 +19,11 @@ from ..allocation import SAMPLED
 from ..planning import ADAPTER, AlphaLoraConfigBlock, plan_request
 from ..planning.keys import as_written, check_adapter, check_spelling
 from . import quantization, refusals
+from .checkpoints import trained_adapter
 from .host import OUTPUT_DIR, running_verb
 from .quantised_base import check_checkpoint
 from .training import lr_ratios
-from .verbs import (
-    RUNS_ADAPTER,
-    check_verb,
-    trained_adapter,
-    warn_fresh_adapter,
-)
+from .verbs import RUNS_ADAPTER, check_verb, warn_fresh_adapter
 
 FILLED_IN = ("lora_dropout",)
 """Keys of the host whose defaults in a validated configuration look like what the YAML holds."""

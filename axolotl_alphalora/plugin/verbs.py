@@ -1,12 +1,9 @@
-"""What each of the host's commands means for a routed adapter, and which adapter it runs."""
+"""What each of the host's commands means for a routed adapter."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
-
-from ..files import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 
 if TYPE_CHECKING:
     from transformers import Trainer
@@ -36,43 +33,6 @@ def check_verb(verb: str | None) -> None:
             "--output LORA_DIR`), serve the routed adapter itself (`alphalora serve OUTPUT_DIR`), "
             "or load it beside its base model with PEFT after `import axolotl_alphalora.adapter`."
         )
-
-
-def trained_adapter(output_dir: str | Path) -> Path | None:
-    """The adapter that a run left in its output directory, for verbs that were given none.
-
-    Args:
-        output_dir: The run's `output_dir`.
-
-    Returns:
-        The directory; None if there is neither a finished adapter nor a checkpoint.
-
-    Raises:
-        ValueError: If it is not clear which adapter is meant: there are only checkpoints, or
-            checkpoints newer than the finished adapter.
-    """
-    folder = Path(output_dir)
-    found = [path for path in folder.glob("checkpoint-*") if _holds_adapter(path)]
-    checkpoints = sorted(found, key=_modified)
-    if not checkpoints:
-        return folder if _holds_adapter(folder) else None
-    if _holds_adapter(folder) and _modified(folder) >= _modified(checkpoints[-1]):
-        return folder
-    reason = "has checkpoints that are newer than its adapter"
-    if not _holds_adapter(folder):
-        reason = "holds checkpoints but no finished adapter"
-    raise ValueError(
-        f"`output_dir: {folder}` {reason}, and no adapter was named. Add `--lora-model-dir DIR` "
-        f"(or `lora_model_dir:` in the YAML), for example {checkpoints[-1]}."
-    )
-
-
-def _holds_adapter(folder: Path) -> bool:
-    return all((folder / name).is_file() for name in (ADAPTER_CONFIG, ADAPTER_WEIGHTS))
-
-
-def _modified(folder: Path) -> float:
-    return (folder / ADAPTER_WEIGHTS).stat().st_mtime
 
 
 def warn_when_evaluated(trainer: Trainer) -> None:
