@@ -9,6 +9,7 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 
 from ..files import ADAPTER_CONFIG, ADAPTER_WEIGHTS
+from . import host
 
 _STATE = "trainer_state.json"
 
@@ -61,15 +62,18 @@ def skip_unfinished(cfg: Any) -> None:
     """
     if not cfg.auto_resume_from_checkpoints or cfg.resume_from_checkpoint:
         return
+    log = host.get_logger(__name__)
     found = [p for p in Path(cfg.output_dir).glob("checkpoint-*") if _step(p) is not None]
     for folder in sorted(found, key=lambda p: _step(p) or 0, reverse=True):
         flaw = find_flaw(folder)
         if flaw is None:
             cfg.resume_from_checkpoint = str(folder)
             return
-        _warn("AlphaLoRA: %s is not complete and is skipped: %s.", folder, flaw)
+        log.warning("AlphaLoRA: %s is not complete and is skipped: %s.", folder, flaw)
     if found:
-        _warn("AlphaLoRA: no checkpoint in %s is complete: the run starts anew.", cfg.output_dir)
+        log.warning(
+            "AlphaLoRA: no checkpoint in %s is complete: the run starts anew.", cfg.output_dir
+        )
         cfg.auto_resume_from_checkpoints = False
 
 
@@ -100,9 +104,3 @@ def damage(file: Path) -> str | None:
 def _step(folder: Path) -> int | None:
     number = folder.name.rpartition("-")[2]
     return int(number) if number.isdigit() else None
-
-
-def _warn(message: str, *values: Any) -> None:
-    from .host import get_logger
-
-    get_logger(__name__).warning(message, *values)

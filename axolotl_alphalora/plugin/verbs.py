@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from . import host
+
 if TYPE_CHECKING:
     from transformers import Trainer
 
@@ -56,9 +58,7 @@ def warn_when_evaluated(trainer: Trainer) -> None:
 
 def warn_fresh_adapter(verb: str) -> None:
     """Say loudly that no trained adapter was named."""
-    from .host import get_logger
-
-    get_logger(__name__).warning(
+    host.get_logger(__name__).warning(
         "\n%s\n%s was given no trained adapter: it runs a fresh AlphaLoRA adapter, which is the "
         "base model unchanged.\nAdd `--lora-model-dir OUTPUT_DIR` (or `lora_model_dir:` in the "
         "YAML) with the run's output directory.\n%s",
