@@ -17,7 +17,7 @@ from .samples import (
     Passes,
     Sample,
     every_second,
-    linear_layers,
+    named_layers,
     numbered,
     restored,
     warn_of_uncalled,
@@ -127,7 +127,7 @@ def measure_explained_variance(
         raise ValueError(f"components is {components}: it must be at least 1")
     if not samples:
         raise ValueError("There are no samples to measure the inputs of layers on.")
-    targets = linear_layers(model, modules)
+    targets = named_layers(model, modules)
     with restored(model), torch.no_grad():
         without_noise(model)
         # Logits take a large matrix of their own, and only a layer that makes them needs them.

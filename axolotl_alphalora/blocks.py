@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 GRANULARITIES = ("block", "group", "module")
 """How finely numbers of experts may differ: by block, attention and MLP apart, or by module."""
+
+Shapes = Mapping[str, tuple[int, int]]
+"""Module name to output features and input features."""
 
 _NUMBER = re.compile(r"(\d+)")
 

@@ -10,6 +10,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Union, cast
 
 from ..allocation import SAMPLED, Evidence, Plan, build_plan, check_budget, components_needed
+from ..blocks import Shapes
 from ..progress import Progress, working
 from ..settings import QualitySettings
 from .request import PlanRequest, base_model, check_plan, layers
@@ -22,7 +23,6 @@ if TYPE_CHECKING:
     from ..sensitivity import Sensitivity
     from ..spectral import Cache, Measurement, WeightSource
 
-Shapes = Mapping[str, tuple[int, int]]
 OfSamples = Union["Sensitivity", "ExplainedVariance"]
 MeasureSamples = Callable[["PlanRequest", Shapes], tuple[OfSamples, Mapping[str, Any]]]
 """Takes what to plan and the target layers; returns what it measured, and on what."""

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from .. import __version__
 from ..allocation import AllocationRequest, Plan
+from ..blocks import Shapes
 from ..hosts.constants import OPTIMIZER
 from .config import MIXTURE, AlphaLoraConfigBlock, plain
 
@@ -223,7 +224,7 @@ def base_model(request: PlanRequest) -> BaseModel:
     )
 
 
-def layers(request: PlanRequest, base: BaseModel | None = None) -> dict[str, tuple[int, int]]:
+def layers(request: PlanRequest, base: BaseModel | None = None) -> Shapes:
     """Return exact names and (out, in) features of the layers that get experts.
 
     Raises:

@@ -16,9 +16,10 @@ from torch import nn
 
 from ..activations import measure_explained_variance
 from ..allocation import SAMPLED, Plan, components_needed
+from ..blocks import Shapes
 from ..planning import ADAPTER, Measured, MeasureSamples, PlanRequest, plan_from_model
 from ..planning.keys import PLUGIN, read_yaml
-from ..planning.planner import OfSamples, Shapes
+from ..planning.planner import OfSamples
 from ..samples import Sample
 from ..sensitivity import measure_sensitivity
 from .shared import progress_bar

@@ -140,7 +140,7 @@ def numbered(
             progress(done)
 
 
-def linear_layers(model: nn.Module, names: Sequence[str]) -> dict[str, nn.Module]:
+def named_layers(model: nn.Module, names: Sequence[str]) -> dict[str, nn.Module]:
     """Find linear layers by their names.
 
     Raises:
