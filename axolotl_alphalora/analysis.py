@@ -10,7 +10,7 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .blocks import block_name, kind_of
+from .blocks import Shapes, block_name, kind_of
 from .settings import MatrixQuality, QualitySettings
 
 if TYPE_CHECKING:
@@ -18,8 +18,6 @@ if TYPE_CHECKING:
 
     from .progress import Progress
     from .spectral import Cache, Measurement, WeightSource
-
-Shapes = dict[str, tuple[int, int]]
 
 
 def analyze(
@@ -205,7 +203,7 @@ def _live_layers(model: nn.Module) -> Shapes:
         for name, module in model.named_modules()
         if isinstance(getattr(module, "base_layer", None), nn.Module)
     }
-    found: Shapes = {}
+    found: dict[str, tuple[int, int]] = {}
     for name, shape in layers.items():
         parts = name.split(".")
         parents = {".".join(parts[:end]) for end in range(1, len(parts))}

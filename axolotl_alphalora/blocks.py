@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 GRANULARITIES = ("block", "group", "module")
 """How finely numbers of experts may differ: by block, attention and MLP apart, or by module."""
+
+Shapes = Mapping[str, tuple[int, int]]
+"""Module name to output features and input features."""
 
 _NUMBER = re.compile(r"(\d+)")
 
@@ -45,6 +48,11 @@ def kind_of(module_name: str) -> str:
     A module outside any block is a kind by itself.
     """
     return module_name.removeprefix(f"{block_name(module_name)}.")
+
+
+def kind_in_stack(module_name: str) -> str:
+    """Return a module's kind with its stack, by which matrices of equal kind are compared."""
+    return f"{stack_of(module_name)} {kind_of(module_name)}"
 
 
 def group_by_block(names: Iterable[str]) -> dict[str, list[str]]:

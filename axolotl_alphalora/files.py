@@ -50,6 +50,12 @@ def expanded(path: str | os.PathLike[str]) -> str:
     return os.path.expanduser(os.fspath(path))
 
 
+def adapter_below(folder: Path) -> Path | None:
+    """Return the newest of the adapters right below a directory, such as a checkpoint; or None."""
+    found = sorted(folder.glob(f"*/{ADAPTER_CONFIG}"), key=lambda path: path.stat().st_mtime)
+    return found[-1].parent if found else None
+
+
 def write_whole(path: Path, content: str | bytes, sync: bool = True) -> None:
     """Write a file, replacing an older one only once all of the new one is on disk.
 

@@ -200,6 +200,7 @@ def plan_counts(model: str, options: argparse.Namespace) -> dict[str, int]:
         raise Absent("random weights have no spectra to plan by: `uneven` stands in")
     try:
         from axolotl_alphalora.allocation import Budget
+        from axolotl_alphalora.mixture import Mixture
         from axolotl_alphalora.planning import PlanRequest, Targets, plan_from_files
     except ImportError as error:
         raise Absent(f"planning cannot be imported ({error})") from error
@@ -207,7 +208,7 @@ def plan_counts(model: str, options: argparse.Namespace) -> dict[str, int]:
         base_model=model,
         targets=Targets(linear=True),
         rank=options.rank,
-        top_k=options.top_k,
+        mixture=Mixture(top_k=options.top_k),
         budget=Budget(experts_per_block=float(options.experts)),
     )
     try:

@@ -9,13 +9,14 @@ from ..hosts.peft import (
 )
 from .config import AlphaLoraConfig, AlphaLoraPeftType
 from .layer import AlphaLoraLayer
-from .model import AlphaLoraModel, find_balancer, find_routers
+from .model import AlphaLoraModel, adapted_layers, find_balancer, find_routers
 from .targets import resolve_targets
 
 __all__ = [
     "AlphaLoraConfig",
     "AlphaLoraLayer",
     "AlphaLoraModel",
+    "adapted_layers",
     "find_balancer",
     "find_routers",
     "resolve_targets",

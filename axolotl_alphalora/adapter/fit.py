@@ -10,6 +10,7 @@ from peft import PeftModel
 from torch import nn
 
 from ..blocks import block_name, stack_of
+from ..files import ADAPTER_CONFIG
 from ..hosts.constants import CHECKPOINT_WRAPPER
 from .config import AlphaLoraConfig
 from .layer import AlphaLoraLayer
@@ -152,7 +153,7 @@ def check_weights(expected: dict[str, torch.Size], state_dict: dict[str, torch.T
         if key not in state_dict:
             raise ValueError(
                 f"The adapter's weights have no tensor for {key} (expected shape "
-                f"{tuple(shape)}): adapter_config.json and the weights do not belong together."
+                f"{tuple(shape)}): {ADAPTER_CONFIG} and the weights do not belong together."
             )
         if state_dict[key].shape != shape:
             raise ValueError(
@@ -164,7 +165,7 @@ def check_weights(expected: dict[str, torch.Size], state_dict: dict[str, torch.T
     if left_over is not None:
         raise ValueError(
             f"The adapter's weights hold {left_over}, for which the config or the model has no "
-            "place: adapter_config.json, the weights and the base model do not belong together."
+            f"place: {ADAPTER_CONFIG}, the weights and the base model do not belong together."
         )
 
 

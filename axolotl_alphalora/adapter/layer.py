@@ -131,12 +131,7 @@ class AlphaLoraLayer(nn.Module, BaseTunerLayer):
         self.update_layer(adapter_name, config, num_experts, rank)
 
     def update_layer(
-        self,
-        adapter_name: str,
-        config: AlphaLoraConfig,
-        num_experts: int,
-        rank: int,
-        inference_mode: bool = False,
+        self, adapter_name: str, config: AlphaLoraConfig, num_experts: int, rank: int
     ) -> None:
         """Add an adapter, or replace the one of that name.
 
@@ -145,7 +140,6 @@ class AlphaLoraLayer(nn.Module, BaseTunerLayer):
             config: Its configuration.
             num_experts: Its experts on this layer before they are cut, at least 1.
             rank: Rank of each of them, at least 1.
-            inference_mode: Whether to start without gradients.
         """
         mixture = config.mixture
         self.r[adapter_name] = rank // mixture.segments
@@ -167,7 +161,7 @@ class AlphaLoraLayer(nn.Module, BaseTunerLayer):
                 part[adapter_name] = nn.Parameter(torch.empty(shapes[name]))
         self.reset_alphalora_parameters(adapter_name, zero_b=config.init_weights)
         self._move_adapter_to_device_of_base_layer(adapter_name)
-        self.set_adapter(self.active_adapters, inference_mode=inference_mode)
+        self.set_adapter(self.active_adapters)
 
     def reset_alphalora_parameters(self, adapter_name: str, zero_b: bool = True) -> None:
         """Draw A and router as MoLA does (Kaiming uniform, a = sqrt 5); B is zero, or drawn too.

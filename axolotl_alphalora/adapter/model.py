@@ -258,6 +258,12 @@ def _no_merge() -> Any:
     raise NotImplementedError(MERGE_REFUSAL)
 
 
+def adapted_layers(model: nn.Module, adapter_name: str | None = None) -> list[AlphaLoraLayer]:
+    """The AlphaLoRA layers of a model, in its order; with a name, those that have that adapter."""
+    layers = [module for module in model.modules() if isinstance(module, AlphaLoraLayer)]
+    return [one for one in layers if adapter_name is None or adapter_name in one.alphalora_A]
+
+
 def find_balancer(model: nn.Module) -> LoadBalancer | None:
     """The balancer that the routed layers of a model share; None if it has no AlphaLoRA layer."""
     for module in model.modules():
@@ -274,20 +280,19 @@ def find_routers(model: nn.Module) -> dict[str, tuple[int, int]]:
         the module, a dot and that of the adapter.
     """
     return {
-        f"{module.module_name}.{name}": (module.num_experts[name], module.top_k[name])
-        for module in model.modules()
-        if isinstance(module, AlphaLoraLayer)
-        for name in module.active_adapters
-        if name in module.alphalora_router
+        f"{layer.module_name}.{name}": (layer.num_experts[name], layer.top_k[name])
+        for layer in adapted_layers(model)
+        for name in layer.active_adapters
+        if name in layer.alphalora_router
     }
 
 
 def _share_blocks(model: nn.Module, adapter_name: str) -> None:
     """Tell every router of an adapter its share of its block: 1 / routers of the block."""
     routed: dict[str, list[AlphaLoraLayer]] = defaultdict(list)
-    for module in model.modules():
-        if isinstance(module, AlphaLoraLayer) and adapter_name in module.alphalora_router:
-            routed[block_name(module.module_name)].append(module)
+    for layer in adapted_layers(model):
+        if adapter_name in layer.alphalora_router:
+            routed[block_name(layer.module_name)].append(layer)
     for layers in routed.values():
         for layer in layers:
             layer.block_share[adapter_name] = 1.0 / len(layers)
@@ -295,7 +300,7 @@ def _share_blocks(model: nn.Module, adapter_name: str) -> None:
 
 def _tell_tokens(model: nn.Module) -> None:
     """Tell every layer whose tokens it sees."""
-    layers = [module for module in model.modules() if isinstance(module, AlphaLoraLayer)]
+    layers = adapted_layers(model)
     seen = tokens_of(model, [layer.module_name for layer in layers])
     for layer in layers:
         layer.tokens = seen[layer.module_name]

@@ -5,26 +5,21 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from copy import deepcopy
-from dataclasses import replace
+from dataclasses import asdict, replace
 from numbers import Integral, Real
 from typing import Any
 
 from ..blocks import group_by_unit
 from .budget import Budget, Costs
-from .evidence import check_evidence
 from .order import deal
 from .plan import Plan, mean_number
 from .records import BudgetRecord, ModulePlan, UnitPlan
 from .registry import Registered, StrategyError
 from .request import AllocationRequest
-from .strategy import Evidence, Options, Problem
+from .strategy import DEFAULT_RHO, Evidence, Options, Problem, Strategy
 
 DEFAULT_EXPERTS_PER_BLOCK = 5.0
 """The budget where a strategy needs one and none is given: AlphaLoRA's."""
-
-
-DEFAULT_RHO = 2.0
-"""EVA's, for a strategy that goes by activations and has no option of that name."""
 
 
 def resolve_budget(name: str, options: Options, given: Budget | None) -> Budget:
@@ -99,7 +94,7 @@ def build_plan(
     known = evidence or Evidence()
     problem = _problem(request, shapes, known)
     registered = request.registered
-    check_evidence(registered.strategy, problem)
+    _check_evidence(registered.strategy, problem)
     numbers, scores = _decide(registered, problem)
     if not any(numbers.values()):
         raise StrategyError(
@@ -116,10 +111,7 @@ def build_plan(
         sample=known.sample and deepcopy(dict(known.sample)),  # type: ignore[arg-type]
         budget=_as_spent(problem, numbers, request.optimizer),
         spend=request.spend,
-        top_k=request.top_k,
-        segments=request.segments,
-        router_rank=request.router_rank,
-        share_a=request.share_a,
+        **asdict(request.mixture),
         rank=request.rank,
         units=tuple(
             UnitPlan(
@@ -154,6 +146,34 @@ def _problem(
         sensitivities=evidence.sensitivities,
         explained_variances=evidence.explained_variances,
     )
+
+
+def _check_evidence(strategy: Strategy, problem: Problem) -> None:
+    """Check that what a strategy needs was measured for everything it decides on.
+
+    Raises:
+        ValueError: If it was not; names the first unit or module.
+    """
+    needs = strategy.needs
+    if needs == "quality":
+        for unit in problem.units:
+            if unit not in problem.alphas:
+                raise ValueError(f"{unit!r} has modules to adapt but no alpha")
+        for unit in problem.alphas:
+            if unit not in problem.units:
+                raise ValueError(f"{unit!r} has an alpha but no module to adapt")
+    if needs == "sensitivity" and not problem.sensitivities:
+        raise ValueError(f"strategy {strategy.name!r} needs sensitivities")
+    tables: dict[str, Mapping[str, Any]] = {
+        f"sensitivity in the task {task!r}": values
+        for task, values in problem.sensitivities.items()
+    }
+    if needs == "activations":
+        tables["explained variance"] = problem.explained_variances
+    for what, values in tables.items():
+        missing = next((name for name in problem.shapes if name not in values), None)
+        if missing is not None:
+            raise ValueError(f"{missing} has no {what}")
 
 
 def _as_spent(problem: Problem, numbers: Mapping[str, int], optimizer: str | None) -> BudgetRecord:

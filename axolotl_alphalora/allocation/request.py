@@ -11,7 +11,7 @@ from ..mixture import Mixture
 from .budget import Budget
 from .records import check_spend
 from .registry import Registered, registry
-from .strategy import Needs, Options
+from .strategy import DEFAULT_SAMPLES, Needs, Options
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,19 +24,13 @@ class AllocationRequest:
         options: Its options, as far as they were given.
         budget: What may be spent; None if nothing was said about it.
         spend: ``"experts"``, or ``"rank"``: one expert of N times the rank instead of N experts.
-        top_k: Experts that a token is sent to, where there are as many; below 1, the share of a
-            layer's experts. This and the next three are a
-            :class:`~axolotl_alphalora.mixture.Mixture`, which says what they mean.
-        segments: Parts that every expert is cut into.
-        router_rank: Rank of the routers; None for full ones.
-        share_a: Whether the experts of a layer share one A.
+        mixture: What a mixture looks like in a layer.
         rank: LoRA rank of an expert, before it is cut.
         optimizer: Axolotl's name of the optimizer, which a memory budget counts.
 
     Raises:
-        TypeError: If a part of the mixture is of another type; names it.
-        ValueError: If ``rank`` or a part of the mixture is out of range, ``spend`` is neither, or
-            ``spend="rank"`` meets a mixture that takes routers or experts to cut; names it.
+        ValueError: If ``rank`` is out of range, ``spend`` is neither, or ``spend="rank"`` meets a
+            mixture that takes routers or experts to cut; names it.
     """
 
     base_model: str
@@ -44,10 +38,7 @@ class AllocationRequest:
     options: Mapping[str, Any] = field(default_factory=dict)
     budget: Budget | None = None
     spend: Literal["experts", "rank"] = "experts"
-    top_k: int | float = 2
-    segments: int = 1
-    router_rank: int | None = None
-    share_a: bool = False
+    mixture: Mixture = Mixture()
     rank: int = 8
     optimizer: str | None = None
 
@@ -57,11 +48,6 @@ class AllocationRequest:
         if self.spend not in ("experts", "rank"):
             raise ValueError(f"spend is {self.spend!r}: it must be experts or rank")
         check_spend(self.spend, self.mixture)
-
-    @property
-    def mixture(self) -> Mixture:
-        """What a mixture looks like in a layer."""
-        return Mixture(self.top_k, self.segments, self.router_rank, self.share_a)
 
     @property
     def registered(self) -> Registered:
@@ -85,6 +71,12 @@ class AllocationRequest:
             ValueError: If an option is unknown or wrong; names strategy and option.
         """
         return self.registered.options(self.options)
+
+    @property
+    def drawing(self) -> tuple[int, int]:
+        """How many training samples are measured on, and the seed by which they are drawn."""
+        options = self.settings
+        return getattr(options, "samples", DEFAULT_SAMPLES), getattr(options, "seed", 0)
 
     @property
     def granularity(self) -> str:

@@ -35,6 +35,13 @@ CONTROLS = ("opposite", "shuffled")
 """The values of the option ``order`` that make a plan a control."""
 
 
+DEFAULT_SAMPLES = 64
+"""Training samples that are measured on, where a strategy does not say."""
+
+DEFAULT_RHO = 2.0
+"""EVA's, for a strategy that goes by activations and has no option of that name."""
+
+
 class Options(BaseModel):
     """The options of a strategy: subclass it with a field, a default and a description for each.
 
@@ -86,6 +93,15 @@ class Options(BaseModel):
         Raises:
             ValueError: If it cannot; says why.
         """
+
+
+class SampledOptions(Options):
+    """The options of a strategy that goes by samples of the training data."""
+
+    samples: int = Field(
+        default=DEFAULT_SAMPLES, ge=1, description="training samples, shared out over the tasks"
+    )
+    seed: int = Field(default=0, ge=0, description="seed of the drawing of samples")
 
 
 @dataclass(frozen=True)

@@ -23,8 +23,8 @@ from ..report.plan_tables import (
 )
 from ..report.plots import save_analysis
 from ..report.quality_sentences import explain
-from ..report.tables import source_line
 from ..report.terminal import print_as_is, print_lines, print_table
+from ..report.words import source_line
 from ..settings import AGGREGATES, ESTIMATORS, QualitySettings
 from .options import Display, ModelName, errors_in_words, only_output, shared_options
 

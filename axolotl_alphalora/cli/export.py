@@ -24,6 +24,7 @@ from .trained import (
     load_trained,
 )
 
+# Copies: importing `export` for its help would import torch.
 _METHODS = ("least-squares", "mean-gate")
 _GGUF_TYPES = ("f32", "f16")
 _AUTO = "auto"

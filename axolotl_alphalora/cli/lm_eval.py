@@ -19,6 +19,7 @@ import click
 
 from ..files import ADAPTER_CONFIG, read_adapter_config
 from ..planning.keys import read_yaml
+from ..plugin.host import REQUIREMENT
 from .options import FilePath, errors_in_words
 
 
@@ -40,7 +41,7 @@ def lm_eval(config: Path, options: tuple[str, ...]) -> None:
     except ImportError as error:
         raise click.ClickException(
             f"{error}. `alphalora lm-eval` needs Axolotl and the harness: "
-            "pip install 'axolotl>=0.20,<0.22' lm_eval"
+            f"pip install '{REQUIREMENT}' lm_eval"
         ) from error
     with errors_in_words():
         keys = read_yaml(config)

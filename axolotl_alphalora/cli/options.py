@@ -14,6 +14,7 @@ import click
 
 from ..files import expanded
 from ..planning.source import split_outside
+from ..plugin.host import has_printed_banner
 from ..report.plots import check_plot
 
 
@@ -201,8 +202,7 @@ def _stdout_to_stderr() -> Iterator[None]:
 
 
 def _tell_of_banner() -> None:
-    art = sys.modules.get("axolotl.cli.art")
-    if getattr(art, "HAS_PRINTED_LOGO", False) and not sys.stdout.isatty():
+    if has_printed_banner() and not sys.stdout.isatty():
         click.echo(
             "Axolotl has printed its banner to stdout, before what follows there. Start the "
             "command as `alphalora` instead of `axolotl alphalora` for a stdout without it.",

@@ -22,8 +22,8 @@ from ..report.findings import Findings
 from ..report.plan_sentences import cautions, data_line
 from ..report.plan_tables import correlations_table, modules_table, plans_legend, plans_table
 from ..report.plots import save_comparison, save_plan
-from ..report.tables import WARNING
 from ..report.terminal import print_as_is, print_lines, print_plan, print_table
+from ..report.words import WARNING
 from .options import Display, FilePath, ModelName, errors_in_words, only_output, shared_options
 
 if TYPE_CHECKING:

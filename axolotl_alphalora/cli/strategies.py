@@ -9,8 +9,9 @@ from typing import Any
 import click
 from rich.console import Console
 
-from ..report.tables import WARNING, Column, Table
+from ..report.tables import Column, Table
 from ..report.terminal import print_lines, print_paragraph, print_table
+from ..report.words import WARNING
 from .options import errors_in_words, only_output
 
 _NEEDS = {

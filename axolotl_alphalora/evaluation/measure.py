@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..adapter import AlphaLoraLayer, find_balancer, find_routers
+from ..adapter import AlphaLoraLayer, adapted_layers, find_balancer, find_routers
 from ..adapter.functional import route, weigh
 from ..adapter.usage import RouterUsage, UsageMeter, combine
 from ..hosts.constants import IGNORED
@@ -105,11 +105,7 @@ def calibrate(
         Module name to moments, for every module with a router.
     """
     model.eval()
-    layers = [
-        module
-        for module in model.modules()
-        if isinstance(module, AlphaLoraLayer) and "default" in module.alphalora_router
-    ]
+    layers = [layer for layer in adapted_layers(model) if "default" in layer.alphalora_router]
     found = {}
     for layer in layers:
         a, b = layer.alphalora_A["default"], layer.alphalora_B["default"]

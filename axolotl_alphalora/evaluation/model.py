@@ -68,8 +68,6 @@ def load_adapted(base: Any, adapter: Path) -> Any:
     """
     from peft import PeftModel
 
-    import axolotl_alphalora.adapter  # noqa: F401
-
     rows = _vocabulary(base, adapter)
     if rows is not None and rows != base.get_input_embeddings().weight.shape[0]:
         base.resize_token_embeddings(rows)

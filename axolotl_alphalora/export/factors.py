@@ -16,7 +16,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from ..adapter import AlphaLoraLayer
+from ..adapter import AlphaLoraLayer, adapted_layers
 from ..evaluation import Moments
 from ..progress import Progress
 from ..threads import one_thread
@@ -169,11 +169,7 @@ def build(
         Exact module name to its update, in the model's order.
     """
     updates: dict[str, Factors] = {}
-    layers = [
-        module
-        for module in model.modules()
-        if isinstance(module, AlphaLoraLayer) and "default" in module.alphalora_A
-    ]
+    layers = adapted_layers(model, "default")
     step = progress([layer.module_name for layer in layers]) if progress else None
     for layer in layers:
         with one_thread():

@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import shutil
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 from uuid import uuid4
 
-from ..adapter import AlphaLoraLayer
-from ..evaluation import Divergence, calibrate, measure_divergence
+from ..adapter import AlphaLoraLayer, adapted_layers
+from ..evaluation import Divergence, Moments, calibrate, measure_divergence
 from ..files import ADAPTER_CARD, PROBE
 from ..hosts.peft import get_peft_model_state_dict
 from ..hosts.transformers import Conv1D
@@ -22,7 +23,6 @@ from .exported import Exported, check_divergence
 from .factors import DEFAULT_METHOD, Factors, Method, build
 from .llama_cpp import GgufType, check_gguf, save_gguf
 from .lora import attach, placed, save_lora
-from .search import smallest_rank
 
 RECORD = "alphalora_export.json"
 _TOKENIZER = (
@@ -100,7 +100,7 @@ def export_adapter(
     check_output(output)
     if rank == "auto" and max_kl is None:
         raise ValueError("--rank auto looks for the smallest rank within --max-kl: add it.")
-    layers = [module for module in model.modules() if isinstance(module, AlphaLoraLayer)]
+    layers = adapted_layers(model)
     for layer in layers:
         placed(layer.module_name, prefix)
     if gguf is not None:
@@ -143,6 +143,66 @@ def export_adapter(
         files[ADAPTER_CARD] = card(found)
     _write(model, layers, updates, adapter, output, files, prefix, gguf, gguf_type)
     return found
+
+
+def smallest_rank(
+    model: Any,
+    moments: Mapping[str, Moments],
+    held_out: Sequence[Sample],
+    max_kl: float,
+    *,
+    method: Method,
+    stage: Stages | None = None,
+) -> int:
+    """Halve the ranks again and again, measuring each as the price is.
+
+    Args:
+        model: The `PeftModel` with the adapter `default`.
+        moments: As of the calibration.
+        held_out: Rows with labels that the divergence is measured on.
+        max_kl: The KL divergence per token that is allowed.
+        method: How mixtures are replaced.
+        stage: Shows progress.
+
+    Returns:
+        The rank; the export of all lower ones that were tried is further away.
+
+    Raises:
+        ValueError: If even uncompressed factors are further away than that.
+    """
+
+    def price(rank: int | None) -> tuple[float, int]:
+        updates = build(model, moments, method=method, rank=rank)
+        most = max(update.rank for update in updates.values())
+        step = _step(stage, f"Measuring rank {most}", held_out)
+        with _attached(model, updates):
+            return measure_divergence(model, held_out, progress=step).kl, most
+
+    kl, high = price(None)
+    if kl > max_kl:
+        raise ValueError(
+            f"At full rank ({high}) the export is {kl:.4g} nats a token away from the routed "
+            f"adapter, more than --max-kl {max_kl:g} allows, so no rank will do and nothing was "
+            "written. Allow more, or give more --samples."
+        )
+    return lowest(high, lambda rank: price(rank)[0] <= max_kl)
+
+
+def lowest(high: int, enough: Callable[[int], bool]) -> int:
+    """Return the lowest rank that is enough, if all above it are too, by bisection.
+
+    Args:
+        high: A rank that is enough.
+        enough: Whether a rank is.
+    """
+    low = 0
+    while high - low > 1:
+        middle = (low + high) // 2
+        if enough(middle):
+            high = middle
+        else:
+            low = middle
+    return high
 
 
 def _check_gguf(model: Any, layers: Sequence[AlphaLoraLayer], gguf: Path, output: Path) -> None:
@@ -220,9 +280,8 @@ def _measured(
     stage: Stages | None,
 ) -> tuple[Divergence, Probe | None]:
     """What the updates cost, and, with a tokenizer, what they answer."""
-    attach(model, updates)
     probe = None
-    try:
+    with _attached(model, updates):
         step = _step(stage, "Measuring", held_out)
         divergence = measure_divergence(model, held_out, progress=step)
         check_divergence(divergence, max_kl)
@@ -232,10 +291,18 @@ def _measured(
             name = model.peft_config["default"].base_model_name_or_path or ""
             step = stage and stage("Asking")(prompts)
             probe = make_probe(model, tokenizer, prompts, base_model=name, method="lora", step=step)
+    return divergence, probe
+
+
+@contextmanager
+def _attached(model: Any, updates: Mapping[str, Factors]) -> Iterator[None]:
+    """Have updates beside the adapter as `export`, which is gone afterwards."""
+    attach(model, updates)
+    try:
+        yield
     finally:
         model.set_adapter("default", inference_mode=True)
         model.delete_adapter("export")
-    return divergence, probe
 
 
 def _is_text_part(model: Any, modules: Iterable[str]) -> bool:
@@ -259,9 +326,9 @@ def _tied(model: Any) -> list[str]:
         if parameter is not None
     )
     return [
-        module.module_name
-        for module in model.modules()
-        if isinstance(module, AlphaLoraLayer) and uses[id(module.get_base_layer().weight)] > 1
+        layer.module_name
+        for layer in adapted_layers(model)
+        if uses[id(layer.get_base_layer().weight)] > 1
     ]
 
 

@@ -30,6 +30,9 @@ QUANTISATION_PACKAGES: Mapping[str, str] = {
 """transformers: methods of quantised checkpoints whose layers can be read and carry experts, each
 with the package that transformers reads it with."""
 
+DATA_FILES = "_data_files"
+"""datasets: the key of a saved data set's `state.json` that lists its files."""
+
 NF4: Mapping[str, Any] = {
     "load_in_4bit": True,
     "bnb_4bit_quant_type": "nf4",

@@ -16,6 +16,7 @@ from ..files import (
     ADAPTER_WEIGHTS,
     FORMAT_SINCE,
     METHOD,
+    adapter_below,
     check_version,
     expert_scaling,
     read_adapter_config,
@@ -145,9 +146,9 @@ def open_weights(adapter_dir: str | Path) -> Iterator[Any]:
 
 def _elsewhere(folder: Path) -> str:
     """Name the adapters below a directory, if there are any."""
-    found = sorted(folder.glob(f"*/{ADAPTER_CONFIG}"), key=lambda path: path.stat().st_mtime)
-    if found:
-        return f", but {found[-1].parent} has one: name that directory"
+    below = adapter_below(folder)
+    if below is not None:
+        return f", but {below} has one: name that directory"
     if holds_model(folder):
         return (
             ": it holds a whole model. Name the adapter's directory instead (`output_dir`); the "

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..blocks import group_by_block
 from .files import AdapterConfig, read_config
-from .weights import ModuleExperts, read_experts
+from .weights import ModuleExperts, entropy, read_experts
 
 if TYPE_CHECKING:
     from ..adapter.usage import RouterUsage
@@ -55,7 +55,7 @@ def specialisation(by_task: Sequence[RouterUsage]) -> float | None:
         return None
     shares = [expert_shares(usage) for usage in by_task]
     most = math.log(min(len(shares), len(shares[0])))
-    information = _entropy(_mean_shares(shares)) - fmean(map(_entropy, shares))
+    information = entropy(_mean_shares(shares)) - fmean(map(entropy, shares))
     return min(max(information / most, 0.0), 1.0)
 
 
@@ -128,10 +128,6 @@ class RoutingSummary:
 
 def _mean_shares(shares: Sequence[Sequence[float]]) -> list[float]:
     return [fmean(column) for column in zip(*shares, strict=True)]
-
-
-def _entropy(shares: Sequence[float]) -> float:
-    return -math.fsum(share * math.log(share) for share in shares if share > 0)
 
 
 @dataclass(frozen=True)

@@ -81,7 +81,12 @@ def effective_rank(values: Sequence[float]) -> float:
     if total == 0:
         return 0.0
     shares = [value / total for value in values]
-    return math.exp(-math.fsum(share * math.log(share) for share in shares if share > 0))
+    return math.exp(entropy(shares))
+
+
+def entropy(shares: Sequence[float]) -> float:
+    """Return the entropy of shares that add up to 1, in nats."""
+    return -math.fsum(share * math.log(share) for share in shares if share > 0)
 
 
 _KINDS = ("q", "k", "v", "o", "gate", "up", "down")

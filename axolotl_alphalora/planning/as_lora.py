@@ -13,6 +13,7 @@ import yaml
 
 from ..allocation import Plan
 from ..blocks import group_by_block
+from ..files import KEY_PREFIX
 from ..mixture import Mixture
 from .config import ADAPTER, plain
 from .keys import PLUGIN
@@ -95,7 +96,7 @@ def check_lora(source: Source, plan: Plan) -> None:
     except (ValueError, TypeError, AttributeError) as error:
         raise ValueError(f"PEFT makes no LoRA of this plan: {error}. {_REWRITTEN}") from error
     found = {
-        name.removeprefix("base_model.model."): module.r["default"]
+        name.removeprefix(KEY_PREFIX): module.r["default"]
         for name, module in adapted.named_modules()
         if isinstance(getattr(module, "r", None), dict) and "default" in module.r
     }

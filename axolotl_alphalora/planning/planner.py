@@ -10,6 +10,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Union, cast
 
 from ..allocation import SAMPLED, Evidence, Plan, build_plan, check_budget, components_needed
+from ..blocks import Shapes
 from ..progress import Progress, working
 from ..settings import QualitySettings
 from .request import PlanRequest, base_model, check_plan, layers
@@ -22,10 +23,6 @@ if TYPE_CHECKING:
     from ..sensitivity import Sensitivity
     from ..spectral import Cache, Measurement, WeightSource
 
-DEFAULT_SAMPLES = 64
-"""Training samples that are measured on, where a strategy does not say."""
-
-Shapes = Mapping[str, tuple[int, int]]
 OfSamples = Union["Sensitivity", "ExplainedVariance"]
 MeasureSamples = Callable[["PlanRequest", Shapes], tuple[OfSamples, Mapping[str, Any]]]
 """Takes what to plan and the target layers; returns what it measured, and on what."""
@@ -269,9 +266,7 @@ class Planner:
         return plan, None
 
     def _from_samples(self, request: PlanRequest) -> tuple[Plan, OfSamples]:
-        settings = request.settings
-        samples, seed = getattr(settings, "samples", DEFAULT_SAMPLES), getattr(settings, "seed", 0)
-        key: tuple[Any, ...] = (request.needs, samples, seed)
+        key: tuple[Any, ...] = (request.needs, *request.drawing)
         if request.needs == "activations":
             key += (components_needed(request, layers(request, base_model(request))),)
         if key in self._known:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from .. import __version__
 from ..allocation import AllocationRequest, Plan
+from ..blocks import Shapes
 from ..hosts.constants import OPTIMIZER
 from .config import MIXTURE, AlphaLoraConfigBlock, plain
 
@@ -205,7 +206,7 @@ def plan_request(cfg: Mapping[str, Any], block: AlphaLoraConfigBlock) -> PlanReq
             modules_to_save=_plain(cfg.get("lora_modules_to_save")),
         ),
         rank=cfg.get("lora_r") or 8,
-        **{key: getattr(block, key) for key in MIXTURE},
+        mixture=block.mixture,
         strategy=options.pop("strategy"),
         options=options,
         budget=block.budget,
@@ -223,7 +224,7 @@ def base_model(request: PlanRequest) -> BaseModel:
     )
 
 
-def layers(request: PlanRequest, base: BaseModel | None = None) -> dict[str, tuple[int, int]]:
+def layers(request: PlanRequest, base: BaseModel | None = None) -> Shapes:
     """Return exact names and (out, in) features of the layers that get experts.
 
     Raises:
@@ -242,12 +243,12 @@ def check_plan(plan: Plan, request: PlanRequest) -> None:
     """
     if plan.rank != request.rank:
         raise ValueError(f"the plan is for rank {plan.rank}, but lora_r is {request.rank}")
-    differ = [key for key in MIXTURE if getattr(plan, key) != getattr(request, key)]
+    differ = [key for key in MIXTURE if getattr(plan, key) != getattr(request.mixture, key)]
     if differ:
         raise ValueError(
             "; ".join(
                 f"the plan says {key} {in_yaml(getattr(plan, key))}, but alphalora.{key} is "
-                f"{in_yaml(getattr(request, key))}"
+                f"{in_yaml(getattr(request.mixture, key))}"
                 for key in differ
             )
         )

@@ -18,16 +18,12 @@ from pydantic import BaseModel, Field, ModelWrapValidatorHandler, model_validato
 from ..allocation import SAMPLED
 from ..planning import ADAPTER, AlphaLoraConfigBlock, plan_request
 from ..planning.keys import as_written, check_adapter, check_spelling
-from . import quantization, refusals
+from . import host, quantization, refusals
+from .checkpoints import trained_adapter
 from .host import OUTPUT_DIR, running_verb
 from .quantised_base import check_checkpoint
 from .training import lr_ratios
-from .verbs import (
-    RUNS_ADAPTER,
-    check_verb,
-    trained_adapter,
-    warn_fresh_adapter,
-)
+from .verbs import RUNS_ADAPTER, check_verb, warn_fresh_adapter
 
 FILLED_IN = ("lora_dropout",)
 """Keys of the host whose defaults in a validated configuration look like what the YAML holds."""
@@ -140,14 +136,12 @@ def _is_known(adapter: Any) -> bool:
 
 def _with_trained_adapter(data: Mapping[str, Any], verb: str) -> Mapping[str, Any]:
     """Give a verb that was given no adapter that of the run, if there is one."""
-    from .host import get_logger
-
     found = trained_adapter(data.get("output_dir") or OUTPUT_DIR)
     if found is None:
         if verb == "inference":  # an evaluation warns later, beside its result
             warn_fresh_adapter("axolotl inference")
         return data
-    get_logger(__name__).info(
+    host.get_logger(__name__).info(
         "AlphaLoRA: axolotl %s runs the adapter in %s, since no `lora_model_dir` was given.",
         verb,
         found,

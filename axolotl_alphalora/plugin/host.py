@@ -20,6 +20,9 @@ OLDEST = "0.20"
 NEWEST = "0.21"
 """The newest release that the tests ran with, with any patch number."""
 
+REQUIREMENT = f"axolotl>={OLDEST},<0.22"
+"""What to install, as the extra `axolotl` has it."""
+
 _HOMES: Mapping[str, str] = {
     # What a plugin is.
     "AdapterCapabilities": "axolotl.integrations.base",
@@ -57,6 +60,9 @@ _HOMES: Mapping[str, str] = {
 OUTPUT_DIR = "./model-out"
 """Copied: where a run's output goes if the YAML does not say."""
 
+PREPARED_IN = "last_run_prepared"
+"""Copied: where the host keeps prepared data if `dataset_prepared_path` does not say."""
+
 FP32_STORAGE_MODELS = frozenset({"jamba", "qwen2_moe", "nemotron_h"})
 """Copied: models whose packed weights are stored as fp32 unless a sharding engine runs."""
 
@@ -89,6 +95,11 @@ def running_verb() -> str | None:
     return name if parent == "axolotl.cli" else None
 
 
+def has_printed_banner() -> bool:
+    """Whether the host's command line has printed its banner to stdout in this process."""
+    return bool(getattr(sys.modules.get("axolotl.cli.art"), "HAS_PRINTED_LOGO", False))
+
+
 def check_host() -> None:
     """Refuse an Axolotl whose PEFT can neither save nor balance a routed adapter.
 
@@ -101,14 +112,14 @@ def check_host() -> None:
     if Version(found) < Version(OLDEST):
         raise RuntimeError(
             f"axolotl-alphalora needs Axolotl {OLDEST} or newer, and {found} is installed: "
-            f"pip install 'axolotl>={OLDEST},<0.22'."
+            f"pip install '{REQUIREMENT}'."
         )
     if Version(found).release[:2] > Version(NEWEST).release:
         __getattr__("get_logger")(__name__).warning(
             "AlphaLoRA: axolotl-alphalora was tested with Axolotl up to %s.x, and %s is installed. "
             "If something goes wrong, report it among the issues of axolotl-alphalora with both "
-            "versions, and install 'axolotl>=%s,<0.22' meanwhile.",
+            "versions, and install '%s' meanwhile.",
             NEWEST,
             found,
-            OLDEST,
+            REQUIREMENT,
         )

@@ -14,6 +14,7 @@ from ..adapter import AlphaLoraConfig
 from ..adapter.saved_lora import read_lora
 from ..adapter.warm_start import WarmStart
 from ..allocation import SAMPLED, Plan
+from ..hosts.constants import CLASSIFIER_HEADS
 from ..planning import (
     ADAPTER,
     ModelNeeded,
@@ -26,6 +27,7 @@ from ..planning import (
 )
 from ..planning.config import plain
 from ..planning.request import REQUEST_KEYS
+from . import host
 from .saved import changes, check_against_yaml, read_saved, saved_adapter
 from .shared import is_first_process, on_one_process, progress_bar
 
@@ -95,7 +97,7 @@ class Allocation:
             self.saved = config
             self.counts, self.plan = config["num_experts"], config["plan"]
             self.ranks = config.get("rank_pattern", {})
-            _logger().info("AlphaLoRA: experts per module as saved in %s", saved[1])
+            host.get_logger(__name__).info("AlphaLoRA: experts per module as saved in %s", saved[1])
             return
         if path is not None:
             plan = Plan.load(path)
@@ -110,16 +112,18 @@ class Allocation:
         try:
             self._take(on_one_process(lambda: plan_from_files(self.request, _progress)[0]))
         except WeightsNotReadable as error:
-            _logger().warning(
+            host.get_logger(__name__).warning(
                 "AlphaLoRA: %s. The plan is made from the loaded model's weights instead.", error
             )
         except ModelNeeded as error:
-            _logger().info("AlphaLoRA: %s. It is made as soon as the model is loaded.", error)
+            host.get_logger(__name__).info(
+                "AlphaLoRA: %s. It is made as soon as the model is loaded.", error
+            )
 
     def _report_changes(self, cfg: Any, saved: Mapping[str, Any]) -> None:
         for name, value in changes(cfg, self.block).items():
             if value != saved.get(name, value):
-                _logger().info(
+                host.get_logger(__name__).info(
                     "AlphaLoRA: %s is %s as the YAML says, and no longer %s as in the adapter.",
                     name,
                     value,
@@ -134,7 +138,7 @@ class Allocation:
 
             print_plan(plan)
             for line in cautions(plan):
-                _logger().warning("AlphaLoRA: %s", line)
+                host.get_logger(__name__).warning("AlphaLoRA: %s", line)
 
 
 def _key(cfg: Any, needs: str) -> list[Any]:
@@ -156,7 +160,9 @@ def check_start(cfg: Any, allocation: Allocation) -> None:
     if folder is None:
         return
     if allocation.saved:
-        _logger().info("AlphaLoRA: alphalora.init_from is not read: the adapter is there already.")
+        host.get_logger(__name__).info(
+            "AlphaLoRA: alphalora.init_from is not read: the adapter is there already."
+        )
         return
     try:
         lora = read_lora(folder)
@@ -164,7 +170,7 @@ def check_start(cfg: Any, allocation: Allocation) -> None:
             config = _peft_config(cfg, allocation)
             if cfg.reward_model or cfg.process_reward_model:  # PEFT adds their heads later
                 kept = config.modules_to_save or []
-                config.modules_to_save = [*kept, "classifier", "score"]
+                config.modules_to_save = [*kept, *CLASSIFIER_HEADS]
             plan = Plan.from_dict(allocation.plan)
             sizes = {m.name: (m.shape[1], m.shape[0]) for m in plan.modules}
             WarmStart(lora, config.init_split).check(config, sizes)
@@ -172,7 +178,7 @@ def check_start(cfg: Any, allocation: Allocation) -> None:
         raise ValueError(f"alphalora.{error}") from error
     base = lora.config.get("base_model_name_or_path")
     if base not in (None, cfg.base_model):
-        _logger().warning(
+        host.get_logger(__name__).warning(
             "AlphaLoRA: the LoRA in alphalora.init_from was trained on %s, and base_model is %s.",
             base,
             cfg.base_model,
@@ -248,9 +254,3 @@ def adapt(cfg: Any, allocation: Allocation, model: Any) -> tuple[peft.PeftModel,
 
 def _progress(names: Sequence[str]) -> Callable[[Any], None]:
     return progress_bar("spectra", "matrix", len(names))
-
-
-def _logger() -> Any:
-    from .host import get_logger
-
-    return get_logger(__name__)

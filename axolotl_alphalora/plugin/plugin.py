@@ -104,8 +104,8 @@ class AlphaLoraPlugin(BasePlugin):
         return [callback]
 
     def _settle(self, cfg: Any) -> None:
+        from .checkpoints import skip_unfinished
         from .loading import Allocation
-        from .saved import skip_unfinished
 
         skip_unfinished(cfg)
         # A reference model is loaded with the same configuration, and needs no second plan.

@@ -12,13 +12,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..hosts.constants import IGNORED
+from ..hosts.constants import DATA_FILES, IGNORED
+from .host import PREPARED_IN
 
 LARGEST = 256 * 2**20
 """Bytes of prepared data that are read; more takes longer than a plan should."""
-
-PREPARED_IN = "last_run_prepared"
-"""Copied: where the host keeps prepared data if `dataset_prepared_path` does not say."""
 
 _STREAMS = ("streaming", "pretraining_dataset", "skip_prepare_dataset")
 
@@ -65,7 +63,7 @@ def prepared_tokens(config: Mapping[str, Any]) -> Prepared | None:
 def _count(folder: Path) -> tuple[int, int]:
     """Rows of prepared data, and their tokens that have a label."""
     state = json.loads((folder / "state.json").read_text(encoding="utf-8"))
-    files = [folder / entry["filename"] for entry in state["_data_files"]]
+    files = [folder / entry["filename"] for entry in state[DATA_FILES]]
     if sum(file.stat().st_size for file in files) > LARGEST:
         raise ValueError(f"{folder} is too large to be counted by the way")
     counts = [(len(labels), trained) for file in files for labels, trained in _labels(file)]

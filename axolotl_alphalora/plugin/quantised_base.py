@@ -8,6 +8,7 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 from ..hosts.constants import QUANTISATION_PACKAGES
+from . import host
 from .quantization import KEY, asked, bnb_config, check_storage, is_sharded
 
 if TYPE_CHECKING:
@@ -221,12 +222,11 @@ def _check_settings(model: PreTrainedModel, cfg: Any) -> None:
 
 def warn_unquantised(model: nn.Module) -> None:
     """Log what `describe_unquantised` says, once for all processes."""
-    from .host import get_logger
     from .shared import is_first_process
 
     found = describe_unquantised(model)
     if found is not None and is_first_process():
-        get_logger(__name__).warning("AlphaLoRA: %s", found)
+        host.get_logger(__name__).warning("AlphaLoRA: %s", found)
 
 
 def describe_unquantised(model: nn.Module) -> str | None:

@@ -23,6 +23,7 @@ import torch
 
 from ..hosts.constants import IGNORED
 from ..samples import Sample, share_out
+from . import host
 from .data import (
     COLUMN,
     Entry,
@@ -258,9 +259,7 @@ def _check_count(count: int, pools: Mapping[str, _Pool]) -> None:
 
 def _report(count: int, pools: Mapping[str, _Pool]) -> None:
     """Warn of tasks that gave less than their share; refuse those that gave nothing."""
-    from .host import get_logger
-
-    log = get_logger(__name__)
+    log = host.get_logger(__name__)
     shares = share_out(count, dict.fromkeys(pools, math.inf))
     for task, pool in pools.items():
         if not pool.found:

@@ -1,19 +1,15 @@
 """An adapter that is there already (`lora_model_dir`, or a checkpoint to resume) rules the counts.
 
 A YAML that says otherwise is an error before the model is loaded: trained weights fit one set of
-counts, and a changed `top_k` would not even show as a mismatch of shapes. Checkpoints that a killed
-run left unfinished are skipped, with a word.
+counts, and a changed `top_k` would not even show as a mismatch of shapes.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
-
-from safetensors import SafetensorError, safe_open
 
 from ..allocation import Budget, Options, Plan
 from ..files import ADAPTER_CONFIG, ADAPTER_WEIGHTS, METHOD, check_version, read_adapter_config
@@ -23,6 +19,7 @@ from ..planning import ADAPTER, AlphaLoraConfigBlock, PlanRequest, layers
 from ..planning.config import MIXTURE
 from ..planning.request import in_yaml
 from ..spectral.model_files import locate
+from .checkpoints import damage
 
 KEPT: Mapping[str, str] = {
     "lora_r": "r",
@@ -152,7 +149,7 @@ def _differences(
         "lora_alpha": cfg.lora_alpha,
         "peft_use_rslora": cfg.peft_use_rslora,
         "lora_modules_to_save": request.targets.modules_to_save,
-        **{f"{ADAPTER}.{key}": getattr(request, key) for key in MIXTURE if key in written},
+        **{f"{ADAPTER}.{key}": getattr(request.mixture, key) for key in MIXTURE if key in written},
     }
     saved = {**asdict(Mixture()), **saved}  # adapters of older releases have whole experts
     for key, name in KEPT.items():
@@ -257,64 +254,3 @@ def _budget_differences(written: set[str], request: PlanRequest, plan: Plan) -> 
 
 def _spelt(kind: str | None, amount: float | None) -> str:
     return "none" if kind is None else f"{kind} {amount:g}"
-
-
-_STATE = "trainer_state.json"
-
-
-def skip_unfinished(cfg: Any) -> None:
-    """Let `auto_resume_from_checkpoints` start from the last checkpoint that is complete.
-
-    The host takes the one with the highest number. If a newer one is unfinished, the last complete
-    one is named instead; if none is complete, the run starts anew.
-
-    Args:
-        cfg: The host's configuration, which is changed.
-    """
-    if not cfg.auto_resume_from_checkpoints or cfg.resume_from_checkpoint:
-        return
-    found = [p for p in Path(cfg.output_dir).glob("checkpoint-*") if _step(p) is not None]
-    for folder in sorted(found, key=lambda p: _step(p) or 0, reverse=True):
-        flaw = find_flaw(folder)
-        if flaw is None:
-            cfg.resume_from_checkpoint = str(folder)
-            return
-        _warn("AlphaLoRA: %s is not complete and is skipped: %s.", folder, flaw)
-    if found:
-        _warn("AlphaLoRA: no checkpoint in %s is complete: the run starts anew.", cfg.output_dir)
-        cfg.auto_resume_from_checkpoints = False
-
-
-def find_flaw(folder: Path) -> str | None:
-    """What a checkpoint lacks, in words; None if it is complete.
-
-    The HF Trainer writes `trainer_state.json` last, so a checkpoint without it was interrupted.
-    """
-    try:
-        json.loads((folder / _STATE).read_bytes())
-    except (OSError, ValueError):
-        return f"it has no whole {_STATE}, which is written last"
-    if not (folder / ADAPTER_WEIGHTS).exists():
-        return None  # saved in shards, by the engine that reads it
-    return damage(folder / ADAPTER_WEIGHTS)
-
-
-def damage(file: Path) -> str | None:
-    """Why a file of weights cannot be read; None if its header and its length agree."""
-    try:
-        with safe_open(file, framework="pt") as content:
-            content.keys()
-    except (OSError, SafetensorError) as error:
-        return f"{file.name} is damaged ({error})"
-    return None
-
-
-def _step(folder: Path) -> int | None:
-    number = folder.name.rpartition("-")[2]
-    return int(number) if number.isdigit() else None
-
-
-def _warn(message: str, *values: Any) -> None:
-    from .host import get_logger
-
-    get_logger(__name__).warning(message, *values)

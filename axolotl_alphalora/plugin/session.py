@@ -16,9 +16,10 @@ from torch import nn
 
 from ..activations import measure_explained_variance
 from ..allocation import SAMPLED, Plan, components_needed
+from ..blocks import Shapes
 from ..planning import ADAPTER, Measured, MeasureSamples, PlanRequest, plan_from_model
-from ..planning.keys import PLUGIN
-from ..planning.planner import DEFAULT_SAMPLES, OfSamples, Shapes
+from ..planning.keys import PLUGIN, read_yaml
+from ..planning.planner import OfSamples
 from ..samples import Sample
 from ..sensitivity import measure_sensitivity
 from .shared import progress_bar
@@ -102,9 +103,7 @@ class HostModel:
 
 def _overrides(config: Path, directory: str) -> dict[str, Any]:
     """What differs from the run: an adapter that costs nothing to plan, and no output."""
-    import yaml
-
-    raw = yaml.safe_load(config.read_text(encoding="utf-8"))
+    raw = read_yaml(config)
     plugins = list(raw.get("plugins") or [])
     return {
         "adapter": ADAPTER,
@@ -135,9 +134,8 @@ def on_samples(cfg: Any, model: nn.Module, halves: bool = False) -> MeasureSampl
     def measure(request: PlanRequest, shapes: Shapes) -> tuple[OfSamples, Mapping[str, Any]]:
         from .samples import draw_samples
 
-        options = request.settings
-        seed = getattr(options, "seed", 0)
-        samples = draw_samples(cfg, getattr(options, "samples", DEFAULT_SAMPLES), seed)
+        number, seed = request.drawing
+        samples = draw_samples(cfg, number, seed)
         bar = progress_bar(SAMPLED[request.needs], "sample", len(samples))
         autocast = _autocast(cfg)
         found: OfSamples

@@ -1,12 +1,11 @@
-"""What each of the host's commands means for a routed adapter, and which adapter it runs."""
+"""What each of the host's commands means for a routed adapter."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..files import ADAPTER_CONFIG, ADAPTER_WEIGHTS
+from . import host
 
 if TYPE_CHECKING:
     from transformers import Trainer
@@ -38,43 +37,6 @@ def check_verb(verb: str | None) -> None:
         )
 
 
-def trained_adapter(output_dir: str | Path) -> Path | None:
-    """The adapter that a run left in its output directory, for verbs that were given none.
-
-    Args:
-        output_dir: The run's `output_dir`.
-
-    Returns:
-        The directory; None if there is neither a finished adapter nor a checkpoint.
-
-    Raises:
-        ValueError: If it is not clear which adapter is meant: there are only checkpoints, or
-            checkpoints newer than the finished adapter.
-    """
-    folder = Path(output_dir)
-    found = [path for path in folder.glob("checkpoint-*") if _holds_adapter(path)]
-    checkpoints = sorted(found, key=_modified)
-    if not checkpoints:
-        return folder if _holds_adapter(folder) else None
-    if _holds_adapter(folder) and _modified(folder) >= _modified(checkpoints[-1]):
-        return folder
-    reason = "has checkpoints that are newer than its adapter"
-    if not _holds_adapter(folder):
-        reason = "holds checkpoints but no finished adapter"
-    raise ValueError(
-        f"`output_dir: {folder}` {reason}, and no adapter was named. Add `--lora-model-dir DIR` "
-        f"(or `lora_model_dir:` in the YAML), for example {checkpoints[-1]}."
-    )
-
-
-def _holds_adapter(folder: Path) -> bool:
-    return all((folder / name).is_file() for name in (ADAPTER_CONFIG, ADAPTER_WEIGHTS))
-
-
-def _modified(folder: Path) -> float:
-    return (folder / ADAPTER_WEIGHTS).stat().st_mtime
-
-
 def warn_when_evaluated(trainer: Trainer) -> None:
     """Warn, once, if a trainer with a fresh adapter evaluates before it trains.
 
@@ -96,9 +58,7 @@ def warn_when_evaluated(trainer: Trainer) -> None:
 
 def warn_fresh_adapter(verb: str) -> None:
     """Say loudly that no trained adapter was named."""
-    from .host import get_logger
-
-    get_logger(__name__).warning(
+    host.get_logger(__name__).warning(
         "\n%s\n%s was given no trained adapter: it runs a fresh AlphaLoRA adapter, which is the "
         "base model unchanged.\nAdd `--lora-model-dir OUTPUT_DIR` (or `lora_model_dir:` in the "
         "YAML) with the run's output directory.\n%s",

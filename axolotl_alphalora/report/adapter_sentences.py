@@ -1,6 +1,6 @@
 """What a trained adapter and its export come to, in sentences.
 
-Each function returns paragraphs; one that begins with :data:`~.tables.WARNING` deserves attention.
+Each function returns paragraphs; one that begins with :data:`~.words.WARNING` deserves attention.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from ..files import PROBE
 from .plan_sentences import strategy_words
-from .tables import WARNING, listed, model_name, numeral, plural, spread
+from .words import WARNING, listed, model_name, numeral, plural, spread
 
 if TYPE_CHECKING:
     from ..export import Exported

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from .tables import PAGE, TERMINAL, Bar, Column, Table, decimal, names, numeral, spread
+from .tables import PAGE, TERMINAL, Bar, Column, Table, names
+from .words import decimal, numeral, spread
 
 if TYPE_CHECKING:
     from ..adapter.usage import RouterUsage

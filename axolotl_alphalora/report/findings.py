@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from ..allocation import Plan
 from ..blocks import block_name, group_by_block
 from ..settings import QualitySettings
-from .tables import numeral, spread
+from .words import numeral, spread
 
 if TYPE_CHECKING:
     from ..settings import MatrixQuality

@@ -13,8 +13,8 @@ from .findings import Findings, differs_within_blocks
 from .plan_sentences import summary
 from .plan_tables import plan_table
 from .quality_sentences import explain_plan
-from .shapes import best_words, shape_line
-from .tables import MARKDOWN, WARNING, Cell, Column, Name, Table, names
+from .tables import MARKDOWN, Cell, Column, Name, Table, names
+from .words import WARNING, best_words, shape_line
 
 if TYPE_CHECKING:
     from ..adapter import AlphaLoraConfig

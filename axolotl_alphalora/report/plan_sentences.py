@@ -1,22 +1,17 @@
 """What plans come to, in sentences, and what in a plan is legal and hardly meant.
 
-Each function returns paragraphs; one that begins with :data:`~.tables.WARNING` deserves attention.
+Each function returns paragraphs; one that begins with :data:`~.words.WARNING` deserves attention.
 How they are printed, and beside which tables, is not known here.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ..allocation import CONTROLS, Plan, alike
 from .findings import differs_within_blocks
-from .shapes import shape_line
-from .tables import first_of, numeral, plural
-
-if TYPE_CHECKING:
-    pass
-
+from .words import first_of, numeral, plural, shape_line
 
 _EXPLAINED = "Explained variance: principal components of the inputs of layers"
 
@@ -190,8 +185,8 @@ def _uneven_gates(plan: Plan) -> str | None:
     return (
         f"top_k is {plan.top_k}, which is one expert in {single} of {len(active)} routed layers "
         "and more in the others. A single expert counts with its probability, several with gates "
-        "that sum to 1, so that updates of the former start out smaller. For the same everywhere, "
-        "raise top_k, or give a whole number."
+        "that sum to 1, so that updates of the former start out smaller. To have the same "
+        "everywhere, raise top_k, or give a whole number."
     )
 
 

@@ -21,21 +21,8 @@ from .findings import (
     module_shares,
 )
 from .plan_sentences import budget_words, left_over, strategy_words
-from .shapes import top_k_words
-from .tables import (
-    MARKDOWN,
-    PAGE,
-    TERMINAL,
-    Bar,
-    Column,
-    Note,
-    Table,
-    decimal,
-    names,
-    numeral,
-    over,
-    source_line,
-)
+from .tables import MARKDOWN, PAGE, TERMINAL, Bar, Column, Note, Table, names, over
+from .words import decimal, numeral, source_line, top_k_words
 
 if TYPE_CHECKING:
     from ..settings import MatrixQuality

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from .tables import WARNING, Column, Table, decimal
+from .tables import Column, Table
+from .words import WARNING, decimal
 
 if TYPE_CHECKING:
     from ..probe import Probe, Verdict

@@ -1,6 +1,6 @@
 """What the spectra of a model come to, in sentences.
 
-Each function returns paragraphs; one that begins with :data:`~.tables.WARNING` deserves attention.
+Each function returns paragraphs; one that begins with :data:`~.words.WARNING` deserves attention.
 """
 
 from __future__ import annotations
@@ -10,9 +10,9 @@ from statistics import median
 from typing import TYPE_CHECKING
 
 from ..allocation import Plan
-from ..blocks import kind_of
+from ..blocks import kind_in_stack
 from .findings import POOR_DISTANCE, SHORT_TAIL, Findings, is_poor
-from .tables import WARNING, first_of, listed, plural
+from .words import WARNING, first_of, listed, plural
 
 if TYPE_CHECKING:
     from ..settings import MatrixQuality
@@ -93,16 +93,16 @@ def _fits(matrices: Sequence[MatrixQuality]) -> list[str]:
 
 def _notes(matrices: Sequence[MatrixQuality]) -> list[str]:
     noted = [row for row in matrices if row.note is not None]
-    known = {kind_of(row.module) for row in matrices if row.alpha is not None}
+    known = {kind_in_stack(row.module) for row in matrices if row.alpha is not None}
     unfitted = [row for row in noted if row.alpha is None]
     groups = (
         (
             "Without a power law, counted with the mean alpha of their kind in the other blocks",
-            [row for row in unfitted if kind_of(row.module) in known],
+            [row for row in unfitted if kind_in_stack(row.module) in known],
         ),
         (
             "Left out of every block, since no matrix of their kind has a power law",
-            [row for row in unfitted if kind_of(row.module) not in known],
+            [row for row in unfitted if kind_in_stack(row.module) not in known],
         ),
         (
             "Fitted to their eigenvalues above round-off only, or to few",

@@ -21,7 +21,8 @@ from .findings import Findings
 from .plan_sentences import summary
 from .plan_tables import plan_table
 from .quality_sentences import explain_plan
-from .tables import TERMINAL, WARNING, Bar, Cell, Column, Name, Note, Table
+from .tables import TERMINAL, Bar, Cell, Column, Name, Note, Table
+from .words import WARNING
 
 _LEAST_NAME = 8
 _BAR = 20
@@ -29,21 +30,19 @@ _UNBROKEN = 10_000
 """A width that every table fits."""
 
 
-def print_plan(plan: Plan, console: Console | None = None, explained: bool = True) -> None:
+def print_plan(plan: Plan, console: Console | None = None) -> None:
     """Print score, a bar, experts and trainable parameters of each block, what it comes to, why.
 
     Args:
         plan: The plan.
         console: Where to; the terminal if None.
-        explained: Whether to say in words what stands out and how far to trust it.
     """
     console = console or Console()
     findings = Findings.of_plan(plan)
     print_table(plan_table(plan, findings), console)
     for line in summary(plan):
         print_paragraph(line, console)
-    if explained:
-        print_lines(explain_plan(plan, findings), console)
+    print_lines(explain_plan(plan, findings), console)
 
 
 def print_table(table: Table, console: Console) -> None:

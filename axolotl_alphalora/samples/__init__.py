@@ -1,7 +1,14 @@
 """Samples of training data, and running them through a frozen model that is left as it was."""
 
-from .passes import Passes, linear_layers, numbered, warn_of_uncalled
-from .sample import Sample, every_second, share_out
+from .sample import (
+    Passes,
+    Sample,
+    every_second,
+    named_layers,
+    numbered,
+    share_out,
+    warn_of_uncalled,
+)
 from .state import checkpointed_layers, freeze, restored, switch_checkpointing_on, without_noise
 
 __all__ = [
@@ -10,7 +17,7 @@ __all__ = [
     "checkpointed_layers",
     "every_second",
     "freeze",
-    "linear_layers",
+    "named_layers",
     "numbered",
     "restored",
     "share_out",

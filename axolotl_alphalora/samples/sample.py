@@ -1,12 +1,20 @@
-"""A sample, and how samples are shared out over tasks and halved."""
+"""Samples, and running them through a model one at a time, with the layers measured meanwhile."""
 
 from __future__ import annotations
 
+import inspect
+import warnings
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any, TypeVar
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
+
+_NAMED = 3
+
+_Result = TypeVar("_Result")
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,3 +68,129 @@ def every_second(tasks: Sequence[str]) -> list[int]:
         halves.append(seen[task] % 2)
         seen[task] += 1
     return halves
+
+
+class Passes:
+    """Forward passes of a transformers model.
+
+    Args:
+        model: The model.
+        autocast: Compute under ``torch.autocast`` with this dtype.
+        options: More arguments of the model's forward; those that it does not take are left out.
+    """
+
+    def __init__(self, model: Any, autocast: torch.dtype | None, **options: Any) -> None:
+        self._model = model
+        self._autocast = autocast
+        self._device = next(model.get_input_embeddings().parameters()).device
+        takes = inspect.signature(model.forward).parameters
+        options = {"use_cache": False, **options}
+        self._options = {key: value for key, value in options.items() if key in takes}
+
+    def inputs(self, sample: Sample) -> dict[str, Tensor]:
+        """A sample's arguments on the device of the model's input embedding."""
+        return {key: value.to(self._device) for key, value in sample.inputs.items()}
+
+    def run(
+        self, inputs: Mapping[str, Tensor], label: str, read: Callable[[Any], _Result]
+    ) -> _Result:
+        """Run the model once.
+
+        Args:
+            inputs: What :meth:`inputs` returned.
+            label: What the sample is called in an error.
+            read: Takes what the model returns; what it returns is returned.
+
+        Raises:
+            ValueError: If the model fails on a sample that is longer than its config's
+                ``max_position_embeddings``.
+        """
+        enabled = self._autocast is not None
+        try:
+            with torch.autocast(self._device.type, dtype=self._autocast, enabled=enabled):
+                output = self._model(**inputs, **self._options)
+            return read(output)
+        except torch.OutOfMemoryError:
+            raise
+        except (IndexError, RuntimeError) as error:
+            length, limit = inputs["input_ids"].shape[-1], _positions(self._model)
+            if limit is None or length <= limit:
+                raise
+            raise ValueError(
+                f"The model fails on {label}, which has {length} tokens: its config allows for "
+                f"{limit} (`max_position_embeddings`). Set `sequence_len` to {limit} or less."
+            ) from error
+
+
+def numbered(
+    samples: Sequence[Sample], progress: Callable[[int], None] | None = None
+) -> Iterator[tuple[str, Sample]]:
+    """Go through samples.
+
+    Args:
+        samples: The samples.
+        progress: Called with the number of samples done, after each.
+
+    Yields:
+        What a sample is called in errors, and the sample.
+    """
+    for done, sample in enumerate(samples, start=1):
+        yield f"sample {done} of {len(samples)} (task {sample.task!r})", sample
+        if progress is not None:
+            progress(done)
+
+
+def named_layers(model: nn.Module, names: Sequence[str]) -> dict[str, nn.Module]:
+    """Find linear layers by their names.
+
+    Raises:
+        ValueError: If there is none of that name, or it is no linear layer.
+    """
+    known = dict(model.named_modules(remove_duplicate=False))
+    layers = {}
+    for name in names:
+        if name not in known:
+            raise ValueError(
+                f"The model has no module named {name!r}. Names are those of `named_modules()`."
+            )
+        module = known[name]
+        sides = getattr(getattr(module, "weight", None), "ndim", 0)
+        if sides != 2 and not hasattr(module, "in_features"):
+            raise ValueError(
+                f"{name} ({type(module).__name__}) is not a linear layer. Leave it out of the "
+                "target modules."
+            )
+        layers[name] = module
+    return layers
+
+
+def warn_of_uncalled(names: Sequence[str], called: Collection[str], what: str) -> None:
+    """Warn of layers that no sample has called.
+
+    Args:
+        names: All that are measured.
+        called: Those that were called.
+        what: What is 0 for a layer that was not.
+
+    Warns:
+        UserWarning: If there are any.
+    """
+    left = [name for name in names if name not in called]
+    if not left:
+        return
+    some = ", ".join(left[:_NAMED]) + (", ..." if len(left) > _NAMED else "")
+    warnings.warn(
+        f"No sample calls {len(left)} of the {len(names)} target modules ({some}), so their "
+        f"{what} is 0. That is right where the model does not need them for this data, as a "
+        "vision tower for text. If it uses their weight without calling them, as fused kernels do, "
+        "they are not measured: leave them out with `lora_exclude_modules`, or take another "
+        "strategy.",
+        stacklevel=3,
+    )
+
+
+def _positions(model: Any) -> int | None:
+    config: Any = getattr(model, "config", None)
+    if hasattr(config, "get_text_config"):
+        config = config.get_text_config()
+    return getattr(config, "max_position_embeddings", None)

@@ -17,7 +17,7 @@ from ..samples import (
     checkpointed_layers,
     every_second,
     freeze,
-    linear_layers,
+    named_layers,
     numbered,
     restored,
     switch_checkpointing_on,
@@ -187,7 +187,7 @@ def _read_loss(output: Any) -> tuple[Tensor, float]:
 
 
 def _targets(model: nn.Module, modules: Sequence[str]) -> dict[str, nn.Module]:
-    targets = linear_layers(model, modules)
+    targets = named_layers(model, modules)
     owners = Counter(id(weight) for _, weight in model.named_parameters(remove_duplicate=False))
     for name, module in targets.items():
         if any(owners[id(weight)] > 1 for weight in module.parameters(recurse=False)):

@@ -11,12 +11,11 @@ from typing import Any
 from torch import nn
 
 from .. import __version__
+from ..blocks import Shapes
 from .cache import Cache, file_digest, text_digest
 from .checkpoint import FLOATS, CheckpointWeights, StoredTensors, quantization_method
 from .live import LoadedWeights, WeightSource
 from .model_files import UnreadableCheckpoint, check_model_files, locate
-
-Shapes = dict[str, tuple[int, int]]
 
 _OPTIONAL = {"bias", "g_idx"}
 """Parts of a layer that do not change its weight, or have the right value where none is stored."""

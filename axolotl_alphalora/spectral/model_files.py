@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from ..files import ADAPTER_CONFIG, read_adapter_config
+from ..files import ADAPTER_CONFIG, adapter_below, read_adapter_config
 
 _POINTER = b"version https://git-lfs.github.com/spec/"
 _WEIGHT_SUFFIXES = (".safetensors", ".bin", ".gguf", ".pt", ".pth", ".h5", ".msgpack")
@@ -154,11 +154,8 @@ def _weights_of(directory: Path) -> list[str]:
 
 
 def _adapter_in(directory: Path) -> Path | None:
-    """The directory of an adapter: this one, or the newest below it, such as a checkpoint."""
-    if (directory / ADAPTER_CONFIG).is_file():
-        return directory
-    below = sorted(directory.glob(f"*/{ADAPTER_CONFIG}"), key=lambda path: path.stat().st_mtime)
-    return below[-1].parent if below else None
+    """The directory of an adapter: this one, or the newest below it."""
+    return directory if (directory / ADAPTER_CONFIG).is_file() else adapter_below(directory)
 
 
 def _no_base_model(directory: Path, adapter: Path) -> str:

@@ -15,7 +15,7 @@ from statistics import fmean, median, pstdev, variance
 import torch
 from torch import Tensor
 
-from ..blocks import group_by_unit, kind_of, stack_of
+from ..blocks import group_by_unit, kind_in_stack
 from ..settings import AGGREGATES, MatrixQuality
 from .estimators import fit_ascending, fit_power_law
 from .spectrum import pool
@@ -141,7 +141,7 @@ def _counted(
     alphas: dict[str, list[float]] = {}
     for name, quality in matrices.items():
         if quality.alpha is not None:
-            alphas.setdefault(_kind(name), []).append(quality.alpha)
+            alphas.setdefault(kind_in_stack(name), []).append(quality.alpha)
     if not alphas:
         raise ValueError("no matrix has a power-law exponent")
     means = {kind: fmean(values) for kind, values in alphas.items()}
@@ -158,13 +158,9 @@ def _counted(
         return _Row(name, kind, alpha, scale, math.prod(quality.shape))
 
     return {
-        unit: [row(name, _kind(name)) for name in names if _kind(name) in means]
+        unit: [row(name, kind_in_stack(name)) for name in names if kind_in_stack(name) in means]
         for unit, names in group_by_unit(matrices, granularity).items()
     }
-
-
-def _kind(module: str) -> str:
-    return f"{stack_of(module)} {kind_of(module)}"
 
 
 def _root_mean_square(values: Iterable[float]) -> float:

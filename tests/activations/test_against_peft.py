@@ -5,8 +5,7 @@ import torch
 from peft import EvaConfig, LoraConfig
 from peft.tuners.lora import eva
 
-from axolotl_alphalora.activations import measure_explained_variance
-from axolotl_alphalora.activations.components import FEWEST_TOKENS
+from axolotl_alphalora.activations import FEWEST_TOKENS, measure_explained_variance
 from axolotl_alphalora.allocation import (
     AllocationRequest,
     Budget,

@@ -7,8 +7,12 @@ import pytest
 import torch
 from torch import nn
 
-from axolotl_alphalora.activations import ExplainedVariance, measure_explained_variance
-from axolotl_alphalora.activations.components import FEWEST_TOKENS, Components
+from axolotl_alphalora.activations import (
+    FEWEST_TOKENS,
+    Components,
+    ExplainedVariance,
+    measure_explained_variance,
+)
 from axolotl_alphalora.samples import Sample
 
 

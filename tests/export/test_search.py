@@ -5,7 +5,7 @@ import torch
 
 from axolotl_alphalora.evaluation import calibrate
 from axolotl_alphalora.export import export_adapter
-from axolotl_alphalora.export.search import lowest, smallest_rank
+from axolotl_alphalora.export.run import lowest, smallest_rank
 from helpers.balancing import adapted
 from helpers.exporting import rows
 from helpers.models import tiny_llama

@@ -15,6 +15,7 @@ from axolotl_alphalora.allocation import (
 )
 from axolotl_alphalora.blocks import block_name, group_by_unit
 from axolotl_alphalora.mixture import Mixture
+from axolotl_alphalora.planning.config import MIXTURE
 
 LLAMA_2_7B = {
     "self_attn.q_proj": (4096, 4096),
@@ -37,12 +38,14 @@ def model(blocks: int, linears=TINY, stack: str = "model.layers") -> dict[str, t
 
 
 def wanted(strategy="uniform", *, options=None, budget=None, **others) -> AllocationRequest:
-    """A request for a model that need not exist."""
+    """A request for a model that need not exist; parts of the mixture are given one by one."""
+    mixture = {key: others.pop(key) for key in MIXTURE if key in others}
     return AllocationRequest(
         base_model="some/model",
         strategy=strategy,
         options=options or {},
         budget=Budget(**budget) if budget else None,
+        mixture=Mixture(**mixture),
         **others,
     )
 

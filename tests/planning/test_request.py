@@ -41,7 +41,7 @@ def test_keys_and_block_make_one_request():
         alphalora={"allocation": "mola:24", "memory_mib": 8, "top_k": 1, "spend": "rank"},
     )
     assert made.targets == Targets(modules=["q_proj"])
-    assert (made.rank, made.top_k, made.spend, made.optimizer) == (4, 1, "rank", "sgd")
+    assert (made.rank, made.mixture.top_k, made.spend, made.optimizer) == (4, 1, "rank", "sgd")
     assert made.budget == Budget(memory_mib=8)
     assert (made.strategy, made.options) == ("mola", {"shape": 24})
     assert made.settings.shape == [2, 4]

@@ -89,7 +89,7 @@ def learnt(tmp_path_factory, base):
         strategy="counts",
         options={"experts": [2, 3]},
         rank=LEARNT["r"],
-        **{key: LEARNT[key] for key in MIXTURE},
+        mixture=Mixture(**{key: LEARNT[key] for key in MIXTURE}),
     )
     plan = build_plan(request, shapes)
     (first, *_) = shapes

@@ -152,7 +152,7 @@ def test_a_plan_that_is_hardly_meant_is_said(
         CliRunner().invoke(alphalora, ["plan", *arguments])
         made = json.loads((tmp_path / "plan.json").read_text())
         changes["alphalora"] = {"plan": "plan.json", **{key: made[key] for key in MIXTURE}}
-    monkeypatch.setattr(loading, "_logger", lambda: logging.getLogger("mistakes"))
+    monkeypatch.setattr("axolotl.utils.logging.get_logger", logging.getLogger)
     plugin.load_datasets(validate(**changes))
     logged = " ".join(r.getMessage() for r in caplog.records if r.levelno >= logging.WARNING)
     for said in (logged, plan(tmp_path, **changes)):

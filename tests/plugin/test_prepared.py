@@ -4,7 +4,6 @@ import json
 
 import pytest
 import yaml
-from axolotl.common.const import DEFAULT_DATASET_PREPARED_PATH
 from click.testing import CliRunner
 from datasets import concatenate_datasets
 
@@ -12,7 +11,7 @@ from axolotl_alphalora.allocation import Plan
 from axolotl_alphalora.cli import alphalora
 from axolotl_alphalora.plugin import prepared
 from axolotl_alphalora.plugin.data import load_splits, load_tokenizer
-from axolotl_alphalora.plugin.prepared import PREPARED_IN, prepared_tokens
+from axolotl_alphalora.plugin.prepared import prepared_tokens
 from helpers.models import save_tiny_model
 from helpers.settings import base_yaml, validate
 
@@ -94,7 +93,3 @@ def test_of_several_prepared_data_sets_none_is_guessed(config):
         cfg.update(changes)
         load_splits(cfg, load_tokenizer(cfg))
     assert prepared_tokens(settings) is None
-
-
-def test_the_usual_place_is_the_hosts():
-    assert PREPARED_IN == DEFAULT_DATASET_PREPARED_PATH

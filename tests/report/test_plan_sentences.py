@@ -7,7 +7,7 @@ import pytest
 from axolotl_alphalora.report.findings import Findings
 from axolotl_alphalora.report.plan_sentences import summary
 from axolotl_alphalora.report.quality_sentences import explain
-from axolotl_alphalora.report.tables import WARNING
+from axolotl_alphalora.report.words import WARNING
 from axolotl_alphalora.settings import MatrixQuality, QualitySettings
 from axolotl_alphalora.spectral import unit_scores
 from helpers.allocating import model, plan
@@ -96,6 +96,15 @@ def test_a_kind_without_any_power_law_is_said_to_be_left_out():
     rows = [*blocks(3.0, 4.0), *blocks(None, None, kind="k_proj", **nothing)]
     said = "\n".join(explain(findings(rows)))
     assert "Left out of every block" in said and "layers.1.k_proj (all zero)" in said
+    assert "mean alpha of their kind" not in said
+
+
+def test_a_kind_of_another_stack_stands_in_for_none():
+    nothing = {"x_min": None, "distance": None, "tail_size": None, "note": "all zero"}
+    vision = matrix("vision.blocks.0", None, "k_proj", **nothing)
+    rows = [vision, matrix("vision.blocks.0", 4.0), *blocks(3.0, 4.0, kind="k_proj")]
+    said = "\n".join(explain(findings(rows)))
+    assert "Left out of every block" in said
     assert "mean alpha of their kind" not in said
 
 

@@ -14,7 +14,7 @@ from axolotl_alphalora.analysis import measure_model
 from axolotl_alphalora.planning import PlanRequest, Targets, layers
 from axolotl_alphalora.report.findings import Findings
 from axolotl_alphalora.report.quality_sentences import explain
-from axolotl_alphalora.report.tables import WARNING
+from axolotl_alphalora.report.words import WARNING
 from axolotl_alphalora.spectral import BaseModel, Cache
 from axolotl_alphalora.spectral.definition import linear_layers, trained_class, whole_class
 from helpers.checkpoints import CONFIGS, pickled, tiny_model

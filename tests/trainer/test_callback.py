@@ -6,8 +6,7 @@ from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from axolotl_alphalora.adapter import find_balancer, find_routers
 from axolotl_alphalora.adapter.usage import RouterUsage, UsageMeter, summarise
-from axolotl_alphalora.trainer import AlphaLoraCallback
-from axolotl_alphalora.trainer.callback import CollapseWatch
+from axolotl_alphalora.trainer import AlphaLoraCallback, CollapseWatch
 from helpers.balancing import (
     CatchGradients,
     Rows,
@@ -84,7 +83,7 @@ def test_a_router_that_gives_nan_is_named(tiny_llama, trainer_folder, caplog):
     broken = model.get_base_model().get_submodule(name)
     broken.alphalora_router["default"].data[0, 0] = float("nan")
     trainer = trainer_for(Trainer, model, uneven_rows(), trainer_folder, 2, max_steps=1)
-    with caplog.at_level("ERROR", logger="axolotl_alphalora.trainer.callback"):
+    with caplog.at_level("ERROR", logger="axolotl_alphalora.trainer"):
         trainer.train()
     assert f"routers gave NaN or infinity in step 1: {name}.default is the first of" in caplog.text
 
@@ -225,7 +224,7 @@ def test_a_collapsed_router_is_reported_once_with_what_to_change(
         learning_rate=0.0,
     )
     with pytest.MonkeyPatch.context() as patch, caplog.at_level("WARNING"):
-        patch.setattr("axolotl_alphalora.trainer.callback.PATIENCE", 3)
+        patch.setattr("axolotl_alphalora.trainer.PATIENCE", 3)
         trainer.train()
     (said,) = [r.getMessage() for r in caplog.records if "gates to one expert" in r.getMessage()]
     assert "1 of 12 routers" in said and "for 3 steps" in said
@@ -247,7 +246,7 @@ def test_routers_that_work_are_not_reported(tiny_llama, trainer_folder, caplog):
         Trainer, adapted(tiny_llama), uneven_rows(), trainer_folder, 2, max_steps=4
     )
     with pytest.MonkeyPatch.context() as patch, caplog.at_level("WARNING"):
-        patch.setattr("axolotl_alphalora.trainer.callback.PATIENCE", 3)
+        patch.setattr("axolotl_alphalora.trainer.PATIENCE", 3)
         trainer.train()
     assert "gates to one expert" not in caplog.text
 

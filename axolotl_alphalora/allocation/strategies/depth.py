@@ -64,7 +64,7 @@ def score(problem: Problem) -> dict[str, float]:
 @hookimpl
 def allocate(problem: Problem, scores: dict[str, float]) -> dict[str, int]:
     """Round the line to whole numbers, or scale it to the budget."""
-    return share_out(problem, scores)
+    return scale_to_budget(problem, scores)
 
 
 def as_numbers(value: Any, digits: bool) -> list[float]:
@@ -118,7 +118,7 @@ def by_depth(
     return found
 
 
-def share_out(problem: Problem, numbers: Mapping[str, float]) -> dict[str, int]:
+def scale_to_budget(problem: Problem, numbers: Mapping[str, float]) -> dict[str, int]:
     """Scale numbers to the budget; without one, round them so that their sum stays.
 
     Args:

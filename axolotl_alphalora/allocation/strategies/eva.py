@@ -10,16 +10,14 @@ from typing import Literal
 
 from pydantic import Field
 
-from ..strategy import Options, Problem, Strategy, hookimpl
+from ..strategy import DEFAULT_RHO, Problem, SampledOptions, Strategy, hookimpl
 
 
-class EvaOptions(Options):
+class EvaOptions(SampledOptions):
     """How explained variances are measured, and in which units experts are counted."""
 
-    samples: int = Field(64, ge=1, description="training samples, shared out over the tasks")
-    seed: int = Field(0, ge=0, description="seed of the drawing of samples")
     rho: float = Field(
-        2.0,
+        DEFAULT_RHO,
         ge=1,
         allow_inf_nan=False,
         description="how much is measured of each layer: rho times the mean number of experts",

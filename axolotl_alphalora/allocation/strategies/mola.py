@@ -8,7 +8,7 @@ from typing import Any
 from pydantic import Field, field_validator
 
 from ..strategy import BudgetUse, Options, Problem, Strategy, hookimpl
-from .depth import as_numbers, by_depth, share_out
+from .depth import as_numbers, by_depth, scale_to_budget
 
 
 class MolaOptions(Options):
@@ -76,4 +76,4 @@ def score(problem: Problem) -> dict[str, float]:
 @hookimpl
 def allocate(problem: Problem, scores: dict[str, float]) -> dict[str, int]:
     """Take the shape's numbers, or scale them to the budget."""
-    return share_out(problem, scores)
+    return scale_to_budget(problem, scores)

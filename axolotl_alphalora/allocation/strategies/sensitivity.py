@@ -9,15 +9,13 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from ...blocks import kind_of, part_of, stack_of
-from ..strategy import BudgetUse, Options, Problem, Strategy, hookimpl
+from ...blocks import kind_in_stack, part_of, stack_of
+from ..strategy import BudgetUse, Problem, SampledOptions, Strategy, hookimpl
 
 
-class SensitivityOptions(Options):
+class SensitivityOptions(SampledOptions):
     """How sensitivities are measured, and how experts follow from them."""
 
-    samples: int = Field(64, ge=1, description="training samples, shared out over the tasks")
-    seed: int = Field(0, ge=0, description="seed of the drawing of samples")
     beta: float = Field(
         0.5, ge=0, allow_inf_nan=False, description="experts in proportion to sensitivity ** beta"
     )
@@ -132,7 +130,7 @@ def _groups(problem: Problem, within: str) -> list[list[str]]:
         key = {
             "all": "",
             "group": f"{stack_of(name)} {part_of(name)}",
-            "kind": f"{stack_of(name)} {kind_of(name)}",
+            "kind": kind_in_stack(name),
         }[within]
         groups.setdefault(key, []).append(name)
     return list(groups.values())

@@ -2,11 +2,12 @@
 
 import inspect
 import re
+import tomllib
 from collections.abc import Callable
 from importlib.util import find_spec
 
 from axolotl_alphalora.plugin import host
-from helpers.contracts.registry import checks, takes, tiny
+from helpers.contracts.registry import PACKAGE, checks, takes, tiny
 
 
 def hosted(name: str) -> Callable:
@@ -120,9 +121,9 @@ def lm_eval_command():
     takes(hosted("lm_eval_command").callback, "config", "cloud")
 
 
-@checks("axolotl", "OLDEST", "NEWEST", "check_host")
+@checks("axolotl", "OLDEST", "NEWEST", "REQUIREMENT", "check_host")
 def releases():
-    """The installed one is among those that we know."""
+    """The installed one is among those that we know, and these are what the extra installs."""
     from importlib.metadata import version
 
     from packaging.version import Version
@@ -130,6 +131,22 @@ def releases():
     assert Version(host.OLDEST) <= Version(version("axolotl"))
     assert Version(version("axolotl")).release[:2] <= Version(host.NEWEST).release
     host.check_host()
+    project = tomllib.loads((PACKAGE.parent / "pyproject.toml").read_text())["project"]
+    assert project["optional-dependencies"]["axolotl"] == [host.REQUIREMENT]
+
+
+@checks("axolotl")
+def has_printed_banner():
+    from axolotl.cli import art
+
+    before = art.HAS_PRINTED_LOGO
+    try:
+        for printed in (False, True):
+            art.HAS_PRINTED_LOGO = printed
+            assert host.has_printed_banner() is printed
+    finally:
+        art.HAS_PRINTED_LOGO = before
+    assert "HAS_PRINTED_LOGO = True" in inspect.getsource(art.print_axolotl_text_art)
 
 
 @checks("axolotl")
@@ -137,6 +154,13 @@ def OUTPUT_DIR():
     from axolotl.utils.schemas.config import AxolotlInputConfig
 
     assert AxolotlInputConfig.model_fields["output_dir"].default == host.OUTPUT_DIR
+
+
+@checks("axolotl")
+def PREPARED_IN():
+    from axolotl.common.const import DEFAULT_DATASET_PREPARED_PATH
+
+    assert DEFAULT_DATASET_PREPARED_PATH == host.PREPARED_IN
 
 
 @checks("axolotl", "FP32_STORAGE_MODELS", "INT8_SKIPPED")

@@ -1,6 +1,9 @@
 """What we rely on of names that are written down."""
 
 import inspect
+import json
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 import torch
@@ -55,6 +58,15 @@ def QUANTISATION_PACKAGES():
             {"load_in_4bit": True} if method == "bitsandbytes" else {}
         )
         assert transformers_names.AutoHfQuantizer.supports_quant_method(settings), method
+
+
+@checks("constants")
+def DATA_FILES():
+    datasets = pytest.importorskip("datasets")
+    with TemporaryDirectory() as folder:
+        datasets.Dataset.from_dict({"labels": [[1]]}).save_to_disk(folder)
+        (entry,) = json.loads((Path(folder) / "state.json").read_text())[constants.DATA_FILES]
+        assert (Path(folder) / entry["filename"]).is_file()
 
 
 @checks("constants")

@@ -11,12 +11,12 @@ from typing import Any
 import torch
 from transformers import Trainer, TrainerCallback
 
-from ..adapter import AlphaLoraLayer, find_balancer, find_routers
-from ..adapter.balance import LoadBalancer
-from ..adapter.batch import Phase
-from ..adapter.usage import RouterUsage, UsageMeter, summarise
-from ..blocks import group_by_block
-from ..hosts.transformers import is_console
+from .adapter import adapted_layers, find_balancer, find_routers
+from .adapter.balance import LoadBalancer
+from .adapter.batch import Phase
+from .adapter.usage import RouterUsage, UsageMeter, summarise
+from .blocks import group_by_block
+from .hosts.transformers import is_console
 
 COLLAPSED = 0.9
 """A router has collapsed where one expert has more than this share of the gates."""
@@ -146,7 +146,7 @@ class AlphaLoraCallback(TrainerCallback):
         trainer = self._trainer or _firing_trainer()
         self.attach(trainer)
         model: Any = trainer.model
-        layers = [m for m in model.modules() if isinstance(m, AlphaLoraLayer)]
+        layers = adapted_layers(model)
         if not layers:
             raise ValueError(
                 "AlphaLoraCallback: the trainer's model has no AlphaLoRA adapter. Add one with "

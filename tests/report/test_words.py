@@ -3,7 +3,7 @@
 import pytest
 
 from axolotl_alphalora.mixture import Mixture
-from axolotl_alphalora.report.shapes import shape_line, top_k_words
+from axolotl_alphalora.report.words import shape_line, top_k_words
 
 
 @pytest.mark.parametrize(
