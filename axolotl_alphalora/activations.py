@@ -100,14 +100,14 @@ def measure_explained_variance(
 
     Args:
         model: A transformers model; its weights may be quantised.
-        modules: Names of linear layers: anything called with its input ``[..., in]`` as the first
+        modules: Names of linear layers: anything called with its input `[..., in]` as the first
             positional argument.
         samples: The samples; each is moved to the device of the model's input embedding. Tokens
-            whose ``attention_mask`` is 0 are taken out.
+            whose `attention_mask` is 0 are taken out.
         components: Components of each layer, at least 1.
         halves: Whether to measure either half of the samples by itself too, which takes as much
             again but for the forward passes.
-        autocast: Compute under ``torch.autocast`` with this dtype.
+        autocast: Compute under `torch.autocast` with this dtype.
         progress: Called with the number of samples done, after each.
 
     Returns:
@@ -120,7 +120,7 @@ def measure_explained_variance(
         ValueError: If there are no samples, a module does not exist, is no linear layer or is not
             called like one, its inputs are NaN or infinite (names module and sample), there are
             fewer tokens than components, or the model fails on a sample that is longer than its
-            config's ``max_position_embeddings``.
+            config's `max_position_embeddings`.
         NotImplementedError: If layers share their input on some samples only; names them.
     """
     if components < 1:
@@ -277,7 +277,7 @@ class Components:
         self.tokens = 0
 
     def add(self, tokens: Tensor) -> None:
-        """Take in tokens, ``[n, features]`` of any floating-point type; they are copied."""
+        """Take in tokens, `[n, features]` of any floating-point type; they are copied."""
         if not len(tokens):
             return
         self.tokens += len(tokens)

@@ -39,30 +39,30 @@ def analyze(
     model is read once.
 
     Args:
-        model: Directory, hub id, path of a ``.gguf`` file, or a live model, which is dequantised
+        model: Directory, hub id, path of a `.gguf` file, or a live model, which is dequantised
             where it is quantised.
-        estimator: Which eigenvalue starts the power law's tail: ``xmin_peak``,
-            ``xmin_peak_published``, ``hill``, ``ks`` or ``weightwatcher``.
-        window: Shape of windows whose eigenvalues are pooled, as ``"128x128"`` or a side, or
-            ``"auto"`` for the largest square that fits all matrices; None takes matrices whole.
-        aggregate: How a block's matrices make its score: ``mean``, ``median`` or ``parameters``.
+        estimator: Which eigenvalue starts the power law's tail: `xmin_peak`,
+            `xmin_peak_published`, `hill`, `ks` or `weightwatcher`.
+        window: Shape of windows whose eigenvalues are pooled, as `"128x128"` or a side, or
+            `"auto"` for the largest square that fits all matrices; None takes matrices whole.
+        aggregate: How a block's matrices make its score: `mean`, `median` or `parameters`.
         normalize: Whether alphas are first compared within their kind of projection.
         revision: Branch, tag or commit of a hub model.
         trust_remote_code: Whether the model's own code may run.
         progress: Whether to show a progress bar on stderr.
 
     Returns:
-        One row for each matrix, in the model's order: a pandas ``DataFrame`` where pandas is
-        installed, otherwise a list of dicts with the columns as keys. The columns are ``module``,
-        ``block``, ``kind`` (what follows the block in the module's name), ``rows`` and ``columns``
-        of the stored weight, ``alpha``, ``x_min``, ``distance`` (Kolmogorov-Smirnov),
-        ``tail_size``, ``standard_error``, ``num_eigenvalues``, ``numerical_rank``, ``note`` and
-        ``block_score``. ``DataFrame.attrs`` holds ``description`` (source, dtype, revision,
-        quantization and digest of the weights), ``settings``, and ``trust``: the share of the
-        variance between blocks that is more than the fits' errors, None but for ``hill``, where
-        only resampling can tell. ``description["unmeasured"]`` lists stacked expert weights,
-        ``description["left_out"]`` what else is in the files and belongs to no layer of the model,
-        and ``description["further_blocks"]`` blocks that transformers does not load, such as
+        One row for each matrix, in the model's order: a pandas `DataFrame` where pandas is
+        installed, otherwise a list of dicts with the columns as keys. The columns are `module`,
+        `block`, `kind` (what follows the block in the module's name), `rows` and `columns`
+        of the stored weight, `alpha`, `x_min`, `distance` (Kolmogorov-Smirnov),
+        `tail_size`, `standard_error`, `num_eigenvalues`, `numerical_rank`, `note` and
+        `block_score`. `DataFrame.attrs` holds `description` (source, dtype, revision,
+        quantization and digest of the weights), `settings`, and `trust`: the share of the
+        variance between blocks that is more than the fits' errors, None but for `hill`, where
+        only resampling can tell. `description["unmeasured"]` lists stacked expert weights,
+        `description["left_out"]` what else is in the files and belongs to no layer of the model,
+        and `description["further_blocks"]` blocks that transformers does not load, such as
         those that predict further tokens; each if there are any. A directory or hub model is
         measured whole: an encoder-decoder with its encoder, a multimodal one with its towers.
 
@@ -114,7 +114,7 @@ def measure_model(
     """Measure every linear layer inside a numbered block of a model.
 
     Args:
-        model: Directory, hub id, path of a ``.gguf`` file, or a live model.
+        model: Directory, hub id, path of a `.gguf` file, or a live model.
         settings: How to measure; the defaults if None.
         revision: Branch, tag or commit of a hub model.
         trust_remote_code: Whether the model's own code may run.

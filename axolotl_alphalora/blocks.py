@@ -20,10 +20,10 @@ def block_name(module_name: str) -> str:
     The block is the dotted prefix up to and including the first integer component.
 
     Args:
-        module_name: Dotted module name, such as ``model.layers.3.self_attn.q_proj``.
+        module_name: Dotted module name, such as `model.layers.3.self_attn.q_proj`.
 
     Returns:
-        The block's name, such as ``model.layers.3``. A module outside any numbered block is a
+        The block's name, such as `model.layers.3`. A module outside any numbered block is a
         block by itself: its own name is returned.
     """
     parts = module_name.split(".")
@@ -34,7 +34,7 @@ def block_name(module_name: str) -> str:
 
 
 def stack_of(module_name: str) -> str:
-    """Return the list of blocks that a module belongs to, such as ``model.layers``.
+    """Return the list of blocks that a module belongs to, such as `model.layers`.
 
     The vision and the text blocks of a model are two. A module outside any block is its own.
     """
@@ -43,7 +43,7 @@ def stack_of(module_name: str) -> str:
 
 
 def kind_of(module_name: str) -> str:
-    """Return what follows the block in a module's name, such as ``self_attn.q_proj``.
+    """Return what follows the block in a module's name, such as `self_attn.q_proj`.
 
     A module outside any block is a kind by itself.
     """
@@ -69,10 +69,10 @@ def group_by_block(names: Iterable[str]) -> dict[str, list[str]]:
 
 
 def part_of(module_name: str) -> str:
-    """Return which part of its block a module belongs to: ``attention`` or ``mlp``.
+    """Return which part of its block a module belongs to: `attention` or `mlp`.
 
-    A module is attention if a component of its name after the block's contains ``attn`` or
-    ``attention``, in any case; everything else counts as MLP.
+    A module is attention if a component of its name after the block's contains `attn` or
+    `attention`, in any case; everything else counts as MLP.
     """
     kind = kind_of(module_name).lower()
     return "attention" if "attn" in kind or "attention" in kind else "mlp"
@@ -83,8 +83,8 @@ def group_by_unit(names: Iterable[str], granularity: str = "block") -> dict[str,
 
     Args:
         names: Dotted module names, in any order.
-        granularity: One of :data:`GRANULARITIES`. A unit is named after its block, after its block
-            and part (``model.layers.0 attention``), or after its only module.
+        granularity: One of `GRANULARITIES`. A unit is named after its block, after its block
+            and part (`model.layers.0 attention`), or after its only module.
 
     Returns:
         Unit name to the names of its modules; blocks in natural order, the units of a block and

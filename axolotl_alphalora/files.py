@@ -61,7 +61,7 @@ def write_whole(path: Path, content: str | bytes, sync: bool = True) -> None:
 
     Args:
         path: The file to write; its directory must exist.
-        content: The whole content; text is written as UTF-8 with ``\\n`` as line end.
+        content: The whole content; text is written as UTF-8 with `\\n` as line end.
         sync: Whether to wait until the disk has it; without, a power cut may leave less.
 
     Raises:
@@ -98,7 +98,7 @@ def read_adapter_config(folder: Path) -> dict[str, Any]:
 
 
 def expert_scaling(lora_alpha: float, rank: int, use_rslora: bool = False) -> float:
-    """Factor on the output of an expert: ``lora_alpha / rank``, ``/ sqrt(rank)`` with rsLoRA."""
+    """Factor on the output of an expert: `lora_alpha / rank`, `/ sqrt(rank)` with rsLoRA."""
     return lora_alpha / (math.sqrt(rank) if use_rslora else rank)
 
 

@@ -17,9 +17,9 @@ class Mixture:
         top_k: Experts per token: a whole number, or a number in (0, 1), which is a share of a
             layer's experts.
         segments: Parts that every expert is cut into (fine-grained segmentation, DeepSeekMoE,
-            arXiv 2401.06066, section 3.1). A layer of N experts of rank r has ``segments * N`` of
-            rank ``r / segments``, and as many times more are active.
-        router_rank: Rank R of a router ``V U``, with U [R, in] and V [experts, R]; None for a full
+            arXiv 2401.06066, section 3.1). A layer of N experts of rank r has `segments * N` of
+            rank `r / segments`, and as many times more are active.
+        router_rank: Rank R of a router `V U`, with U [R, in] and V [experts, R]; None for a full
             one of [experts, in].
         share_a: Whether the experts of a layer share one A of rank r (HydraLoRA,
             arXiv 2404.19245); segment j of every expert reads the j-th part of it.
@@ -86,9 +86,9 @@ class Mixture:
             rank: Rank of each of them.
 
         Returns:
-            Attribute of the layer to shape: ``alphalora_A`` [planned * rank, in], or [rank, in]
-            where it is shared, ``alphalora_B`` [out, planned * rank], and for two or more experts
-            ``alphalora_router`` [experts, in], or [experts, R] with ``alphalora_router_down``
+            Attribute of the layer to shape: `alphalora_A` [planned * rank, in], or [rank, in]
+            where it is shared, `alphalora_B` [out, planned * rank], and for two or more experts
+            `alphalora_router` [experts, in], or [experts, R] with `alphalora_router_down`
             [R, in].
         """
         if planned == 0:

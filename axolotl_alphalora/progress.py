@@ -34,7 +34,7 @@ def working(console: Console | None, clock: Clock = time.monotonic) -> Iterator[
         clock: Gives the time in seconds.
 
     Yields:
-        A function that takes what is being done, see :data:`Stages`.
+        A function that takes what is being done, see `Stages`.
     """
     if console is not None and not console.is_terminal:
         console = Console(stderr=True)

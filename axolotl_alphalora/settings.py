@@ -22,12 +22,12 @@ class QualitySettings:
 
     Attributes:
         estimator: Which eigenvalue starts the power law's tail, see
-            :func:`~axolotl_alphalora.spectral.estimators.fit_power_law`.
-        window: Shape of the windows whose eigenvalues are pooled, as ``"128x128"`` (rows, columns
-            of the stored weight), or ``"auto"`` for the largest square that fits all matrices;
+            `fit_power_law`.
+        window: Shape of the windows whose eigenvalues are pooled, as `"128x128"` (rows, columns
+            of the stored weight), or `"auto"` for the largest square that fits all matrices;
             None takes every matrix whole. A number N or a pair [R, C] will do too.
         aggregate: How a block's matrices make its score, see
-            :func:`~axolotl_alphalora.spectral.scores.unit_scores`.
+            `unit_scores`.
         normalize: Whether alphas are first compared within their kind of projection.
 
     Raises:
@@ -63,7 +63,7 @@ class QualitySettings:
         return asdict(self)
 
     def window_shape(self) -> tuple[int, int] | str | None:
-        """Return rows and columns of the windows, ``"auto"``, or None."""
+        """Return rows and columns of the windows, `"auto"`, or None."""
         if self.window is None or self.window == "auto":
             return self.window
         rows, _, columns = self.window.partition("x")
@@ -101,7 +101,7 @@ class MatrixQuality:
 
     Attributes:
         module: Name of the module that owns the weight.
-        shape: Shape of the weight as it is stored (a ``Conv1D`` stores input features first); in a
+        shape: Shape of the weight as it is stored (a `Conv1D` stores input features first); in a
             plan, output features and input features.
         alpha: Power-law exponent of the spectrum's upper end; the lower, the heavier the tail and
             the better trained the matrix. None where no power law can be fitted; so for the next
@@ -131,7 +131,7 @@ class MatrixQuality:
         """The fit's asymptotic standard error, (alpha - 1) / sqrt(tail size).
 
         It takes the tail's start as known and the eigenvalues as independent (Clauset et al. 2009,
-        equation 3.2); :func:`~axolotl_alphalora.spectral.scores.bootstrap_alphas` does not
+        equation 3.2); `bootstrap_alphas` does not
         take the start as known.
         """
         if self.alpha is None or self.tail_size is None:

@@ -83,11 +83,11 @@ _logger = logging.getLogger(__name__)
 class AlphaLoraCallback(TrainerCallback):
     """Tells the load-balancing loss what it counts, and logs what the routers do.
 
-    For any trainer of transformers or TRL: ``callbacks=[AlphaLoraCallback()]``, or
-    ``trainer.add_callback(AlphaLoraCallback())`` before training.
+    For any trainer of transformers or TRL: `callbacks=[AlphaLoraCallback()]`, or
+    `trainer.add_callback(AlphaLoraCallback())` before training.
 
     Where the trainer computes the loss itself (preference and reinforcement learning, label
-    smoothing, ``compute_loss_func``), each micro-batch of a step counts equally in the
+    smoothing, `compute_loss_func`), each micro-batch of a step counts equally in the
     load-balancing loss, times the scale of fp16's loss scaler. Where the model computes it, the
     load-balancing loss follows that, with or without this callback.
 

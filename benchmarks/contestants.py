@@ -65,7 +65,7 @@ class Contestant:
     Args:
         model: With its adapter, ready to train.
         ids: The tokens of every step, [batch, length].
-        bf16: Whether to run under autocast, as the Trainer does with ``bf16: true``.
+        bf16: Whether to run under autocast, as the Trainer does with `bf16: true`.
         extra_loss: What is added to the model's loss.
         optimizer: Takes the trained parameters.
         switches: Fused paths that are taken or not, see `axolotl_alphalora.adapter.fused`.
@@ -191,7 +191,7 @@ def plan_counts(model: str, options: argparse.Namespace) -> dict[str, int]:
 
     Args:
         model: Directory or hub id.
-        options: With ``experts``, the mean number of a block, ``rank`` and ``top_k``.
+        options: With `experts`, the mean number of a block, `rank` and `top_k`.
 
     Raises:
         Absent: If the weights are random, or no plan can be made of them.

@@ -7,7 +7,7 @@ rank r (top-k, so that only the routers come on top), on all linear layers and w
 Every repeat reads the same prompt with each of them, then feeds one token at a time to the
 key-value cache, a step of each in turn, so that a busy spell of the machine falls on all. A repeat
 counts with its median step and with the median of its steps' ratios; shown are the median and the
-range over repeats. ``--model`` takes a directory, a hub id, or a shape with random weights (tiny,
+range over repeats. `--model` takes a directory, a hub id, or a shape with random weights (tiny,
 135m, 1b, 7b, 8b). Needs neither Axolotl nor a hub.
 """
 

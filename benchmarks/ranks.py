@@ -5,9 +5,9 @@
     python -m benchmarks.ranks --engine ddp --accumulation 4      # one process, the same rows
 
 Prints one JSON line: the losses of every step, which a single process on the same global batch
-(``--accumulation`` times the ranks) must repeat, tokens a second, the largest memory of a rank, and
+(`--accumulation` times the ranks) must repeat, tokens a second, the largest memory of a rank, and
 whether the saved adapter is whole. Random weights, random tokens. Needs neither Axolotl nor a hub;
-DDP with ``--model tiny`` also runs on CPU ranks. ZeRO needs the deepspeed package.
+DDP with `--model tiny` also runs on CPU ranks. ZeRO needs the deepspeed package.
 """
 
 from __future__ import annotations

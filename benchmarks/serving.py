@@ -3,13 +3,13 @@
     python -m benchmarks.serving [--model SMOLLM2_DIR] [--adapter DIR --lora EXPORT_DIR]
 
 Three vLLMs, each in processes of its own: the base, the base with a routed adapter, and the base
-with a plain LoRA of the rank that exports are compressed to, compiled unless ``--eager`` is given.
+with a plain LoRA of the rank that exports are compressed to, compiled unless `--eager` is given.
 In every repeat each of them in turn decodes the same random prompts, so that a busy spell of the
 machine falls on all; what is compared are the ratios of the same turn. Shown: median and range of
 tokens a second, over all sequences of a batch.
 
-Needs vLLM; on a CPU `.ci/vllm` makes an environment with one. ``--model`` takes a directory or a
-hub id, without it SmolLM2-135M. Without ``--adapter`` and ``--lora`` both have random weights:
+Needs vLLM; on a CPU `.ci/vllm` makes an environment with one. `--model` takes a directory or a
+hub id, without it SmolLM2-135M. Without `--adapter` and `--lora` both have random weights:
 `--experts` of `--rank` on every linear layer, and a LoRA of `--lora-rank`.
 """
 

@@ -10,7 +10,7 @@ one process: weightwatcher's default analysis of a model that holds the same mat
 here, alternating; the spectra are computed anew each time ("all of it") or are at hand ("the fit",
 which is what a second analysis from the cache costs beside reading it). Of random weights only the
 spectra and fits are measured, by default on one block on a CPU and on all on a GPU; what all would
-take is an extrapolation and is printed as one. ``--quantised`` puts every matrix into a
+take is an extrapolation and is printed as one. `--quantised` puts every matrix into a
 bitsandbytes layer, dequantises it again and measures it beside the original: the largest difference
 of a matrix's alpha and of a block's mean, and the standard deviation of the block means to compare
 with.

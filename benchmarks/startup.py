@@ -3,19 +3,19 @@
     python -m benchmarks.startup --model 7b --experts 8 --repeats 5
     python -m benchmarks.startup --meta-only      # no memory, no files
 
-AlphaLoRA with numbers of experts that grow from block to block, their mean ``--experts``, beside a
+AlphaLoRA with numbers of experts that grow from block to block, their mean `--experts`, beside a
 PEFT LoRA of rank experts x r, in one process and in turn. With the defaults that is a model of
 LLaMA-2-7B's shape, 224 linear layers, and 160 million parameters in an adapter.
 
-- ``wrap``: `get_peft_model` on a base on the meta device. PEFT puts an adapter where its base is:
-  the weights are drawn, layer by layer, and let go; ``low_cpu_mem_usage`` draws none.
-- ``wrap, real``: the same on a base on the CPU whose weights are views of single numbers, so that
-  only the adapter takes memory. ``save`` is `save_pretrained` of that model, ``load``
+- `wrap`: `get_peft_model` on a base on the meta device. PEFT puts an adapter where its base is:
+  the weights are drawn, layer by layer, and let go; `low_cpu_mem_usage` draws none.
+- `wrap, real`: the same on a base on the CPU whose weights are views of single numbers, so that
+  only the adapter takes memory. `save` is `save_pretrained` of that model, `load`
   `PeftModel.from_pretrained` onto a fresh base, which is not timed. Beside them the same bytes raw:
   `safetensors.torch.save_file`, and `load_file` with one copy, because it only maps the file. Files
   come from the page cache and are not waited for: this is what the adapter adds to the speed of the
   file system, not that of the disk.
-- ``plan``: AlphaLoRA's decision and the plan of it, from a list of block scores.
+- `plan`: AlphaLoRA's decision and the plan of it, from a list of block scores.
 
 Shown: median and range over repeats, MB/s by the bytes of the weights' file.
 """

@@ -126,8 +126,8 @@ def counted(run: Contestant, others: int) -> Facts:
         others: Bytes on the GPU that others hold.
 
     Returns:
-        ``parameters`` that are trained; ``kept_bytes`` that autograd keeps for a token; ``ops``,
-        the operators (kernels on a GPU) of forward and backward; ``peak_bytes`` of a step on a GPU,
+        `parameters` that are trained; `kept_bytes` that autograd keeps for a token; `ops`,
+        the operators (kernels on a GPU) of forward and backward; `peak_bytes` of a step on a GPU,
         as if this contestant were alone, else None.
     """
     cuda = run.ids.is_cuda
@@ -233,10 +233,10 @@ class Worker:
         *arguments: Its arguments, pickled.
 
     Attributes:
-        facts: What ``make`` had to say.
+        facts: What `make` had to say.
 
     Raises:
-        Absent: If ``make`` does; its other errors, and those of a step, come here too.
+        Absent: If `make` does; its other errors, and those of a step, come here too.
         concurrent.futures.process.BrokenProcessPool: If the process is killed, as by a machine
             without memory left.
     """

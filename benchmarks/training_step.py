@@ -12,32 +12,32 @@
 
 On the same base model, tokens and dtype, each step in turn (`benchmarks.steps`):
 
-- ``none``: no adapter, forward and backward through frozen weights;
-- ``lora``, ``lora-equal``: PEFT LoRA of one expert's rank, and of rank experts x r;
-- ``experts``: AlphaLoRA, the same number of experts on every layer; ``experts-plain``: by plain
-  operators and autograd; ``experts-triton``: with the Triton kernels, on a GPU;
-- ``plan``: with the numbers of a plan of this mean, made from the base's own weights, which
-  random weights of a shape do not have; ``uneven``: numbers of this mean that grow from the first
+- `none`: no adapter, forward and backward through frozen weights;
+- `lora`, `lora-equal`: PEFT LoRA of one expert's rank, and of rank experts x r;
+- `experts`: AlphaLoRA, the same number of experts on every layer; `experts-plain`: by plain
+  operators and autograd; `experts-triton`: with the Triton kernels, on a GPU;
+- `plan`: with the numbers of a plan of this mean, made from the base's own weights, which
+  random weights of a shape do not have; `uneven`: numbers of this mean that grow from the first
   block to the last;
-- ``dispatch``: a loop over the experts, as mixtures are commonly written;
-- ``mixlora``: axolotl's, on the feed-forward layers, with no LoRA on the others; where axolotl is
-  installed; ``experts-ffn``: AlphaLoRA with as many experts of that rank on the same layers;
-- where they are named, ``segments-4``, ``segments-8``, ``router-16``, ``share-a``: ``experts``,
-  each cut into so many, with routers of rank 16, or with one A a layer; and ``experts-lora``,
-  ``segments-4-lora`` and so on, a LoRA with as many parameters as that one, routers included.
+- `dispatch`: a loop over the experts, as mixtures are commonly written;
+- `mixlora`: axolotl's, on the feed-forward layers, with no LoRA on the others; where axolotl is
+  installed; `experts-ffn`: AlphaLoRA with as many experts of that rank on the same layers;
+- where they are named, `segments-4`, `segments-8`, `router-16`, `share-a`: `experts`,
+  each cut into so many, with routers of rank 16, or with one A a layer; and `experts-lora`,
+  `segments-4-lora` and so on, a LoRA with as many parameters as that one, routers included.
 
 A step is forward (under autocast, where the dtype is bf16), backward, AdamW. Shown: the median and
 range over repeats, tokens a second, the ratio by neighbouring steps to the contestant's own LoRA,
-or else to ``lora-equal``, what the adapter adds to ``none``, what autograd keeps for a token (with
+or else to `lora-equal`, what the adapter adds to `none`, what autograd keeps for a token (with
 checkpointing, the inputs of the blocks come on top), the operators that forward and backward
 dispatch (kernels, on a GPU), and on a GPU the peak of allocated memory of a step, less what the
 other contestants hold.
 
-``--along`` repeats this for several numbers of experts, segments, ranks or lengths, and shows the
+`--along` repeats this for several numbers of experts, segments, ranks or lengths, and shows the
 slope of the straight line with the least squares through what the adapter adds: for one more, as
 a share of the first step without an adapter.
 
-``--limit-gib`` is what PyTorch's allocator may hand out from before a base in nf4 is loaded until
+`--limit-gib` is what PyTorch's allocator may hand out from before a base in nf4 is loaded until
 the last step; the optimizer is then bitsandbytes' PagedAdamW8bit, whose paged states lie outside of
 the limit, as does CUDA's own context. Needs neither Axolotl nor a hub.
 """

@@ -1,4 +1,4 @@
-"""AlphaLoRA as a PEFT method: importing this package makes PEFT know ``ALPHALORA``."""
+"""AlphaLoRA as a PEFT method: importing this package makes PEFT know `ALPHALORA`."""
 
 from typing import Any
 

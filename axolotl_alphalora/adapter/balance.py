@@ -94,7 +94,7 @@ class LoadBalancer:
     Attributes:
         scale: d(total) / d(loss). Its default holds where the model does not compute the loss
             itself, as in reinforcement learning: 1 / accumulation steps, set by
-            :class:`~axolotl_alphalora.trainer.AlphaLoraCallback`.
+            `AlphaLoraCallback`.
         evaluating: Whether a trainer's evaluation runs, so that passes without labels count too.
         usage: What the routers decide in each phase, where somebody has put a meter to read it.
     """

@@ -22,8 +22,8 @@ from ..hosts.torch import next_node_number, running_node_number
 from ..hosts.transformers import LOSS_MAPPING, ForCausalLMLoss
 
 Tokens = Literal["own", "memory", "other"]
-"""``own``: the text's, in an encoder-decoder the decoder's; ``memory``: what the decoder's
-cross-attention looks at, the encoder's; ``other``: neither, such as an image's patches."""
+"""`own`: the text's, in an encoder-decoder the decoder's; `memory`: what the decoder's
+cross-attention looks at, the encoder's; `other`: neither, such as an image's patches."""
 
 # As the models of transformers call them; T5 writes EncDecAttention, GPT-2 joins both in c_attn.
 _CROSS_ATTENTION = re.compile(r"cross|enc(oder)?_?(dec(oder)?)?_?att", re.IGNORECASE)

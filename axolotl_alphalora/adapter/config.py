@@ -20,7 +20,7 @@ INIT_SPLITS = ("copy", "svd")
 
 
 class AlphaLoraPeftType(str, Enum):  # noqa: UP042 (PEFT takes the name from str(), after a dot)
-    """The method's name in ``adapter_config.json``; PEFT's own enum cannot be extended."""
+    """The method's name in `adapter_config.json`; PEFT's own enum cannot be extended."""
 
     ALPHALORA = METHOD
 

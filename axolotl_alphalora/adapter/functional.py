@@ -2,7 +2,7 @@
 
 Notation: T tokens (any leading shape), N experts, rank r of one expert, k experts per token; of
 experts that are cut, those are the pieces. The experts of a module are stored stacked, so that N
-experts cost two matrix products and no loop: ``A`` is [N*r, in], ``B`` is [out, N*r], the router is
+experts cost two matrix products and no loop: `A` is [N*r, in], `B` is [out, N*r], the router is
 [N, in]. One A that experts share is [N*r / c, in], and stands for c copies of it.
 """
 
@@ -15,7 +15,7 @@ import torch.nn.functional as F
 def route(logits: torch.Tensor, top_k: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Turn router logits into gates (MoLA, arXiv 2402.08562, section 3).
 
-    The softmax runs in fp32 over all experts. The ``top_k`` largest probabilities are kept and
+    The softmax runs in fp32 over all experts. The `top_k` largest probabilities are kept and
     renormalised to sum to 1. With one expert per token out of several they are *not*
     renormalised: a gate that is always exactly 1 would carry no gradient from the task to
     the router.
@@ -25,7 +25,7 @@ def route(logits: torch.Tensor, top_k: int) -> tuple[torch.Tensor, torch.Tensor,
         top_k: Experts per token, from 1 to N.
 
     Returns:
-        ``(gates, probabilities, selected)``, each [..., N] in fp32. ``selected`` is 1 for the
+        `(gates, probabilities, selected)`, each [..., N] in fp32. `selected` is 1 for the
         chosen experts, else 0, and carries no gradient.
     """
     num_experts = logits.shape[-1]
@@ -51,7 +51,7 @@ def gate(logits: torch.Tensor, top_k: int, dtype: torch.dtype = torch.float32) -
         dtype: Of the result; the softmax itself is computed in fp32.
 
     Returns:
-        [..., N] in ``dtype``.
+        [..., N] in `dtype`.
     """
     if top_k == logits.shape[-1]:
         return cast(logits.softmax(-1, torch.float32), dtype)
@@ -71,27 +71,27 @@ def cast(x: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
 def mix_experts(
     x: torch.Tensor, a: torch.Tensor, b: torch.Tensor, gates: torch.Tensor | None
 ) -> torch.Tensor:
-    """Sum of the experts' outputs, each weighted with its gate: ``sum_e g_e B_e A_e x``.
+    """Sum of the experts' outputs, each weighted with its gate: `sum_e g_e B_e A_e x`.
 
     Args:
-        x: [..., in], in the dtype of ``a`` and ``b``.
+        x: [..., in], in the dtype of `a` and `b`.
         a: [N*r, in], the experts' down projections stacked, or [N*r / c, in], shared.
         b: [out, N*r], the experts' up projections side by side.
         gates: [..., N] in fp32, or None for a single expert whose gate is exactly 1.
 
     Returns:
-        [..., out], in the dtype of ``x``.
+        [..., out], in the dtype of `x`.
     """
     hidden = F.linear(x, a)
     return F.linear(hidden if gates is None else weigh(hidden, gates, copies_of(a, b)), b)
 
 
 def router_logits(x: torch.Tensor, router: torch.Tensor, down: torch.Tensor | None) -> torch.Tensor:
-    """What the experts are chosen by: ``V x``, or ``V U x`` for a router of low rank.
+    """What the experts are chosen by: `V x`, or `V U x` for a router of low rank.
 
     Args:
         x: [..., in].
-        router: V, [N, in], or [N, R] where there is a ``down``.
+        router: V, [N, in], or [N, R] where there is a `down`.
         down: U, [R, in], or None.
 
     Returns:
@@ -101,12 +101,12 @@ def router_logits(x: torch.Tensor, router: torch.Tensor, down: torch.Tensor | No
 
 
 def copies_of(a: torch.Tensor, b: torch.Tensor) -> int:
-    """How often the rows of ``a`` are used: 1, or, where experts share it, once for each."""
+    """How often the rows of `a` are used: 1, or, where experts share it, once for each."""
     return b.shape[1] // a.shape[0]
 
 
 def weigh(hidden: torch.Tensor, gates: torch.Tensor, copies: int = 1) -> torch.Tensor:
-    """``g_e h_e`` for every expert.
+    """`g_e h_e` for every expert.
 
     Args:
         hidden: [..., N*r / c], the experts' hidden states.
@@ -114,7 +114,7 @@ def weigh(hidden: torch.Tensor, gates: torch.Tensor, copies: int = 1) -> torch.T
         copies: c.
 
     Returns:
-        [..., N*r], in the dtype of ``hidden``.
+        [..., N*r], in the dtype of `hidden`.
     """
     number, gates = gates.shape[-1], cast(gates, hidden.dtype)
     if copies == 1:
@@ -129,15 +129,15 @@ def by_expert(hidden: torch.Tensor, number: int) -> torch.Tensor:
 
 
 def load_balancing_loss(sums: torch.Tensor, slots: torch.Tensor) -> torch.Tensor:
-    """Load-balancing loss of a router, ``N * sum_e f_e P_e``; 1 at perfect balance.
+    """Load-balancing loss of a router, `N * sum_e f_e P_e`; 1 at perfect balance.
 
-    ``f_e`` is expert e's share of all selected slots (no gradient), ``P_e`` its mean
+    `f_e` is expert e's share of all selected slots (no gradient), `P_e` its mean
     probability, both over the valid tokens (Switch Transformer, arXiv 2101.03961, equation 4,
     with k slots per token).
 
     Args:
         sums: [..., 4N + 2], as `router_sums` returns them.
-        slots: [..., N], the selected slots of each expert: those in ``sums``, or their sum over
+        slots: [..., N], the selected slots of each expert: those in `sums`, or their sum over
             processes (global-batch balancing, arXiv 2501.11873).
 
     Returns:

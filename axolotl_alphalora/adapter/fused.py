@@ -1,6 +1,6 @@
 """A routed mixture of LoRA experts as one autograd function.
 
-The arithmetic is that of `functional`: ``y + s * sum_e g_e B_e A_e dropout(x)``. Autograd would
+The arithmetic is that of `functional`: `y + s * sum_e g_e B_e A_e dropout(x)`. Autograd would
 keep the dropped-out input and every tensor of the routing; what is kept here is the layer's input
 as it came (once for all layers that share it), a byte for each element that dropout looked at, the
 hidden states [T, N*r] ([T, r] of a shared A), and of the routing the logits [T, N], or [T, R] in
@@ -8,7 +8,7 @@ the middle of a router of rank R, and a byte for each that says whether its expe
 output is added to in place where it may be.
 
 There is no second derivative, and neither vmap nor forward-mode differentiation: for those take
-`functional`'s plain operators (``ALPHALORA_FUSED=0``).
+`functional`'s plain operators (`ALPHALORA_FUSED=0`).
 
 `FusedPaths` says which of the fused paths are taken; each has a plain twin that computes the same.
 """
@@ -37,9 +37,9 @@ class FusedPaths:
     """Switches; read from the environment when the package is imported.
 
     Attributes:
-        function: One autograd function for a layer's experts (``ALPHALORA_FUSED``, default 1); off:
+        function: One autograd function for a layer's experts (`ALPHALORA_FUSED`, default 1); off:
             plain operators and autograd.
-        triton: On a CUDA GPU, its gating as one Triton kernel each way (``ALPHALORA_TRITON``,
+        triton: On a CUDA GPU, its gating as one Triton kernel each way (`ALPHALORA_TRITON`,
             default 0: no GPU has measured it yet); off: plain operators.
     """
 
@@ -89,7 +89,7 @@ def keep_mask(x: torch.Tensor, p: float) -> torch.Tensor:
 
     On a CPU, eight elements share a random word of 64 bits: `torch.nn.functional.dropout` draws one
     for each, which is most of its time. A byte is compared with one of the two whole numbers next
-    to ``256 p``, drawn for each row so that every element is dropped with probability p. Elements
+    to `256 p`, drawn for each row so that every element is dropped with probability p. Elements
     of a row share that number, and so are not quite independent: their covariance is 1 / 512^2 at
     most.
 
@@ -159,11 +159,11 @@ def add_experts(
         dropout: Probability to drop an element of the experts' input.
         valid: [T], 1 for real tokens and 0 for padding, or None when all are real.
         term: How the load-balancing loss counts.
-        in_place: Whether ``result``, if it is in `compute_dtype`, may be overwritten. It must then
+        in_place: Whether `result`, if it is in `compute_dtype`, may be overwritten. It must then
             be contiguous, no view, and nobody else's.
 
     Returns:
-        The sum in the dtype of ``result``; and with a router its `router_sums` and the slots that
+        The sum in the dtype of `result`; and with a router its `router_sums` and the slots that
         its load-balancing loss counts, else None twice.
     """
     # In a model on several devices, what the balancer knows of the batch is on the first.

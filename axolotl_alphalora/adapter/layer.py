@@ -52,8 +52,8 @@ MERGE_REFUSAL = (
 class AlphaLoraLayer(nn.Module, BaseTunerLayer):
     """A linear layer (plain, quantised or Conv1D) with stacked LoRA experts.
 
-    ``h = W0 x + s * sum_e g_e B_e A_e dropout(x)``, gates ``g`` from one bias-free router on x.
-    What it holds for an adapter is in :meth:`~axolotl_alphalora.mixture.Mixture.tensors`. Its
+    `h = W0 x + s * sum_e g_e B_e A_e dropout(x)`, gates `g` from one bias-free router on x.
+    What it holds for an adapter is in `tensors`. Its
     attributes are about the N experts of rank r that it has, which are those that were planned, or
     their parts where `segments` cuts them.
 

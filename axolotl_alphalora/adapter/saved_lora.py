@@ -1,6 +1,6 @@
 """A plain LoRA as PEFT saves it: its settings, its factors and its whole modules.
 
-Only what is exactly ``W0 x + s B A x`` on the base model's own weights is taken; every variant that
+Only what is exactly `W0 x + s B A x` on the base model's own weights is taken; every variant that
 computes something else, or that changed the base weights, is refused by name.
 """
 

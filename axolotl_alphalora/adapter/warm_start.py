@@ -1,8 +1,8 @@
 """Experts that start from a plain LoRA, such that the adapted model computes what it did with it.
 
-``copy`` gives every expert the LoRA's update: gates that sum to 1 weigh it to the same. ``svd``
+`copy` gives every expert the LoRA's update: gates that sum to 1 weigh it to the same. `svd`
 shares the update's singular directions out over N experts and scales each part with N; the router
-(of a router ``V U`` its V) starts at zero, so that all gates are 1 / N where every token uses all
+(of a router `V U` its V) starts at zero, so that all gates are 1 / N where every token uses all
 experts. Experts that are cut count as their parts; a shared A can be that of the LoRA, and no more.
 """
 
@@ -186,7 +186,7 @@ class WarmStart:
 
 
 def _directions(a: torch.Tensor, b: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """The singular directions of ``B A`` above round-off, the largest first.
+    """The singular directions of `B A` above round-off, the largest first.
 
     Args:
         a: [rank, in].

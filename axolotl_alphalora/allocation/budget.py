@@ -1,6 +1,6 @@
 """What may be spent on experts, and what experts cost in that currency.
 
-Knows nothing of strategies: those ask :class:`Costs` what a number of experts comes to.
+Knows nothing of strategies: those ask `Costs` what a number of experts comes to.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ class Budget:
 
     @property
     def named(self) -> list[str]:
-        """Names of what differs from the defaults; ``min_experts`` if nothing does."""
+        """Names of what differs from the defaults; `min_experts` if nothing does."""
         changed = [
             field.name for field in fields(self) if getattr(self, field.name) != field.default
         ]
@@ -115,17 +115,17 @@ class Costs:
       brought to whole numbers by their common denominator.
     - parameters: the trainable ones of experts and routers.
     - memory: bytes of the adapter's weights and gradients (float32) and of the optimiser's state,
-      see :func:`~axolotl_alphalora.allocation.optimizers.state_bytes`. Activations and the base
+      see `state_bytes`. Activations and the base
       model are not in it.
 
     Parameters and memory are those of the tensors that a module trains, as
-    :meth:`~axolotl_alphalora.mixture.Mixture.tensors` says for the shape of the mixture. With
-    ``spend="rank"`` a module whose number is n gets one expert of rank n * ``rank`` and no router,
-    instead of n experts of rank ``rank``.
+    `tensors` says for the shape of the mixture. With
+    `spend="rank"` a module whose number is n gets one expert of rank n * `rank` and no router,
+    instead of n experts of rank `rank`.
 
     Attributes:
         limit: What may be spent, in the same whole numbers as the costs; None without a budget.
-        asked: The same as :meth:`amount` would give it, but as it was asked for.
+        asked: The same as `amount` would give it, but as it was asked for.
     """
 
     def __init__(
@@ -146,7 +146,7 @@ class Costs:
             rank: LoRA rank of one expert.
             spend: Whether a number means experts or multiples of the rank.
             budget: What may be spent, and in which currency.
-            optimizer: Name of the optimiser; only ``memory_mib`` needs it.
+            optimizer: Name of the optimiser; only `memory_mib` needs it.
             mixture: What a mixture of experts looks like in a layer; None for the usual one.
 
         Raises:

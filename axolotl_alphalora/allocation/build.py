@@ -59,7 +59,7 @@ def components_needed(request: AllocationRequest, shapes: Mapping[str, tuple[int
     """Say how many components of each layer's inputs a strategy reads, in whole experts.
 
     They are those of rho times as many experts as an even plan gives a module on average, up to
-    ``max_experts``. rho is the strategy's option of that name, or else EVA's 2.
+    `max_experts`. rho is the strategy's option of that name, or else EVA's 2.
 
     Raises:
         ValueError: If the budget cannot be spent on the model.

@@ -1,10 +1,10 @@
 """How many bytes an optimiser keeps for one trained matrix.
 
-The rules are those of the optimisers that Axolotl 0.21 builds from ``optimizer:`` with
+The rules are those of the optimisers that Axolotl 0.21 builds from `optimizer:` with
 transformers 5.20, torch 2.14, bitsandbytes 0.50, torchao 0.18 and schedulefree, for float32
-parameters and without ``optim_args``: an option there may add state (``momentum`` of ``sgd`` and
-``rmsprop``, ``centered``, ``sinkgd_spectral_norm``) or change its size (``block_size``,
-``rank_fraction``).
+parameters and without `optim_args`: an option there may add state (`momentum` of `sgd` and
+`rmsprop`, `centered`, `sinkgd_spectral_norm`) or change its size (`block_size`,
+`rank_fraction`).
 
 Tensors with no dimension, such as step counters, are left out: 4 bytes for each parameter tensor.
 So are the two look-up tables (2 KiB) that bitsandbytes shares between all tensors. The state of a
@@ -106,14 +106,14 @@ RULES: dict[str, Callable[[int, int], int]] = {
     "sgd": _none,
     "sinkgd": _none,
 }
-"""The optimisers whose state is known, as ``optimizer:`` takes them, to what a matrix costs."""
+"""The optimisers whose state is known, as `optimizer:` takes them, to what a matrix costs."""
 
 
 def state_bytes(optimizer: str, shape: tuple[int, int]) -> int:
     """Return the bytes that an optimiser keeps between steps for one float32 matrix.
 
     Args:
-        optimizer: Its name, as Axolotl's ``optimizer:`` takes it.
+        optimizer: Its name, as Axolotl's `optimizer:` takes it.
         shape: Rows and columns of the matrix.
 
     Raises:

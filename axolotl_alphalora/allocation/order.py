@@ -13,10 +13,10 @@ from .strategy import Problem
 def deal(
     numbers: Mapping[str, int], scores: Mapping[str, float], problem: Problem
 ) -> dict[str, int]:
-    """Deal numbers anew as the option ``order`` says.
+    """Deal numbers anew as the option `order` says.
 
     Numbers change places only among units that cost the same whatever their number, see
-    :func:`alike`, so that their histogram and what they cost stay.
+    `alike`, so that their histogram and what they cost stay.
 
     Args:
         numbers: Module name to the number that the strategy gives it.
@@ -24,8 +24,8 @@ def deal(
         problem: What was decided, with the option.
 
     Returns:
-        Module name to number: with ``opposite`` the unit with the k-th highest score has the k-th
-        smallest number; with ``shuffled`` the units' numbers are permuted at random. The
+        Module name to number: with `opposite` the unit with the k-th highest score has the k-th
+        smallest number; with `shuffled` the units' numbers are permuted at random. The
         permutation depends on the seed and the units alone.
 
     Raises:

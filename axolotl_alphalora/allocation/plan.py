@@ -4,63 +4,63 @@ A plan is one JSON object. It is computed once and then read, never recomputed: 
 are what an adapter is built from. Fields:
 
 ============================= ==================================================================
-``format``                    ``"axolotl-alphalora-plan"``
-``version``                   2; a reader refuses any other
-``base_model``                directory or repository id of the model
-``weights``                   where the weights came from: ``source`` (``"safetensors"``,
-                              ``"bin"``, ``"live"``, how a checkpoint that had to be loaded is
-                              quantised, such as ``"gguf"``, or ``"none"`` if none were
-                              measured), their ``dtype``, ``revision``, ``quantization`` (null
-                              for full precision) and a ``digest`` of their values, or of the
+`format`                    `"axolotl-alphalora-plan"`
+`version`                   2; a reader refuses any other
+`base_model`                directory or repository id of the model
+`weights`                   where the weights came from: `source` (`"safetensors"`,
+                              `"bin"`, `"live"`, how a checkpoint that had to be loaded is
+                              quantised, such as `"gguf"`, or `"none"` if none were
+                              measured), their `dtype`, `revision`, `quantization` (null
+                              for full precision) and a `digest` of their values, or of the
                               files where they had to be loaded
-``strategy``                  ``name``, the ``package`` that it is from, and all ``options``
-                              that it ran with; ``order`` (and ``order_seed``) among them only
+`strategy`                  `name`, the `package` that it is from, and all `options`
+                              that it ran with; `order` (and `order_seed`) among them only
                               where the plan is a control, whose numbers are not by the scores
-``sample``                    the training data that sensitivities or explained variances were
-                              measured on: ``tasks`` (name to number of samples), ``seed``,
-                              ``digest``; null if none were
-``budget``                    ``kind``: ``total_experts``, ``total_parameters``, ``memory_mib``
-                              or null; ``asked``, ``spent`` and ``unspent`` in its unit;
-                              ``min_experts`` and ``max_experts`` of a module, null for no
-                              bound; the ``optimizer`` that a memory budget counts, or null
-``spend``                     ``"experts"``, or ``"rank"``: modules with one expert of N times
+`sample`                    the training data that sensitivities or explained variances were
+                              measured on: `tasks` (name to number of samples), `seed`,
+                              `digest`; null if none were
+`budget`                    `kind`: `total_experts`, `total_parameters`, `memory_mib`
+                              or null; `asked`, `spent` and `unspent` in its unit;
+                              `min_experts` and `max_experts` of a module, null for no
+                              bound; the `optimizer` that a memory budget counts, or null
+`spend`                     `"experts"`, or `"rank"`: modules with one expert of N times
                               the rank
-``top_k``                     experts that a token is sent to, where there are as many; below 1
+`top_k`                     experts that a token is sent to, where there are as many; below 1
                               the share of a layer's experts
-``segments``                  parts that every expert is cut into: a layer holds that many times
+`segments`                  parts that every expert is cut into: a layer holds that many times
                               its experts, each of a part of their rank, and as many times more
                               are active
-``router_rank``               rank of the routers, null for full ones
-``share_a``                   whether the experts of a layer share one A
-``rank``                      LoRA rank of an expert, before it is cut
-``total_experts``             sum over the blocks of the mean number of their modules
-``module_experts``            sum over the modules
-``trainable_parameters``      parameters of all experts and routers
-``units[].name``              decoder block, such as ``model.layers.0``, or a finer unit
-``units[].score``             the score that the strategy used, null if it used none
-``units[].experts``           experts of each module of the unit, their mean if they differ
-``units[].interval``          where 95 % of the score's resamples lie, or null
-``modules[].name``            exact name of the linear layer in the model
-``modules[].shape``           output features, input features of the layer as it is applied,
+`router_rank`               rank of the routers, null for full ones
+`share_a`                   whether the experts of a layer share one A
+`rank`                      LoRA rank of an expert, before it is cut
+`total_experts`             sum over the blocks of the mean number of their modules
+`module_experts`            sum over the modules
+`trainable_parameters`      parameters of all experts and routers
+`units[].name`              decoder block, such as `model.layers.0`, or a finer unit
+`units[].score`             the score that the strategy used, null if it used none
+`units[].experts`           experts of each module of the unit, their mean if they differ
+`units[].interval`          where 95 % of the score's resamples lie, or null
+`modules[].name`            exact name of the linear layer in the model
+`modules[].shape`           output features, input features of the layer as it is applied,
                               whatever the layout of its weight
-``modules[].experts``         its experts; 0 means: leave the layer alone
-``modules[].rank``            rank of each of its experts, before they are cut
-``modules[].sensitivity``     task to the sum of squared gradients, or null
-``modules[].explained``       the share of the inputs' variance that the components of its
+`modules[].experts`         its experts; 0 means: leave the layer alone
+`modules[].rank`            rank of each of its experts, before they are cut
+`modules[].sensitivity`     task to the sum of squared gradients, or null
+`modules[].explained`       the share of the inputs' variance that the components of its
                               first, second, ... expert explain; only where it was measured
-``modules[].alpha``           power-law exponent of its spectrum, null if not measured
-``modules[].x_min``           eigenvalue at which the fitted tail starts, or null
-``modules[].distance``        Kolmogorov-Smirnov distance of the fit, or null
-``modules[].tail_size``       number of eigenvalues in the tail, or null
-``modules[].num_eigenvalues`` number of eigenvalues, or null
-``modules[].numerical_rank``  number of them above round-off, or null
-``modules[].note``            what is out of the ordinary about the spectrum, or null
+`modules[].alpha`           power-law exponent of its spectrum, null if not measured
+`modules[].x_min`           eigenvalue at which the fitted tail starts, or null
+`modules[].distance`        Kolmogorov-Smirnov distance of the fit, or null
+`modules[].tail_size`       number of eigenvalues in the tail, or null
+`modules[].num_eigenvalues` number of eigenvalues, or null
+`modules[].numerical_rank`  number of them above round-off, or null
+`modules[].note`            what is out of the ordinary about the spectrum, or null
 ============================= ==================================================================
 
-With ``spend: rank`` every number N of experts is spent on rank: a module has one expert of rank
-N times ``rank``, and counts as N in ``units[].experts``, ``total_experts`` and ``module_experts``.
+With `spend: rank` every number N of experts is spent on rank: a module has one expert of rank
+N times `rank`, and counts as N in `units[].experts`, `total_experts` and `module_experts`.
 
-Plans of older releases lack ``segments``, ``router_rank`` and ``share_a``: 1, null and false.
+Plans of older releases lack `segments`, `router_rank` and `share_a`: 1, null and false.
 """
 
 from __future__ import annotations
@@ -155,7 +155,7 @@ class Plan(Record):
 
     @property
     def control(self) -> str | None:
-        """``opposite`` or ``shuffled`` where the numbers are not by the scores, None otherwise."""
+        """`opposite` or `shuffled` where the numbers are not by the scores, None otherwise."""
         order = self.strategy["options"].get("order")
         return order if order in CONTROLS else None
 
@@ -271,7 +271,7 @@ class Plan(Record):
 
     @classmethod
     def load(cls, path: str | Path) -> Self:
-        """Read a plan that :meth:`save` wrote.
+        """Read a plan that `save` wrote.
 
         Args:
             path: The file; `~` is the home directory.

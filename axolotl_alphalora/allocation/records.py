@@ -44,7 +44,7 @@ def check_spend(spend: str, mixture: Mixture, where: str = "") -> None:
     Args:
         spend: What numbers are spent on.
         mixture: The shape.
-        where: What stands before the names of the options, such as ``alphalora.``.
+        where: What stands before the names of the options, such as `alphalora.`.
 
     Raises:
         ValueError: If they are spent on rank, and the shape is one of several experts; names it.

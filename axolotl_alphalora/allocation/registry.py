@@ -62,7 +62,7 @@ class Registered:
 
     @property
     def scored(self) -> bool:
-        """Whether it has a ``score`` hook."""
+        """Whether it has a `score` hook."""
         return self._has("score")
 
     @property
@@ -72,7 +72,7 @@ class Registered:
         return {**self.strategy.options.own_fields(), **shared}
 
     def score(self, problem: Problem) -> dict[str, float]:
-        """Call the strategy's ``score`` hook; empty if it has none.
+        """Call the strategy's `score` hook; empty if it has none.
 
         Raises:
             TypeError: If it returns something else than a mapping.
@@ -80,7 +80,7 @@ class Registered:
         return self._call("score", problem=problem)
 
     def allocate(self, problem: Problem, scores: Mapping[str, float]) -> dict[str, int]:
-        """Call the strategy's ``allocate`` hook; without one, spend in proportion to the scores.
+        """Call the strategy's `allocate` hook; without one, spend in proportion to the scores.
 
         Raises:
             TypeError: If it returns something else than a mapping.
@@ -206,13 +206,13 @@ class Registry:
         self._found.setdefault(strategy.name, []).append(found)
 
     def read(self, text: str) -> dict[str, Any]:
-        """Read ``name`` or ``name:value``, the short form of a strategy with one option.
+        """Read `name` or `name:value`, the short form of a strategy with one option.
 
         Args:
-            text: Such as ``mola:2468``; the value is read as in YAML.
+            text: Such as `mola:2468`; the value is read as in YAML.
 
         Returns:
-            ``strategy``, and the option if there is one.
+            `strategy`, and the option if there is one.
 
         Raises:
             StrategyError: If the strategy is unknown or has no short form, or the value is none.

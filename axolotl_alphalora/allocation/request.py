@@ -23,13 +23,13 @@ class AllocationRequest:
         strategy: Name of the strategy.
         options: Its options, as far as they were given.
         budget: What may be spent; None if nothing was said about it.
-        spend: ``"experts"``, or ``"rank"``: one expert of N times the rank instead of N experts.
+        spend: `"experts"`, or `"rank"`: one expert of N times the rank instead of N experts.
         mixture: What a mixture looks like in a layer.
         rank: LoRA rank of an expert, before it is cut.
         optimizer: Axolotl's name of the optimizer, which a memory budget counts.
 
     Raises:
-        ValueError: If ``rank`` is out of range, ``spend`` is neither, or ``spend="rank"`` meets a
+        ValueError: If `rank` is out of range, `spend` is neither, or `spend="rank"` meets a
             mixture that takes routers or experts to cut; names it.
     """
 

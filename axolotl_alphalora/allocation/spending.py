@@ -15,7 +15,7 @@ def largest_remainder(
 ) -> list[int]:
     """Split a total into whole shares in proportion to weights, within bounds.
 
-    The real-valued shares are ``c * weight`` clamped to the bounds, with the one ``c`` that makes
+    The real-valued shares are `c * weight` clamped to the bounds, with the one `c` that makes
     them sum to the total. Their whole parts are handed out first; what is left goes, one each, to
     the largest fractional parts. The arithmetic is exact, so that equal weights tie exactly.
 
@@ -80,7 +80,7 @@ def _check_total(blocks: int, total: int, minimum: int, maximum: int | None) -> 
 def _bounded_shares(
     weights: list[Fraction], total: int, lowest: int, highest: int
 ) -> list[Fraction]:
-    """Return the real shares ``min(max(c * weight, lowest), highest)`` that sum to the total.
+    """Return the real shares `min(max(c * weight, lowest), highest)` that sum to the total.
 
     Shares that break a bound are fixed at it and the rest is split anew. Only the side that breaks
     its bound by more is fixed in a round: the other side's may fit once the rest has changed.
@@ -115,7 +115,7 @@ def spend(
 ) -> list[int]:
     """Share experts in proportion to weights, as many as a limit on their cost allows.
 
-    The shares are those of :func:`largest_remainder`, over
+    The shares are those of `largest_remainder`, over
     a total number of experts that the limit pays for while one more would exceed it. What is left
     of the limit then buys single experts, for the units furthest below their proportional share
     first. Finally experts move from a unit to one where they cost more, by the largest amount that
@@ -126,8 +126,8 @@ def spend(
     expert more, and no exchange of one expert for a dearer one, would keep all three. It need not
     be the closest to the limit of all that do: finding that is a knapsack problem.
 
-    Where all units have the same linear cost, the result is that of ``largest_remainder`` with
-    ``limit // cost`` experts. A unit of weight zero gets the minimum as long as any other is below
+    Where all units have the same linear cost, the result is that of `largest_remainder` with
+    `limit // cost` experts. A unit of weight zero gets the minimum as long as any other is below
     the maximum. Where the limit pays for the maximum everywhere, that is the result.
 
     Args:

@@ -1,7 +1,7 @@
 """What an allocation strategy is, its hooks, and what it is given to decide with.
 
-A strategy is a module, or any object, with the hook :func:`register_strategy` and at least one of
-:func:`score` and :func:`allocate`, marked with :data:`hookimpl`. A package offers it in its entry
+A strategy is a module, or any object, with the hook `register_strategy` and at least one of
+`score` and `allocate`, marked with `hookimpl`. A package offers it in its entry
 points::
 
     [project.entry-points."axolotl_alphalora.strategies"]
@@ -32,7 +32,7 @@ SAMPLED: Mapping[Needs, str] = {"sensitivity": "gradients", "activations": "acti
 BudgetUse = Literal["needed", "optional", "none"]
 Order = Literal["scores", "opposite", "shuffled"]
 CONTROLS = ("opposite", "shuffled")
-"""The values of the option ``order`` that make a plan a control."""
+"""The values of the option `order` that make a plan a control."""
 
 
 DEFAULT_SAMPLES = 64
@@ -46,12 +46,12 @@ class Options(BaseModel):
     """The options of a strategy: subclass it with a field, a default and a description for each.
 
     Unknown options and values of another type are refused. A subclass with a field
-    ``granularity`` (``"block"``, ``"group"`` or ``"module"``) decides by it in which units experts
+    `granularity` (`"block"`, `"group"` or `"module"`) decides by it in which units experts
     are counted; without one, a unit is a decoder block. Those of a strategy that needs quality may
-    hold the fields of :class:`~axolotl_alphalora.settings.QualitySettings`, which then say how
+    hold the fields of `QualitySettings`, which then say how
     quality is measured.
 
-    Every strategy with scores has the options ``order`` and ``order_seed``: what its numbers are
+    Every strategy with scores has the options `order` and `order_seed`: what its numbers are
     dealt by.
     """
 
@@ -78,7 +78,7 @@ class Options(BaseModel):
 
     @property
     def recorded(self) -> dict[str, Any]:
-        """The options as a plan records them: ``order`` only where it makes a control."""
+        """The options as a plan records them: `order` only where it makes a control."""
         left_out = {"scores": {"order", "order_seed"}, "opposite": {"order_seed"}}
         return self.model_dump(mode="json", exclude=left_out.get(self.order))
 
@@ -109,14 +109,14 @@ class Strategy:
     """What a plug-in says about its strategy.
 
     Attributes:
-        name: What users call it by: letters, digits, ``_`` and ``-``.
+        name: What users call it by: letters, digits, `_` and `-`.
         summary: One sentence that says what it goes by.
         options: Its options.
-        needs: What must be measured before it can decide: ``"quality"`` (spectra of the weights),
-            ``"sensitivity"`` (gradients on a sample of the training data), ``"activations"`` (the
-            variance of the layers' inputs on such a sample), or ``"nothing"``.
+        needs: What must be measured before it can decide: `"quality"` (spectra of the weights),
+            `"sensitivity"` (gradients on a sample of the training data), `"activations"` (the
+            variance of the layers' inputs on such a sample), or `"nothing"`.
         reference: The paper it is from.
-        shorthand: The option that ``name:value`` sets, None if there is no such short form.
+        shorthand: The option that `name:value` sets, None if there is no such short form.
     """
 
     name: str
@@ -139,7 +139,7 @@ class Evidence:
         sensitivities: Task to module name to the sum of squared gradients over its samples.
         explained_variances: Module name to the share of its inputs' variance that the components
             of its first, second, ... expert explain: as many numbers for every module.
-        sample: What those were measured on: ``tasks``, ``seed`` and ``digest``.
+        sample: What those were measured on: `tasks`, `seed` and `digest`.
     """
 
     weights: Mapping[str, Any] = field(default_factory=lambda: {"source": "none"})
@@ -158,7 +158,7 @@ class Problem:
     Attributes:
         shapes: Module name to (output features, input features), in the model's order.
         units: Unit name to the names of its modules, which share a number; see
-            :func:`~axolotl_alphalora.blocks.group_by_unit`.
+            `group_by_unit`.
         options: The strategy's options.
         budget: What may be spent.
         costs: What experts cost in it.
@@ -243,14 +243,14 @@ def register_strategy() -> Strategy:
 def score(problem: Problem) -> Mapping[str, float] | None:
     """Say what speaks for giving each unit experts.
 
-    The plan records the scores. Without :func:`allocate`, the budget is spent in proportion to
+    The plan records the scores. Without `allocate`, the budget is spent in proportion to
     them, so that they must be finite and not negative.
 
     Args:
         problem: What is to be decided.
 
     Returns:
-        Unit name to score, one for every unit of ``problem.units``; None for no scores.
+        Unit name to score, one for every unit of `problem.units`; None for no scores.
 
     Raises:
         ValueError: If there can be none; says why.
@@ -263,12 +263,12 @@ def allocate(problem: Problem, scores: Mapping[str, float]) -> Mapping[str, int]
 
     Args:
         problem: What is to be decided.
-        scores: What :func:`score` returned, empty if nothing.
+        scores: What `score` returned, empty if nothing.
 
     Returns:
-        Number of experts for every unit of ``problem.units``, or for every module of
-        ``problem.shapes``; 0 leaves the modules alone. The numbers must keep to the bounds and
-        must not cost more than the budget: see :meth:`Problem.spend`.
+        Number of experts for every unit of `problem.units`, or for every module of
+        `problem.shapes`; 0 leaves the modules alone. The numbers must keep to the bounds and
+        must not cost more than the budget: see `Problem.spend`.
 
     Raises:
         ValueError: If the budget cannot be met; says why.

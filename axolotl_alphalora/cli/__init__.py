@@ -1,4 +1,4 @@
-"""The command group ``alphalora``: by itself, and as a verb of Axolotl's command line."""
+"""The command group `alphalora`: by itself, and as a verb of Axolotl's command line."""
 
 from __future__ import annotations
 

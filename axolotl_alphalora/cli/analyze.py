@@ -1,4 +1,4 @@
-"""``alphalora analyze``: layer quality alone, from a model's files."""
+"""`alphalora analyze`: layer quality alone, from a model's files."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``alphalora export``: a plain LoRA out of a routed adapter, with the price of it."""
+"""`alphalora export`: a plain LoRA out of a routed adapter, with the price of it."""
 
 from __future__ import annotations
 

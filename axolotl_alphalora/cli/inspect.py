@@ -1,4 +1,4 @@
-"""``alphalora inspect``: what the experts of a trained adapter have learnt."""
+"""`alphalora inspect`: what the experts of a trained adapter have learnt."""
 
 from __future__ import annotations
 

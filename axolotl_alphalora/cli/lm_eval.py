@@ -1,4 +1,4 @@
-"""``alphalora lm-eval``: Axolotl's `lm-eval`, with a harness that knows the adapter.
+"""`alphalora lm-eval`: Axolotl's `lm-eval`, with a harness that knows the adapter.
 
 Axolotl starts `lm_eval` by its name and names the output directory as the model. It holds a
 `config.json` beside the adapter, so transformers would look for a whole model there: run as a
@@ -66,7 +66,7 @@ def lm_eval(config: Path, options: tuple[str, ...]) -> None:
 
 
 def with_base_model(arguments: Sequence[str]) -> list[str]:
-    """Replace ``pretrained=ADAPTER`` in lm_eval's arguments by the adapter's base and ``peft=``.
+    """Replace `pretrained=ADAPTER` in lm_eval's arguments by the adapter's base and `peft=`.
 
     Args:
         arguments: The command line after the program's name.

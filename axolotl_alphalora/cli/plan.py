@@ -1,4 +1,4 @@
-"""``alphalora plan``: how many experts each block would get, and why."""
+"""`alphalora plan`: how many experts each block would get, and why."""
 
 from __future__ import annotations
 

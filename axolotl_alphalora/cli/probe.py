@@ -1,4 +1,4 @@
-"""``alphalora probe``: whether a server serves the adapter."""
+"""`alphalora probe`: whether a server serves the adapter."""
 
 from __future__ import annotations
 

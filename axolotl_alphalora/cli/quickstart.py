@@ -1,4 +1,4 @@
-"""``alphalora quickstart``: from nothing to a trained and reloaded adapter."""
+"""`alphalora quickstart`: from nothing to a trained and reloaded adapter."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``alphalora serve``: answer requests with a routed adapter, by vLLM where it is installed."""
+"""`alphalora serve`: answer requests with a routed adapter, by vLLM where it is installed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``alphalora strategies`` and ``config-schema``: what the `alphalora:` block may hold."""
+"""`alphalora strategies` and `config-schema`: what the `alphalora:` block may hold."""
 
 from __future__ import annotations
 

@@ -27,9 +27,9 @@ from ..threads import one_thread
 class Moments:
     """Sums over the tokens that one routed module saw, fp64 on the CPU.
 
-    With ``z = A x`` the experts' hidden values, [N*r] or fewer where they share their A, ``h``
-    [N*r] those of each expert times its gate, and ``f = [z; R x]`` [F] the hidden values and what
-    the router reads of the input: its logits [N], or U x of a router ``V U``. They need no more
+    With `z = A x` the experts' hidden values, [N*r] or fewer where they share their A, `h`
+    [N*r] those of each expert times its gate, and `f = [z; R x]` [F] the hidden values and what
+    the router reads of the input: its logits [N], or U x of a router `V U`. They need no more
     memory for more tokens or a wider layer.
 
     Attributes:
@@ -65,7 +65,7 @@ class Moments:
         Args:
             x: [..., in].
             a: [N*r, in], the experts' down projections stacked, or fewer rows, shared.
-            router: [N, in], or [N, R] with a ``router_down``.
+            router: [N, in], or [N, R] with a `router_down`.
             top_k: Experts of a token.
             router_down: [R, in], or None.
         """

@@ -1,10 +1,10 @@
 """One low-rank update instead of a routed mixture, computed on the factors.
 
-A module's mixture is ``s * B h(x)`` with ``h(x) = g(x) ⊙ A x``, A [N*r, in], B [out, N*r] and
+A module's mixture is `s * B h(x)` with `h(x) = g(x) ⊙ A x`, A [N*r, in], B [out, N*r] and
 gates g(x), each of which stands for the r rows of its expert. (Experts that share their A stand for
-copies of it.) What replaces h is ``M f(x)``, linear in the plain hidden values and in what the
-router reads, ``f(x) = [A x; R x]`` with F values: see
-:class:`~axolotl_alphalora.evaluation.Moments`. The full [out, in] matrix is never formed.
+copies of it.) What replaces h is `M f(x)`, linear in the plain hidden values and in what the
+router reads, `f(x) = [A x; R x]` with F values: see
+`Moments`. The full [out, in] matrix is never formed.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def mean_mixing(moments: Moments) -> Tensor:
 
 
 def fitted_mixing(moments: Moments) -> Tensor:
-    """The M that minimises ``sum_t |h_t - M f_t|^2`` over the tokens seen: [N*r, F].
+    """The M that minimises `sum_t |h_t - M f_t|^2` over the tokens seen: [N*r, F].
 
     A slight ridge pulls it towards the mean gates, which is where it stays for what no token
     reached.
@@ -67,7 +67,7 @@ def fitted_mixing(moments: Moments) -> Tensor:
 
 
 def mixed(a: Tensor, b: Tensor, read: Tensor, scaling: float, mixing: Tensor) -> Factors:
-    """Replace the gates by a linear map of what they depend on: ``W = s * B M [A; R]``.
+    """Replace the gates by a linear map of what they depend on: `W = s * B M [A; R]`.
 
     Args:
         a: [N*r, in], or fewer rows, shared.
@@ -87,7 +87,7 @@ def mixed(a: Tensor, b: Tensor, read: Tensor, scaling: float, mixing: Tensor) ->
 
 
 def second_moment(moments: Moments, mixing: Tensor) -> Tensor:
-    """Sum over tokens of ``A'x (A'x)ᵀ``, where A' is that of `mixed`."""
+    """Sum over tokens of `A'x (A'x)ᵀ`, where A' is that of `mixed`."""
     used = _fewer(mixing)
     if used is None:
         return mixing @ moments.ff @ mixing.T
@@ -109,7 +109,7 @@ def compress(factors: Factors, rank: int, second_moment: Tensor | None = None) -
     Args:
         factors: The update, of rank R.
         rank: At most this many directions are kept.
-        second_moment: Sum over tokens of ``A'x (A'x)ᵀ``, [R, R].
+        second_moment: Sum over tokens of `A'x (A'x)ᵀ`, [R, R].
 
     Returns:
         The same factors if they have no more.

@@ -125,7 +125,7 @@ def save_gguf(
         dtype: Of the saved factors.
 
     Raises:
-        ImportError, ValueError: As of :func:`check_gguf`, and where a number is too large for f16.
+        ImportError, ValueError: As of `check_gguf`, and where a number is too large for f16.
     """
     tensors = check_gguf(updates, config)
     import gguf

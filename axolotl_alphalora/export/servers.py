@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 
 VLLM_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
-"""What vLLM takes as ``--max-lora-rank``."""
+"""What vLLM takes as `--max-lora-rank`."""
 
 MISTRAL_RS_RANK = 256
-"""The highest rank that mistral.rs takes unless ``--lora-max-rank`` says another."""
+"""The highest rank that mistral.rs takes unless `--lora-max-rank` says another."""
 
 
 def options(ranks: Collection[int], gguf: str | None = None) -> dict[str, str]:
@@ -51,14 +51,14 @@ def servers(
     """Say who takes an export, with which options, and who must not get it.
 
     Args:
-        ranks: The rank of every layer; ``lora_alpha`` is the rank in each.
+        ranks: The rank of every layer; `lora_alpha` is the rank in each.
         modules_to_save: Modules that it holds whole.
         gguf: Name of the file for llama.cpp, None if none was written.
         prefix: What its modules were named anew with.
         part: Whether the base is the text part of a multimodal model.
 
     Returns:
-        Sentences; one that begins with ``Warning:`` names a program that fails in silence.
+        Sentences; one that begins with `Warning:` names a program that fails in silence.
     """
     if modules_to_save:
         return [

@@ -43,7 +43,7 @@ def specialisation(by_task: Sequence[RouterUsage]) -> float | None:
 
     It is the mutual information between task and expert, every task counting as much as any other
     (the Jensen-Shannon divergence of their shares), divided by the most that it can be,
-    ``ln min(N, tasks)``: 0 where all tasks use the experts alike, 1 where an expert tells the task.
+    `ln min(N, tasks)`: 0 where all tasks use the experts alike, 1 where an expert tells the task.
 
     Args:
         by_task: What the router decided for each task.
@@ -90,7 +90,7 @@ class RoutingSummary:
         load_cv: Coefficient of variation of the experts' token shares.
         load_max: Largest token share in units of the mean share.
         dead: Number of experts with less than a tenth of the fair share.
-        specialisation: See :func:`specialisation`; None with fewer than two tasks.
+        specialisation: See `specialisation`; None with fewer than two tasks.
     """
 
     routers: int
@@ -150,7 +150,7 @@ class BlockSummary:
     """One block of an inspection.
 
     Attributes:
-        name: Decoder block, such as ``model.layers.0``.
+        name: Decoder block, such as `model.layers.0`.
         experts: Mean number of experts of its modules.
         ranks: The ranks that its experts have.
         mean_norm: Mean over its experts.

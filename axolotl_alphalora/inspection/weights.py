@@ -1,8 +1,8 @@
 """What the experts of a saved adapter have learnt, module by module, from its files alone.
 
 Updates are known by their factors; no out x in matrix is formed. Notation as in
-:mod:`axolotl_alphalora.adapter.functional`: N experts of rank r stacked, ``A`` is [N*r, in] and
-``B`` is [out, N*r]; expert e's update is ``dW_e = s * B_e A_e``. Experts that are cut count as
+`axolotl_alphalora.adapter.functional`: N experts of rank r stacked, `A` is [N*r, in] and
+`B` is [out, N*r]; expert e's update is `dW_e = s * B_e A_e`. Experts that are cut count as
 their parts, and those that share an A have a copy of it each.
 """
 
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 def singular_values(a: Tensor, b: Tensor, experts: int, scaling: float) -> Tensor:
     """Return the singular values of every expert's update, the largest first.
 
-    With ``A_e^T = Q R_A`` and ``B_e = P R_B`` they are those of ``R_B R_A^T``.
+    With `A_e^T = Q R_A` and `B_e = P R_B` they are those of `R_B R_A^T`.
 
     Args:
         a: [N*r, in], fp32.
@@ -51,7 +51,7 @@ def singular_values(a: Tensor, b: Tensor, experts: int, scaling: float) -> Tenso
 def cosines(a: Tensor, b: Tensor, experts: int) -> Tensor:
     """Return the cosines between the updates of all pairs of experts, as vectors of entries.
 
-    The inner product of two updates is the sum of an r x r block of ``(B^T B) * (A A^T)``.
+    The inner product of two updates is the sum of an r x r block of `(B^T B) * (A A^T)`.
 
     Args:
         a: [N*r, in], fp32.
@@ -94,7 +94,7 @@ _KINDS = ("q", "k", "v", "o", "gate", "up", "down")
 
 @dataclass(frozen=True)
 class Expert:
-    """The update ``dW = s * B A`` of one expert.
+    """The update `dW = s * B A` of one expert.
 
     Attributes:
         norm: Frobenius norm; 0 for an expert whose B was never trained.
@@ -188,7 +188,7 @@ def read_experts(
     """Read the experts of a saved adapter, one module at a time and in fp32, on the CPU.
 
     Args:
-        adapter_dir: Its directory, with ``adapter_config.json`` and ``adapter_model.safetensors``.
+        adapter_dir: Its directory, with `adapter_config.json` and `adapter_model.safetensors`.
         progress: Takes the modules' names; what it returns is called after each.
 
     Returns:

@@ -25,14 +25,14 @@ _TARGETS = (*_NAMING, "lora_target_linear", "lora_exclude_modules")
 
 
 def lora_config(source: Source, plan: Plan) -> dict[str, Any]:
-    """Return the arguments of PEFT's ``LoraConfig`` for the same, as JSON values.
+    """Return the arguments of PEFT's `LoraConfig` for the same, as JSON values.
 
-    Target modules are exact names. A key of ``rank_pattern`` and ``alpha_pattern`` begins with
-    ``^`` and is one module's whole name, so that it stands for no other. A module that is planned N
+    Target modules are exact names. A key of `rank_pattern` and `alpha_pattern` begins with
+    `^` and is one module's whole name, so that it stands for no other. A module that is planned N
     experts of rank r has rank N r and the scale that its experts have together, each with the gate
-    1/N: ``lora_alpha / (N r)``, which PEFT makes of ``lora_alpha`` by itself, or
-    ``lora_alpha / (N sqrt(r))`` with rsLoRA, for which ``alpha_pattern`` has
-    ``lora_alpha / sqrt(N)``. A plan with ``spend: rank`` keeps the scale of its one expert.
+    1/N: `lora_alpha / (N r)`, which PEFT makes of `lora_alpha` by itself, or
+    `lora_alpha / (N sqrt(r))` with rsLoRA, for which `alpha_pattern` has
+    `lora_alpha / sqrt(N)`. A plan with `spend: rank` keeps the scale of its one expert.
 
     Args:
         source: What was planned. What its configuration leaves out, and all but ranks for a bare
@@ -59,12 +59,12 @@ def lora_config(source: Source, plan: Plan) -> dict[str, Any]:
 
 
 def lora_json(source: Source, plan: Plan) -> str:
-    """Return :func:`lora_config` as the text of an ``adapter_config.json``."""
+    """Return `lora_config` as the text of an `adapter_config.json`."""
     return json.dumps(lora_config(source, plan), indent=2) + "\n"
 
 
 def lora_python(source: Source, plan: Plan) -> str:
-    """Return :func:`lora_config` as a Python module with the variable ``config``."""
+    """Return `lora_config` as a Python module with the variable `config`."""
     lines = [f"# {line}" for line in comment(plan, source, for_host=False)]
     lines += ["from peft import LoraConfig", "", "config = LoraConfig("]
     for key, value in lora_config(source, plan).items():
@@ -135,7 +135,7 @@ def lora_yaml(source: Source, plan: Plan) -> str:
 
     Args:
         source: What was planned: the other keys of its configuration are kept; for a bare model
-            the ``lora_*`` keys are all there is.
+            the `lora_*` keys are all there is.
         plan: The plan.
 
     Raises:
@@ -164,12 +164,12 @@ FORMATS: Mapping[str, Callable[[Source, Plan], str]] = {
 def lora_keys(plan: Plan, config: dict[str, Any]) -> dict[str, Any]:
     """Return the keys that say which matrices get which rank.
 
-    PEFT takes a key of ``lora_rank_pattern`` as a regular expression for the end of a module's
-    name, and the first that matches decides. The keys here begin with ``^``, so that each stands
+    PEFT takes a key of `lora_rank_pattern` as a regular expression for the end of a module's
+    name, and the first that matches decides. The keys here begin with `^`, so that each stands
     for whole names: one for a block whose adapted matrices share a rank, one for a matrix
     otherwise. Where a matrix gets nothing, the configuration excludes modules (a key that only this
     package knows), or it asks for all linear layers (which the host finds in its own way: none in a
-    GPT-2, whose layers are ``Conv1D``), ``lora_target_modules`` lists exact names.
+    GPT-2, whose layers are `Conv1D`), `lora_target_modules` lists exact names.
     """
     ranks = {name: number * plan.rank for name, number in plan.numbers.items() if number}
     keys: dict[str, Any] = {"lora_r": plan.rank}

@@ -31,7 +31,7 @@ class Stability:
     """How far a plan and those made from varied evidence agree.
 
     Attributes:
-        over: What was varied: ``estimators``, ``resamples`` or ``halves``.
+        over: What was varied: `estimators`, `resamples` or `halves`.
         plans: Number of the varied plans.
         rank_correlation: Their mean rank correlation with the plan, None if the plan gives every
             module the same.
@@ -132,7 +132,7 @@ def compare_plans(
 
     Args:
         source: What is planned.
-        specs: Specifications, see :func:`~axolotl_alphalora.planning.source.read_spec`.
+        specs: Specifications, see `read_spec`.
         planner: Makes the plans.
         own_label: Heading of the source's own plan.
 
@@ -202,7 +202,7 @@ def _check_cost(spec: str, request: PlanRequest, plan: Plan, budget: Budget) -> 
 def _stability(
     plan: Plan, measured: Measured, request: PlanRequest, planner: Planner
 ) -> tuple[Stability, ...] | None:
-    """Say how far a plan stays the same when its evidence varies, see :class:`Compared`.
+    """Say how far a plan stays the same when its evidence varies, see `Compared`.
 
     A plan that goes by spectra is compared with those of the other estimators and with those of
     resampled spectra; one that goes by training samples has the plans of their two halves compared

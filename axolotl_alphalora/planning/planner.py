@@ -161,7 +161,7 @@ def plan_from_spectra(
     Args:
         request: What to plan.
         shapes: The target layers.
-        measured: The spectra's fits. Their settings, such as a window that was ``auto``, are
+        measured: The spectra's fits. Their settings, such as a window that was `auto`, are
             recorded as they were used.
         scores: Unit name to alpha, to be used instead of the measured ones.
         intervals: Unit name to the interval of its alpha.
@@ -252,7 +252,7 @@ class Planner:
 
         Raises:
             ValueError: If the saved plan is for another model or other settings; otherwise as
-                :meth:`plan`.
+                `plan`.
         """
         if source.saved is None:
             return self.plan(source.request, samples)

@@ -56,9 +56,9 @@ def read_source(source: str | Path, strategy: str | None = None) -> Source:
     A request for a saved plan has the strategy and the budget that the plan was made with.
 
     Args:
-        source: An Axolotl YAML, or a model's directory, hub id or ``.gguf`` file (every linear
+        source: An Axolotl YAML, or a model's directory, hub id or `.gguf` file (every linear
             layer, the defaults of the block).
-        strategy: A specification that replaces the allocation, see :func:`read_spec`. With
+        strategy: A specification that replaces the allocation, see `read_spec`. With
             a saved plan the budget is the plan's, or what it comes to; a strategy with numbers of
             its own takes none.
 
@@ -170,12 +170,12 @@ def read_spec(spec: str) -> dict[str, Any]:
     """Read what one specification changes.
 
     Args:
-        spec: Parts joined by ``+``: the name of a strategy (``mola``, ``mola:2468``), the name of
-            an estimator, ``opposite`` or ``shuffled`` (values of ``order``), or ``option=value``,
-            with values as in YAML: ``estimator=hill+beta=1``, ``counts+experts=[1, 2]``.
+        spec: Parts joined by `+`: the name of a strategy (`mola`, `mola:2468`), the name of
+            an estimator, `opposite` or `shuffled` (values of `order`), or `option=value`,
+            with values as in YAML: `estimator=hill+beta=1`, `counts+experts=[1, 2]`.
 
     Returns:
-        Option to value, ``strategy`` among them.
+        Option to value, `strategy` among them.
 
     Raises:
         ValueError: If a part is none of these, or an option is named twice.
@@ -214,7 +214,7 @@ def quality_options(spec: str) -> dict[str, Any]:
     """Read a specification of measuring only.
 
     Raises:
-        ValueError: As :func:`read_spec` does, and if it names an option of sharing out.
+        ValueError: As `read_spec` does, and if it names an option of sharing out.
     """
     found = read_spec(spec)
     for key in found:
@@ -238,7 +238,7 @@ def changed_allocation(strategy: str, options: Mapping[str, Any], spec: str) -> 
         spec: The specification.
 
     Returns:
-        ``strategy`` and the options that are given then.
+        `strategy` and the options that are given then.
 
     Raises:
         ValueError: If the specification cannot be read, or the strategy does not take an option.
@@ -259,7 +259,7 @@ def changed_allocation(strategy: str, options: Mapping[str, Any], spec: str) -> 
 
 
 def changed(request: PlanRequest, spec: str) -> PlanRequest:
-    """Apply a specification to a request, see :func:`changed_allocation`."""
+    """Apply a specification to a request, see `changed_allocation`."""
     found = changed_allocation(request.strategy, request.options, spec)
     return replace(request, strategy=found.pop("strategy"), options=found)
 

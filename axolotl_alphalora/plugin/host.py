@@ -82,7 +82,7 @@ def running_verb() -> str | None:
     """The host's command that this process runs, by its module's name, or None.
 
     The host passes its verbs to no plugin. `axolotl VERB` is the context of its command line; in
-    the processes that a launcher starts with ``python -m axolotl.cli.VERB``, the main module.
+    the processes that a launcher starts with `python -m axolotl.cli.VERB`, the main module.
     """
     context = click.get_current_context(silent=True)
     commands = getattr(sys.modules.get("axolotl.cli.main"), "cli", None)

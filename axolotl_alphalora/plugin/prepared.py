@@ -45,7 +45,7 @@ def prepared_tokens(config: Mapping[str, Any]) -> Prepared | None:
 
     Returns:
         None where `dataset_prepared_path` does not hold just one prepared data set (`axolotl
-        preprocess` makes one), or it is larger than :data:`LARGEST`, or no data of supervised
+        preprocess` makes one), or it is larger than `LARGEST`, or no data of supervised
         fine-tuning.
     """
     if not config.get("datasets") or any(config.get(key) for key in _STREAMS):

@@ -68,7 +68,7 @@ class Asked:
 
     Attributes:
         prompt: The text.
-        answers: Name of a model to its answer: `adapter`, `base`, and those of :data:`SCALES`.
+        answers: Name of a model to its answer: `adapter`, `base`, and those of `SCALES`.
     """
 
     prompt: str

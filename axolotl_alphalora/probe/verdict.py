@@ -71,7 +71,7 @@ def judge(probe: Probe, answers: Sequence[Answer], tolerance: float | None = Non
 
 
 def separations(probe: Probe) -> dict[str, float]:
-    """How far each other known model is from the adapter, in the unit of :class:`Verdict`."""
+    """How far each other known model is from the adapter, in the unit of `Verdict`."""
     names = [name for name in probe.asked[0].answers if name != ADAPTER]
     return {
         name: _mean([_differences(one.answers[ADAPTER], one.answers[name]) for one in probe.asked])

@@ -1,6 +1,6 @@
 """What a trained adapter and its export come to, in sentences.
 
-Each function returns paragraphs; one that begins with :data:`~.words.WARNING` deserves attention.
+Each function returns paragraphs; one that begins with `WARNING` deserves attention.
 """
 
 from __future__ import annotations

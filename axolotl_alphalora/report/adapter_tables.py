@@ -196,7 +196,7 @@ def _routing(
     on: Sequence[str] = (TERMINAL, PAGE),
     terminal: Sequence[str] = (),
 ) -> list[Column]:
-    """Columns of what routers decide; those named in ``terminal`` are shown there too."""
+    """Columns of what routers decide; those named in `terminal` are shown there too."""
     columns = {
         "entropy": [decimal(one.entropy if one else None) for one in found],
         "top gate": [decimal(one.top_gate if one else None) for one in found],

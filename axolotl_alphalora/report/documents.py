@@ -23,7 +23,7 @@ VERSION = 1
 
 
 def analysis_document(model: str, findings: Findings) -> dict[str, Any]:
-    """Return an analysis; ``alphalora analyze --help`` describes each field.
+    """Return an analysis; `alphalora analyze --help` describes each field.
 
     Args:
         model: The model's directory or hub id, as it was named.
@@ -50,8 +50,8 @@ def analyses_document(analyses: Sequence[Analysed]) -> dict[str, Any]:
     """Return compared analyses.
 
     Returns:
-        ``columns``: for each its ``label``, ``rank_correlation`` of the blocks' alphas with the
-        first column's, ``trust`` and the ``analysis``.
+        `columns`: for each its `label`, `rank_correlation` of the blocks' alphas with the
+        first column's, `trust` and the `analysis`.
     """
     return {
         "columns": [
@@ -70,11 +70,11 @@ def plans_document(plans: Sequence[Compared]) -> dict[str, Any]:
     """Return compared plans.
 
     Returns:
-        ``columns``: for each its ``label``; ``rank_correlation`` of the modules' numbers with the
-        first column's, null where a plan is constant; ``blocks_that_differ`` and
-        ``experts_that_move`` against the first; ``stability``: a list of ``over``, ``plans``,
-        ``rank_correlation`` and ``moved``, empty for a plan that rests on no evidence, null where
-        it is not known; ``trust``; and the ``plan``. ``rank_correlations``: of all pairs.
+        `columns`: for each its `label`; `rank_correlation` of the modules' numbers with the
+        first column's, null where a plan is constant; `blocks_that_differ` and
+        `experts_that_move` against the first; `stability`: a list of `over`, `plans`,
+        `rank_correlation` and `moved`, empty for a plan that rests on no evidence, null where
+        it is not known; `trust`; and the `plan`. `rank_correlations`: of all pairs.
     """
     first = plans[0].plan
     rows = []
@@ -105,60 +105,60 @@ def inspection_document(inspection: Inspection) -> dict[str, Any]:
     """Return all numbers of an inspection.
 
     ======================================== =====================================================
-    ``format``                               ``"axolotl-alphalora-inspection"``
-    ``version``                              1
-    ``adapter.base_model``                   directory or repository id, or null
-    ``adapter.rank``                         rank of an expert before it is cut, where no module has
+    `format`                               `"axolotl-alphalora-inspection"`
+    `version`                              1
+    `adapter.base_model`                   directory or repository id, or null
+    `adapter.rank`                         rank of an expert before it is cut, where no module has
                                              its own
-    ``adapter.top_k``                        experts of a token before they are cut, where there are
+    `adapter.top_k`                        experts of a token before they are cut, where there are
                                              as many, or their share of a module's
-    ``adapter.segments``                     parts that each was cut into, which are the experts of
+    `adapter.segments`                     parts that each was cut into, which are the experts of
                                              all that follows
-    ``adapter.router_rank``, ``.share_a``    rank of the routers, null for full ones; whether the
+    `adapter.router_rank`, `.share_a`    rank of the routers, null for full ones; whether the
                                              experts of a module share one A
-    ``adapter.lora_alpha``, ``.use_rslora``  what experts are scaled with
-    ``adapter.strategy``                     ``name`` and ``options`` that shared out the experts,
+    `adapter.lora_alpha`, `.use_rslora`  what experts are scaled with
+    `adapter.strategy`                     `name` and `options` that shared out the experts,
                                              or null if the adapter records no plan
-    ``adapter.blocks``, ``.modules``         number of adapted blocks and modules
-    ``adapter.total_experts``                sum over the blocks of the mean number of their
+    `adapter.blocks`, `.modules`         number of adapted blocks and modules
+    `adapter.total_experts`                sum over the blocks of the mean number of their
                                              modules: `segments` times what a plan says
-    ``adapter.module_experts``               sum over the modules
-    ``adapter.parameters``                   parameters of all experts and routers
-    ``data``                                 null, or ``source``, ``tokens`` and ``rows``: task to
+    `adapter.module_experts`               sum over the modules
+    `adapter.parameters`                   parameters of all experts and routers
+    `data`                                 null, or `source`, `tokens` and `rows`: task to
                                              number of rows
-    ``redundancy``                           mean over the modules with several experts, or null
-    ``routing``                              of all routers on all of the data, or null
-    ``blocks[].name``                        decoder block, such as ``model.layers.0``
-    ``blocks[].experts``                     mean number of experts of its modules
-    ``blocks[].ranks``                       the ranks that its experts have
-    ``blocks[].mean_norm``                   mean over its experts, as is ``mean_effective_rank``
-    ``blocks[].redundancy``                  mean over its modules with several experts, or null
-    ``blocks[].max_cosine``                  largest absolute cosine of two experts, or null
-    ``blocks[].routing``                     of its routers on all of the data, or null
-    ``modules[].name``                       exact name of the linear layer in the model
-    ``modules[].shape``                      its output and input features
-    ``modules[].rank``, ``.scaling``         of each of its experts
-    ``modules[].parameters``                 parameters of its experts and its router
-    ``modules[].mean_norm``                  mean over its experts, as is ``mean_effective_rank``
-    ``modules[].redundancy``                 mean absolute cosine of its pairs of experts, or null
-    ``modules[].max_cosine``, ``.closest``   the largest one and the two experts' numbers, or null
-    ``modules[].cosine``                     a row for each expert; null with an expert that is zero
-    ``modules[].experts[].norm``             Frobenius norm of ``scaling * B A``
-    ``modules[].experts[].effective_rank``   0 for an expert that is zero
-    ``modules[].experts[].singular_values``  the largest first
-    ``modules[].usage``                      null, or task (``"all"`` is all of the data) to
-                                             ``tokens``, ``top_k``, ``token_share``, ``mean_gates``,
-                                             ``entropy``, ``top_gate``, ``load_cv``, ``load_max``
-                                             and ``dead``, the numbers of the dead experts
-    ``modules[].specialisation``             between 0 and 1; null with fewer than two tasks
-    ``tasks[].name``, ``.tokens``            a task of the data; tokens of a router
-    ``tasks[].distance``                     part of its tokens for which the experts differ from
+    `redundancy`                           mean over the modules with several experts, or null
+    `routing`                              of all routers on all of the data, or null
+    `blocks[].name`                        decoder block, such as `model.layers.0`
+    `blocks[].experts`                     mean number of experts of its modules
+    `blocks[].ranks`                       the ranks that its experts have
+    `blocks[].mean_norm`                   mean over its experts, as is `mean_effective_rank`
+    `blocks[].redundancy`                  mean over its modules with several experts, or null
+    `blocks[].max_cosine`                  largest absolute cosine of two experts, or null
+    `blocks[].routing`                     of its routers on all of the data, or null
+    `modules[].name`                       exact name of the linear layer in the model
+    `modules[].shape`                      its output and input features
+    `modules[].rank`, `.scaling`         of each of its experts
+    `modules[].parameters`                 parameters of its experts and its router
+    `modules[].mean_norm`                  mean over its experts, as is `mean_effective_rank`
+    `modules[].redundancy`                 mean absolute cosine of its pairs of experts, or null
+    `modules[].max_cosine`, `.closest`   the largest one and the two experts' numbers, or null
+    `modules[].cosine`                     a row for each expert; null with an expert that is zero
+    `modules[].experts[].norm`             Frobenius norm of `scaling * B A`
+    `modules[].experts[].effective_rank`   0 for an expert that is zero
+    `modules[].experts[].singular_values`  the largest first
+    `modules[].usage`                      null, or task (`"all"` is all of the data) to
+                                             `tokens`, `top_k`, `token_share`, `mean_gates`,
+                                             `entropy`, `top_gate`, `load_cv`, `load_max`
+                                             and `dead`, the numbers of the dead experts
+    `modules[].specialisation`             between 0 and 1; null with fewer than two tasks
+    `tasks[].name`, `.tokens`            a task of the data; tokens of a router
+    `tasks[].distance`                     part of its tokens for which the experts differ from
                                              the tasks' mean: a mean over routers
-    ``tasks[].routing``                      of all routers on this task
+    `tasks[].routing`                      of all routers on this task
     ======================================== =====================================================
 
 
-    A ``routing`` holds the fields of :class:`~axolotl_alphalora.inspection.RoutingSummary`. Experts
+    A `routing` holds the fields of `RoutingSummary`. Experts
     are numbered from 0.
     """
     config, routing = inspection.config, inspection.routing

@@ -245,7 +245,7 @@ def tidy(axes: Any, names: Sequence[str]) -> None:
 
 
 def _stacks(names: Sequence[str]) -> list[tuple[str, range]]:
-    """Return what runs of names begin with, such as ``model.layers``, and their places."""
+    """Return what runs of names begin with, such as `model.layers`, and their places."""
     stacks = []
     for stack, run in groupby(range(len(names)), lambda place: names[place].rpartition(".")[0]):
         first, *rest = run

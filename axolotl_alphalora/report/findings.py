@@ -103,7 +103,7 @@ class Findings:
     def trust(self) -> float | None:
         """Share of the variance between units that is not noise; None if that is not known.
 
-        Without resampling it is known for ``hill`` alone: asymptotic errors take the start of a
+        Without resampling it is known for `hill` alone: asymptotic errors take the start of a
         tail as given, which only there it is. A single unit has no ranking.
         """
         judged = self.intervals or self.settings.estimator == "hill"
@@ -111,7 +111,7 @@ class Findings:
 
     @property
     def most_trust(self) -> float | None:
-        """An upper bound of :attr:`trust`; None for a single unit."""
+        """An upper bound of `trust`; None for a single unit."""
         from ..spectral import unit_reliability
 
         share = unit_reliability(
@@ -125,8 +125,8 @@ class BlockScores:
     """What spoke for giving each block experts.
 
     Attributes:
-        name: What the scores are: ``alpha``, ``share`` of the sensitivity, ``explained`` variance,
-            or ``score``.
+        name: What the scores are: `alpha`, `share` of the sensitivity, `explained` variance,
+            or `score`.
         values: Block name to score; empty if the strategy went by none.
         intervals: Block name to the interval of its alpha, where experts were counted by block.
     """

@@ -1,6 +1,6 @@
 """What plans come to, in sentences, and what in a plan is legal and hardly meant.
 
-Each function returns paragraphs; one that begins with :data:`~.words.WARNING` deserves attention.
+Each function returns paragraphs; one that begins with `WARNING` deserves attention.
 How they are printed, and beside which tables, is not known here.
 """
 
@@ -105,7 +105,7 @@ def data_line(plan: Plan, rows: int, tokens: int, folder: str) -> str:
 
 
 def budget_words(plan: Plan) -> str:
-    """Name the budget: ``160 experts``; ``none`` without one."""
+    """Name the budget: `160 experts`; `none` without one."""
     budget = plan.budget
     kind, asked = budget["kind"], budget["asked"]
     if kind is None or asked is None:
@@ -137,7 +137,7 @@ def cautions(plan: Plan) -> list[str]:
         plan: The plan.
 
     Returns:
-        A paragraph each on a ``top_k`` that leaves nothing to route or weighs layers differently,
+        A paragraph each on a `top_k` that leaves nothing to route or weighs layers differently,
         on experts that hold more rank than their layers have, and on an adapter that is larger than
         what it adapts.
     """

@@ -303,7 +303,7 @@ def _columns(compared: Compared, first: Plan | None, varied: Sequence[str]) -> l
 
 
 def _heading(label: str) -> str:
-    """Return a label, broken after each ``+`` and, where it is long, anywhere."""
+    """Return a label, broken after each `+` and, where it is long, anywhere."""
     parts = label.replace("+", "+\n").splitlines()
     return "\n".join(line for part in parts for line in wrap(part, _WIDEST_LABEL))
 

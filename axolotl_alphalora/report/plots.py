@@ -51,7 +51,7 @@ def check_plot(path: Path) -> None:
     """Check that a file can be drawn to, before any work is done for it.
 
     Raises:
-        ValueError: If its suffix is none of :data:`SUFFIXES`.
+        ValueError: If its suffix is none of `SUFFIXES`.
         ImportError: If matplotlib is not installed.
     """
     if path.suffix.lower() not in SUFFIXES:
@@ -71,7 +71,7 @@ def save_plan(
     Args:
         plan: The plan.
         findings: What it records of matrices, if anything was measured.
-        path: The file; its suffix is one of :data:`SUFFIXES`. Directories on the way are made.
+        path: The file; its suffix is one of `SUFFIXES`. Directories on the way are made.
         spectra: What to draw with their fits, for the least and the best trained block.
 
     Raises:
@@ -109,7 +109,7 @@ def save_analysis(
     document: Mapping[str, Any],
     spectra: Spectra | None = None,
 ) -> None:
-    """Draw an analysis over depth into a file, as :func:`save_plan`.
+    """Draw an analysis over depth into a file, as `save_plan`.
 
     Args:
         findings: What was measured.
@@ -137,7 +137,7 @@ def save_analysis(
 
 
 def save_comparison(plans: Sequence[Compared], path: Path, document: Mapping[str, Any]) -> None:
-    """Draw plans above each other into a file, as :func:`save_plan`.
+    """Draw plans above each other into a file, as `save_plan`.
 
     Args:
         plans: The plans, one at least, of the same blocks.
@@ -155,7 +155,7 @@ def save_comparison(plans: Sequence[Compared], path: Path, document: Mapping[str
 
 
 def save_inspection(inspection: Inspection, path: Path, title: str) -> None:
-    """Draw an inspected adapter into a file, as :func:`save_plan`.
+    """Draw an inspected adapter into a file, as `save_plan`.
 
     Args:
         inspection: What was found.

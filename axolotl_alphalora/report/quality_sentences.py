@@ -1,6 +1,6 @@
 """What the spectra of a model come to, in sentences.
 
-Each function returns paragraphs; one that begins with :data:`~.words.WARNING` deserves attention.
+Each function returns paragraphs; one that begins with `WARNING` deserves attention.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def explain(findings: Findings, experts: Mapping[str, float] | None = None) -> l
         experts: Unit name to its number of experts, to be named with the units that stand out.
 
     Returns:
-        One paragraph a line; one that begins with :data:`WARNING` deserves attention.
+        One paragraph a line; one that begins with `WARNING` deserves attention.
     """
     return [
         *_extremes(findings, experts or {}),

@@ -15,12 +15,12 @@ _LISTED = 4
 
 
 def numeral(value: float) -> str:
-    """Return ``1,234``, or ``4.3`` for what is no whole number."""
+    """Return `1,234`, or `4.3` for what is no whole number."""
     return f"{value:,.0f}" if value == int(value) else f"{value:,.1f}"
 
 
 def plural(number: float, one: str, many: str | None = None) -> str:
-    """Return ``1 expert``, ``2 experts``; ``many`` is for a word that takes no s."""
+    """Return `1 expert`, `2 experts`; `many` is for a word that takes no s."""
     return f"{numeral(number)} {one if number == 1 else many or f'{one}s'}"
 
 
@@ -61,12 +61,12 @@ def source_line(model: str, weights: Mapping[str, Any]) -> str:
 
 
 def top_k_words(top_k: int | float) -> str:
-    """Return ``top-2``, or ``top-25%`` for a share of a layer's experts."""
+    """Return `top-2`, or `top-25%` for a share of a layer's experts."""
     return f"top-{top_k:g}" if isinstance(top_k, int) else f"top-{100 * top_k:g}%"
 
 
 def best_words(mixture: Mixture, counts: Iterable[int]) -> str:
-    """Return how many experts a router chooses: ``2``, or ``4-12`` where layers differ.
+    """Return how many experts a router chooses: `2`, or `4-12` where layers differ.
 
     Args:
         mixture: The shape.
@@ -85,7 +85,7 @@ def shape_line(mixture: Mixture, counts: Iterable[int], ranks: Iterable[int]) ->
         ranks: Ranks that they have before they are cut.
 
     Returns:
-        One sentence; none for whole experts with an A each, full routers and a whole ``top_k``.
+        One sentence; none for whole experts with an A each, full routers and a whole `top_k`.
     """
     planned = {count for count in counts if count}
     parts = mixture.segments

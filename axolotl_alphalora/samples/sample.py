@@ -23,7 +23,7 @@ class Sample:
 
     Attributes:
         task: The task that the sequence counts for.
-        inputs: The model's arguments, ``[1, T]`` tensors on the CPU: ``input_ids``, ``labels`` and
+        inputs: The model's arguments, `[1, T]` tensors on the CPU: `input_ids`, `labels` and
             whatever else there is for each token.
     """
 
@@ -75,7 +75,7 @@ class Passes:
 
     Args:
         model: The model.
-        autocast: Compute under ``torch.autocast`` with this dtype.
+        autocast: Compute under `torch.autocast` with this dtype.
         options: More arguments of the model's forward; those that it does not take are left out.
     """
 
@@ -97,13 +97,13 @@ class Passes:
         """Run the model once.
 
         Args:
-            inputs: What :meth:`inputs` returned.
+            inputs: What `inputs` returned.
             label: What the sample is called in an error.
             read: Takes what the model returns; what it returns is returned.
 
         Raises:
             ValueError: If the model fails on a sample that is longer than its config's
-                ``max_position_embeddings``.
+                `max_position_embeddings`.
         """
         enabled = self._autocast is not None
         try:

@@ -20,7 +20,7 @@ def restored(model: nn.Module) -> Iterator[None]:
     """Put everything back at the end, also after an error.
 
     Put back are the attributes of every module (so its mode, hooks, buffers and checkpointing),
-    the data and ``requires_grad`` of every parameter, and the random states of torch, CUDA, Python
+    the data and `requires_grad` of every parameter, and the random states of torch, CUDA, Python
     and numpy. Tensors are remembered, not copied: writing into one of them is not undone.
     """
     modules = [(module, _attributes(module)) for module in model.modules()]

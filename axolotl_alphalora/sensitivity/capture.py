@@ -15,17 +15,17 @@ _ELEMENTS = 2**23
 
 
 def squared_gradient_norm(x: Tensor, gradient: Tensor) -> Tensor:
-    """``||dL/dW||_F^2`` of ``y = x W^T``, without a buffer that grows with T or with W.
+    """`||dL/dW||_F^2` of `y = x W^T`, without a buffer that grows with T or with W.
 
-    dL/dW is ``g^T x`` for an input ``x`` and the gradient ``g`` of the output, over T tokens. Its
-    squared norm is also ``sum((x x^T) * (g g^T))``: where T is small against the layer's sides,
+    dL/dW is `g^T x` for an input `x` and the gradient `g` of the output, over T tokens. Its
+    squared norm is also `sum((x x^T) * (g g^T))`: where T is small against the layer's sides,
     these two T x T matrices cost fewer operations. Either is computed in pieces whose every matrix
     has at most 32 MiB, or is one row. Products and sums are in float32 (on CUDA with TF32 where
     the process allows it, which is exact for half-precision activations).
 
     Args:
-        x: ``[..., in]``, floating point.
-        gradient: ``[..., out]``, floating point, with the leading sizes of ``x``.
+        x: `[..., in]`, floating point.
+        gradient: `[..., out]`, floating point, with the leading sizes of `x`.
 
     Returns:
         A float32 scalar on the same device.
@@ -110,7 +110,7 @@ class _Probe(torch.autograd.Function):
 class Capture:
     """Squared norms of the weight gradients of some layers, for one backward pass at a time.
 
-    Hooks are installed by :meth:`watch` and :meth:`reach`; taking them away is the caller's.
+    Hooks are installed by `watch` and `reach`; taking them away is the caller's.
 
     Attributes:
         called: The names of the targets that were called at least once, in any pass.

@@ -34,16 +34,16 @@ class Sensitivity:
 
     Attributes:
         tasks: The task of each sample.
-        squares: Module name to ``||dL_t/dW||_F^2`` of each sample t.
+        squares: Module name to `||dL_t/dW||_F^2` of each sample t.
     """
 
     tasks: tuple[str, ...]
     squares: Mapping[str, tuple[float, ...]]
 
     def by_task(self) -> dict[str, dict[str, float]]:
-        """Task to module to ``s = sum_t ||dL_t/dW||_F^2`` over the task's samples.
+        """Task to module to `s = sum_t ||dL_t/dW||_F^2` over the task's samples.
 
-        Tasks are in order of appearance, modules in the order of ``squares``.
+        Tasks are in order of appearance, modules in the order of `squares`.
         """
         return {
             task: {
@@ -85,20 +85,20 @@ def measure_sensitivity(
     autocast: torch.dtype | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> Sensitivity:
-    """Measure ``||dL_t/dW||_F^2`` of every named module on every sample t, all in one pass.
+    """Measure `||dL_t/dW||_F^2` of every named module on every sample t, all in one pass.
 
-    L_t is ``model(**inputs).loss`` of the sample alone, without dropout. No weight requires a
+    L_t is `model(**inputs).loss` of the sample alone, without dropout. No weight requires a
     gradient and none is updated; nothing is clipped. The model and the random states are left as
     they were found, also after an error.
 
     Args:
         model: A transformers model; its weights may be quantised by bitsandbytes.
-        modules: Names of linear layers: anything called with its input ``[..., in]`` as the first
-            positional argument that returns ``[..., out]``.
+        modules: Names of linear layers: anything called with its input `[..., in]` as the first
+            positional argument that returns `[..., out]`.
         samples: The samples; each is moved to the device of the model's input embedding.
         checkpointing: Whether to switch gradient checkpointing on for the time of the measurement.
             Where it is on already it is used as it is.
-        autocast: Compute under ``torch.autocast`` with this dtype.
+        autocast: Compute under `torch.autocast` with this dtype.
         progress: Called with the number of samples done, after each.
 
     Returns:
@@ -112,7 +112,7 @@ def measure_sensitivity(
         ValueError: If there are no samples, a module does not exist, is not called like a linear
             layer or has a kernel without a gradient, a loss or gradient is NaN or infinite (names
             module and sample), or the model fails on a sample that is longer than its config's
-            ``max_position_embeddings``.
+            `max_position_embeddings`.
         NotImplementedError: If a module's weight is used more than once for one sample, or where
             the model switches gradients off; names the module.
     """

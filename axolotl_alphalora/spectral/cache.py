@@ -144,7 +144,7 @@ class Cache:
 
 
 def default_cache() -> Cache:
-    """Return the cache in ``spectra`` of :func:`~axolotl_alphalora.files.cache_root`."""
+    """Return the cache in `spectra` of `cache_root`."""
     return Cache(cache_root() / "spectra")
 
 

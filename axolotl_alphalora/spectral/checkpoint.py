@@ -51,7 +51,7 @@ class TensorInfo:
 class StoredTensors:
     """The tensors in a checkpoint's files; only headers are read until a tensor is asked for.
 
-    Files are ``model.safetensors``, else ``pytorch_model.bin``, each whole or in shards with an
+    Files are `model.safetensors`, else `pytorch_model.bin`, each whole or in shards with an
     index. PyTorch files are read with torch's weights-only loading and nothing else.
 
     Args:
@@ -229,9 +229,9 @@ class CheckpointWeights:
         stored: The files' tensors.
         keys: Module name to the keys of the stored tensors that its weight is made of.
         converted: Names of the modules whose weight is computed from what is stored.
-        names: Returns the conversions; called only for a module in ``converted``.
+        names: Returns the conversions; called only for a module in `converted`.
         left_out: What of the files no module takes, see
-            :meth:`~axolotl_alphalora.spectral.weight_names.WeightNames.left_out`.
+            `left_out`.
 
     Raises:
         MissingTensor: If a module has no keys.
@@ -260,9 +260,9 @@ class CheckpointWeights:
         """What a plan records.
 
         Returns:
-            ``source``: ``"safetensors"`` or ``"bin"``; ``dtype``: that of the weights, several
-            joined by ``+``; ``revision``: the commit of a repository, None for a directory;
-            ``quantization``: None. Where there are any, also the lists of what no module took.
+            `source`: `"safetensors"` or `"bin"`; `dtype`: that of the weights, several
+            joined by `+`; `revision`: the commit of a repository, None for a directory;
+            `quantization`: None. Where there are any, also the lists of what no module took.
         """
         infos = self._stored.infos
         dtypes = {infos[key].dtype for found in self._keys.values() for key in found}
@@ -296,13 +296,13 @@ class CheckpointWeights:
         return self._names().convert(module_name, parts)
 
     def identify(self, module_name: str, weight: Tensor) -> str:
-        """Return the digest of a module's weight, which :meth:`tensor` has just read."""
+        """Return the digest of a module's weight, which `tensor` has just read."""
         digest = self.fingerprint(module_name)
         assert digest is not None
         return digest
 
     def location(self, module_name: str) -> str:
-        """Return ``tensor '<key>' of <file>``."""
+        """Return `tensor '<key>' of <file>`."""
         return " and ".join(
             f"tensor {key!r} of {self._stored.infos[key].path}" for key in self._keys[module_name]
         )

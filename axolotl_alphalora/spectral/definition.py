@@ -73,7 +73,7 @@ def skeleton(
         trust_remote_code: Whether the model's own code may run.
         gguf_file: Name of a GGUF file in the directory that holds the config.
         whole: Whether all of the model is meant, or what is trained of it, see
-            :mod:`~axolotl_alphalora.spectral.definition`.
+            `definition`.
 
     Raises:
         ValueError: If the config cannot be read, or transformers has no such class for it.
@@ -92,7 +92,7 @@ def skeleton(
 def stacked_weights(model: nn.Module) -> dict[str, tuple[int, ...]]:
     """Return the weights inside numbered blocks that hold several matrices, such as experts.
 
-    They are no linear layers: :func:`linear_layers` leaves them out.
+    They are no linear layers: `linear_layers` leaves them out.
 
     Returns:
         Exact name of the parameter to its shape of three or more dimensions.
@@ -174,7 +174,7 @@ def trained_class(config: Any, model: str) -> Any:
 def whole_class(config: Any, model: str) -> Any:
     """Return the class that makes all of a model: the one that its weights were saved from.
 
-    ``architectures`` names it. Where that is no model that generates, such as ``BartModel``, it is
+    `architectures` names it. Where that is no model that generates, such as `BartModel`, it is
     the one of most linear layers among those that transformers has for the config.
 
     Raises:

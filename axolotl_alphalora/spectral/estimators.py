@@ -1,7 +1,7 @@
 """The estimators of power-law exponents by their names: how each fits, and what it needs.
 
-``weightwatcher`` was written against weightwatcher 0.7.7, which is optional and imported on first
-use. Its exponent is that of ``ks`` with two differences, both its own: eigenvalues up to 1e-5 are
+`weightwatcher` was written against weightwatcher 0.7.7, which is optional and imported on first
+use. Its exponent is that of `ks` with two differences, both its own: eigenvalues up to 1e-5 are
 dropped whatever the scale of the weights, and a fit to fewer than 20 eigenvalues corrects the
 exponent for bias and uses tails of at least 8.
 """
@@ -34,7 +34,7 @@ from .power_law import (
 )
 
 MIN_EIGENVALUES = 3
-"""Fewest eigenvalues that :func:`fit_power_law` accepts: below it no tail has two members."""
+"""Fewest eigenvalues that `fit_power_law` accepts: below it no tail has two members."""
 
 _EQUAL = 1e-10
 
@@ -59,49 +59,49 @@ class Estimator:
 def fit_power_law(eigenvalues: Tensor, method: str = "xmin_peak") -> PowerLawFit:
     r"""Fit a power law to the upper end of a spectrum.
 
-    Multiplying all eigenvalues by a constant multiplies ``x_min`` by it and leaves the rest of
-    the result as it is, except for ``xmin_peak_published`` and ``weightwatcher``.
+    Multiplying all eigenvalues by a constant multiplies `x_min` by it and leaves the rest of
+    the result as it is, except for `xmin_peak_published` and `weightwatcher`.
 
     Estimators:
-        ``xmin_peak``: the estimator of AlphaLoRA's released code (arXiv 2410.10054), with its
-        lower bound as intended; TempBalance (arXiv 2312.00359) calls it ``fix-finger``,
-        AlphaPruning (arXiv 2410.10912) ``xmin_peak``. The eigenvalues' histogram is taken over
+        `xmin_peak`: the estimator of AlphaLoRA's released code (arXiv 2410.10054), with its
+        lower bound as intended; TempBalance (arXiv 2312.00359) calls it `fix-finger`,
+        AlphaPruning (arXiv 2410.10912) `xmin_peak`. The eigenvalues' histogram is taken over
         :math:`\log_{10} \lambda` in 100 bins between the smallest and the largest; the peak is
         the left edge of the first tallest bin; a tail may start at any eigenvalue between 0.95
         and 1.5 times the peak. Where no eigenvalue smaller than the largest lies there (possible
         only on a spectrum of more than 17 decades), it starts at the one nearest to the peak on
         the log scale.
 
-        ``xmin_peak_published``: the same with the lower bound that the released code has, where
+        `xmin_peak_published`: the same with the lower bound that the released code has, where
         :math:`\lambda_i` itself is compared with :math:`\log_{10}(0.95 \cdot \text{peak})`. The
         result depends on the scale of the weights: for a peak below 1.05 there is no lower bound
         at all. For the reproduction of published numbers only.
 
-        ``hill``: the tail is the upper half, from index ``N // 2`` (TempBalance's ``median``,
-        AlphaPruning's ``xmin_mid``; the PL_Alpha_Hill metric). Where the eigenvalue there equals
+        `hill`: the tail is the upper half, from index `N // 2` (TempBalance's `median`,
+        AlphaPruning's `xmin_mid`; the PL_Alpha_Hill metric). Where the eigenvalue there equals
         the largest, the tail starts at the last one that does not.
 
-        ``ks``: the tail may start at any eigenvalue but the largest (Clauset et al. 2009, section
-        3.3; TempBalance's ``goodness-of-fit``). The definition of weightwatcher 0.7.7, whose
-        ``analyze`` differs in two ways: it first drops eigenvalues up to 1e-5, whatever the
+        `ks`: the tail may start at any eigenvalue but the largest (Clauset et al. 2009, section
+        3.3; TempBalance's `goodness-of-fit`). The definition of weightwatcher 0.7.7, whose
+        `analyze` differs in two ways: it first drops eigenvalues up to 1e-5, whatever the
         scale, and below 20 eigenvalues it uses another formula.
 
-        ``weightwatcher``: the fit of the installed weightwatcher itself, see
-        :func:`fit_weightwatcher`.
+        `weightwatcher`: the fit of the installed weightwatcher itself, see
+        `fit_weightwatcher`.
 
     Args:
         eigenvalues: Positive finite eigenvalues, 1-D, in any order, of any real dtype, on any
             device. The fit is done in float64 on the CPU.
-        method: One of :data:`ESTIMATORS`.
+        method: One of `ESTIMATORS`.
 
     Returns:
         The fit with the smallest distance among the candidates.
 
     Raises:
-        ValueError: If ``method`` is unknown, or if the eigenvalues are not 1-D, fewer than
-            :data:`MIN_EIGENVALUES`, not all positive and finite, or all equal to within 1e-10 of
-            their size. For ``weightwatcher`` also where it gives no exponent.
-        ImportError: If ``weightwatcher`` is chosen and not installed.
+        ValueError: If `method` is unknown, or if the eigenvalues are not 1-D, fewer than
+            `MIN_EIGENVALUES`, not all positive and finite, or all equal to within 1e-10 of
+            their size. For `weightwatcher` also where it gives no exponent.
+        ImportError: If `weightwatcher` is chosen and not installed.
     """
     if method not in ESTIMATORS:
         raise ValueError(f"unknown estimator {method!r}: choose one of {', '.join(ESTIMATORS)}")
@@ -111,18 +111,18 @@ def fit_power_law(eigenvalues: Tensor, method: str = "xmin_peak") -> PowerLawFit
 
 
 def fit_ascending(values: Tensor, method: str) -> PowerLawFit:
-    """Fit as :func:`fit_power_law` does, without its checks of the single eigenvalues.
+    """Fit as `fit_power_law` does, without its checks of the single eigenvalues.
 
     For many fits to values that have been checked once.
 
     Args:
         values: Positive finite eigenvalues in ascending order, float64, shape (N,), on the CPU.
-        method: One of :data:`ESTIMATORS`.
+        method: One of `ESTIMATORS`.
 
     Raises:
-        ValueError: If there are fewer than :data:`MIN_EIGENVALUES` or all are equal to within
-            1e-10 of their size. For ``weightwatcher`` also where it gives no exponent.
-        ImportError: If ``weightwatcher`` is chosen and not installed.
+        ValueError: If there are fewer than `MIN_EIGENVALUES` or all are equal to within
+            1e-10 of their size. For `weightwatcher` also where it gives no exponent.
+        ImportError: If `weightwatcher` is chosen and not installed.
     """
     estimator, size = TABLE[method], len(values)
     if size < MIN_EIGENVALUES:
@@ -253,4 +253,4 @@ TABLE: dict[str, Estimator] = {
         lambda values, logs: fit_weightwatcher(values), analyze_weightwatcher, "weightwatcher"
     ),
 }
-"""Name to estimator; the names are those of :data:`~axolotl_alphalora.settings.ESTIMATORS`."""
+"""Name to estimator; the names are those of `ESTIMATORS`."""

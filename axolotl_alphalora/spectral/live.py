@@ -27,7 +27,7 @@ _IDENTITY_ROWS = 1024
 def layer_weight(name: str, module: nn.Module) -> tuple[Tensor, str | None]:
     """Return a linear layer's weight in a floating dtype.
 
-    ``torch.nn.Linear`` and transformers' ``Conv1D`` are read as they are, bitsandbytes' 4-bit and
+    `torch.nn.Linear` and transformers' `Conv1D` are read as they are, bitsandbytes' 4-bit and
     8-bit layers, HQQ's, and torchao's weights by their packages' own dequantisation. GPTQ and AWQ
     layers of gptqmodel are applied to the identity, which gives their weight whatever the layout
     of its codes.
@@ -170,7 +170,7 @@ class WeightSource(Protocol):
 class LiveWeights:
     """The weights of a loaded model, dequantised one at a time where they are quantised.
 
-    See :func:`~axolotl_alphalora.spectral.live.layer_weight` for the classes that can be
+    See `layer_weight` for the classes that can be
     read. Layers that PEFT has wrapped are unwrapped.
 
     Args:
@@ -188,9 +188,9 @@ class LiveWeights:
         """The tensors read so far.
 
         Returns:
-            ``source``: ``"live"``; ``dtype``: their dtype after dequantisation, several joined by
-            ``+``, None before the first read; ``revision``: None; ``quantization``: such as
-            ``"bnb 4-bit"``, several joined by ``+``, None for plain weights.
+            `source`: `"live"`; `dtype`: their dtype after dequantisation, several joined by
+            `+`, None before the first read; `revision`: None; `quantization`: such as
+            `"bnb 4-bit"`, several joined by `+`, None for plain weights.
         """
         return {
             "source": "live",
@@ -228,7 +228,7 @@ class LiveWeights:
         return tensor_digest(weight)
 
     def location(self, module_name: str) -> str:
-        """Return ``weight of live module '<name>'``."""
+        """Return `weight of live module '<name>'`."""
         return f"weight of live module {module_name!r}"
 
     def close(self) -> None:
@@ -251,14 +251,14 @@ class LoadedWeights:
 
     Args:
         name: The model, for messages.
-        kind: What the plan calls the source, such as ``"gguf"``.
+        kind: What the plan calls the source, such as `"gguf"`.
         load: Loads the model.
         files: The files it is loaded from. Their content identifies its weights, so that weights
             known before need no loading.
         cache: Keeps the files' digests and what is known of the weights' dtypes.
         revision: The commit that the files come from.
         left_out: What of the files no module takes, see
-            :meth:`~axolotl_alphalora.spectral.weight_names.WeightNames.left_out`.
+            `left_out`.
     """
 
     def __init__(
@@ -287,8 +287,8 @@ class LoadedWeights:
         """What a plan records.
 
         Returns:
-            ``source``: the kind; ``dtype`` and ``quantization``: of the weights as loaded, now and
-            before; ``revision``: the commit of a repository, None for a file or directory. Where
+            `source`: the kind; `dtype` and `quantization`: of the weights as loaded, now and
+            before; `revision`: the commit of a repository, None for a file or directory. Where
             there are any, also the lists of what no module took.
         """
         live = self._live.description if self._live is not None else {}
@@ -318,7 +318,7 @@ class LoadedWeights:
         return self._identity(module_name)
 
     def location(self, module_name: str) -> str:
-        """Return ``weight of module '<name>' of <model>``."""
+        """Return `weight of module '<name>' of <model>`."""
         return f"weight of module {module_name!r} of {self._name}"
 
     def close(self) -> None:

@@ -36,16 +36,16 @@ def assess(
     """Fit a power law to every spectrum.
 
     Zero and round-off eigenvalues never take part. A matrix that is left with fewer than
-    :data:`~axolotl_alphalora.spectral.estimators.MIN_EIGENVALUES` eigenvalues, or with ones that
-    are equal to within a factor of :data:`SPREAD` (an orthogonal matrix, rounded), has no alpha;
+    `MIN_EIGENVALUES` eigenvalues, or with ones that
+    are equal to within a factor of `SPREAD` (an orthogonal matrix, rounded), has no alpha;
     its note says so, and so do the notes of rank-deficient matrices and of those with fewer than
-    :data:`FEW_EIGENVALUES` eigenvalues, whose alphas stand.
+    `FEW_EIGENVALUES` eigenvalues, whose alphas stand.
 
     Args:
         spectra: The spectra.
         estimator: Name of the estimator.
         fit: Takes a module's name and its significant eigenvalues instead of
-            :func:`~axolotl_alphalora.spectral.estimators.fit_power_law` with the estimator.
+            `fit_power_law` with the estimator.
 
     Returns:
         One row for each spectrum, in their order.
@@ -108,7 +108,7 @@ class Measurement:
         spectra: What the fits rest on.
         description: What the source of the weights says about itself, and a digest of them.
         granularity: How finely units divide the model, see
-            :func:`~axolotl_alphalora.blocks.group_by_unit`.
+            `group_by_unit`.
     """
 
     settings: QualitySettings
@@ -135,7 +135,7 @@ def measure(
         shapes: Module name to (output features, input features) of the layers to measure.
         settings: How to measure; the defaults if None.
         granularity: How finely units divide the model, see
-            :func:`~axolotl_alphalora.blocks.group_by_unit`.
+            `group_by_unit`.
         cache: Where spectra are kept; None keeps none.
         progress: Called with a module's name when its spectrum is there.
 
@@ -230,7 +230,7 @@ def unit_intervals(
     seed: int = 0,
     progress: Callable[[str], None] | None = None,
 ) -> dict[str, tuple[float, float]]:
-    """Return where 95 % of each unit's score lies, by :func:`resampled_scores` of the same."""
+    """Return where 95 % of each unit's score lies, by `resampled_scores` of the same."""
     found = resampled_scores(measurement, samples, seed, progress)
     return {
         unit: interval(torch.tensor([scores[unit] for scores in found], dtype=torch.float64))
@@ -251,12 +251,12 @@ def unit_reliability(
         settings: How it was measured.
         matrices: The measured matrices.
         scores: Unit name to score.
-        intervals: Unit name to the interval of its score, see :func:`unit_intervals`. Without,
+        intervals: Unit name to the interval of its score, see `unit_intervals`. Without,
             the fits' asymptotic standard errors are taken, as if eigenvalues were independent.
         granularity: How finely units divide the model.
 
     Returns:
-        Between 0 and 1, see :func:`~axolotl_alphalora.spectral.scores.reliability`; below 0.5
+        Between 0 and 1, see `reliability`; below 0.5
         the ranking rests on noise. NaN for fewer than two units.
     """
     if intervals:

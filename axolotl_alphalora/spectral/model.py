@@ -25,15 +25,15 @@ class BaseModel:
     """A base model on disk or in the hub's cache.
 
     Three kinds: full-precision files, which are read tensor by tensor; a quantised checkpoint and
-    a ``.gguf`` file, which transformers loads.
+    a `.gguf` file, which transformers loads.
 
     Args:
-        name: Directory, repository id, or path of a ``.gguf`` file.
+        name: Directory, repository id, or path of a `.gguf` file.
         revision: Branch, tag or commit of a repository.
         trust_remote_code: Whether the model's own code may run.
         cache: Where layers, digests and spectra are kept; None keeps nothing.
         whole: Whether all of the model is meant, or what is trained of it, see
-            :mod:`~axolotl_alphalora.spectral.definition`.
+            `definition`.
 
     Raises:
         UnreadableCheckpoint: If there is no such file, it is the directory of an adapter, or a
@@ -87,7 +87,7 @@ class BaseModel:
                 mean equal answers.
 
         Raises:
-            ValueError: As :attr:`skeleton` and the function do.
+            ValueError: As `skeleton` and the function do.
         """
         cache, identity = self._definition_cache()
         key = f"{identity} {choice}"

@@ -40,7 +40,7 @@ def check_model_files(model: str | Path, tokenizer: bool = True) -> None:
     """Check that what is given as a base model can be one, before anything of it is read.
 
     Args:
-        model: Directory, path of a ``.gguf`` file, or repository id, which is taken as it is.
+        model: Directory, path of a `.gguf` file, or repository id, which is taken as it is.
         tokenizer: Whether its tokenizer will be needed too.
 
     Raises:

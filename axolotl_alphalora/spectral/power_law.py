@@ -14,7 +14,7 @@ section 3):
           - \tfrac{j}{n} \right|
 
 An *estimator* only says which indices may start the tail; the candidate with the smallest
-distance wins, the first one of equals. Which there are is in :mod:`.estimators`.
+distance wins, the first one of equals. Which there are is in `estimators`.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class PowerLawFit:
         alpha: The exponent, greater than 1.
         x_min: The eigenvalue at which the tail starts.
         distance: Kolmogorov-Smirnov distance between the tail and the fitted law.
-        tail_size: Number of eigenvalues in the tail, ``x_min`` included.
+        tail_size: Number of eigenvalues in the tail, `x_min` included.
     """
 
     alpha: float
@@ -61,7 +61,7 @@ def fit_tail(values: Tensor, logs: Tensor, candidates: Candidates) -> PowerLawFi
 
     Args:
         values: Positive eigenvalues in ascending order, float64, shape (N,), not all equal.
-        logs: What :func:`relative_logs` makes of them.
+        logs: What `relative_logs` makes of them.
         candidates: Says where a tail may start.
     """
     starts = candidates(values, logs, int((logs < 0).sum()))
@@ -96,7 +96,7 @@ def _promising(logs: Tensor, starts: Tensor, alphas: Tensor) -> tuple[Tensor, Te
     """Drop starts that cannot win; every start with the smallest distance is kept.
 
     The gaps at a few points of a tail bound its distance from below. A start whose bound exceeds
-    the whole distance of another is out, which saves most of the O(N^2) work of ``ks``.
+    the whole distance of another is out, which saves most of the O(N^2) work of `ks`.
     """
     points = _COARSE_POINTS
     while len(starts) > _FEW and points < len(logs):
@@ -140,7 +140,7 @@ def _distances(logs: Tensor, starts: Tensor, alphas: Tensor) -> Tensor:
 
 
 def _largest_gap(ratios: Tensor, alphas: Tensor, shares: Tensor) -> Tensor:
-    """Return the largest absolute gap of each row, shape (C,); overwrites ``ratios``.
+    """Return the largest absolute gap of each row, shape (C,); overwrites `ratios`.
 
     Args:
         ratios: Logs of lambda_{i+j} / lambda_i, shape (C, J).

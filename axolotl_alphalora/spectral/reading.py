@@ -78,14 +78,14 @@ def read_spectra(
         weights: Where the weights come from.
         shapes: The modules to read, with the features of their layers.
         window: Rows and columns of the windows, see
-            :func:`~axolotl_alphalora.spectral.spectrum.window_grid`.
+            `window_grid`.
         cache: Where spectra are kept; None keeps none.
         device: Where to compute; CUDA where there is one if None. Live weights are computed
             where they are.
         progress: Called with a module's name when its spectrum is there.
 
     Returns:
-        The spectra, in the order of ``shapes``.
+        The spectra, in the order of `shapes`.
 
     Raises:
         ValueError: If a weight cannot be read, is no matrix, or holds NaN or infinity. The message

@@ -33,7 +33,7 @@ def unit_scores(
     """Return each unit's score from its matrices' exponents; a unit is a decoder block, or finer.
 
     The kind of a matrix is what follows the block's name in its module's name, such as
-    ``self_attn.q_proj``. Kinds differ more in alpha than blocks do, so units compare only over
+    `self_attn.q_proj`. Kinds differ more in alpha than blocks do, so units compare only over
     the same kinds, which decides the rules for a matrix without an exponent:
 
     - it counts with the mean exponent of its kind over the other blocks;
@@ -42,7 +42,7 @@ def unit_scores(
 
     Args:
         qualities: Measured matrices, in any order.
-        aggregate: ``mean`` (AlphaLoRA's), ``median``, or ``parameters``: the mean weighted with
+        aggregate: `mean` (AlphaLoRA's), `median`, or `parameters`: the mean weighted with
             the matrices' numbers of entries.
         normalize: Take the differences between kinds away first. Each exponent is expressed in
             standard deviations from the mean of its kind (zero where the kind has one matrix or
@@ -50,13 +50,13 @@ def unit_scores(
             standard deviations. An exponent that would fall below 1 becomes 1, as none is
             smaller.
         granularity: How finely units divide the model, see
-            :func:`~axolotl_alphalora.blocks.group_by_unit`.
+            `group_by_unit`.
 
     Returns:
         Unit name to score, blocks in natural order.
 
     Raises:
-        ValueError: If ``aggregate`` is unknown or no matrix has an exponent.
+        ValueError: If `aggregate` is unknown or no matrix has an exponent.
     """
     rows = _counted(qualities, aggregate, normalize, granularity)
     scores = {
@@ -78,8 +78,8 @@ def unit_errors(
     """Return the standard error of each unit's score from those of its matrices' exponents.
 
     Errors of different matrices are taken as independent: with weights w the error of a weighted
-    mean is ``sqrt(sum(w**2 * error**2)) / sum(w)``. The median has that of the mean, which is a
-    little too small. With ``normalize`` each error is scaled as its exponent is.
+    mean is `sqrt(sum(w**2 * error**2)) / sum(w)`. The median has that of the mean, which is a
+    little too small. With `normalize` each error is scaled as its exponent is.
 
     A matrix without an error counts with the root mean square of its kind's errors, and where its
     kind has none it is left out, as is a kind without exponents. A unit in which nothing is left
@@ -88,15 +88,15 @@ def unit_errors(
     Args:
         qualities: Measured matrices, in any order.
         errors: Module name to the standard error of its exponent.
-        aggregate: As for :func:`unit_scores`.
-        normalize: As for :func:`unit_scores`.
-        granularity: As for :func:`unit_scores`.
+        aggregate: As for `unit_scores`.
+        normalize: As for `unit_scores`.
+        granularity: As for `unit_scores`.
 
     Returns:
         Unit name to standard error, blocks in natural order.
 
     Raises:
-        ValueError: If ``aggregate`` is unknown, no matrix has an exponent, or none that has one
+        ValueError: If `aggregate` is unknown, no matrix has an exponent, or none that has one
             has an error or shares its kind with one that has.
     """
     rows = _counted(qualities, aggregate, normalize, granularity)
@@ -122,7 +122,7 @@ def unit_errors(
 
 @dataclass(frozen=True)
 class _Row:
-    """A matrix as it counts; ``scale`` is how much of its exponent's error that keeps."""
+    """A matrix as it counts; `scale` is how much of its exponent's error that keeps."""
 
     module: str
     kind: str
@@ -190,8 +190,8 @@ def bootstrap_alphas(
     pooled. Of a single window the significant eigenvalues are resampled as if they were
     independent draws, which they are not: the eigenvalues of one matrix repel each other. Over 40
     random 288 x 768 matrices (Gaussian, and Student's t with 3 degrees of freedom) that gave 4 to
-    9 times the true standard deviation of ``hill`` and 0.6 to 1.4 times that of ``xmin_peak`` and
-    ``ks``; 96 x 96 windows gave 0.7 to 1.4 times that of all three. A few windows understate the
+    9 times the true standard deviation of `hill` and 0.6 to 1.4 times that of `xmin_peak` and
+    `ks`; 96 x 96 windows gave 0.7 to 1.4 times that of all three. A few windows understate the
     spread (W of them by the factor sqrt(1 - 1/W)), and windows overstate it where the parts of a
     matrix differ in scale.
 
@@ -200,9 +200,9 @@ def bootstrap_alphas(
 
     Args:
         spectra: One spectrum a row, shape (W, n), as
-            :func:`~axolotl_alphalora.spectral.spectrum.spectra` returns them, on any device.
+            `spectra` returns them, on any device.
         window: Shape of a window; of the matrix where it is its only window.
-        method: One of :data:`~axolotl_alphalora.settings.ESTIMATORS`.
+        method: One of `ESTIMATORS`.
         samples: Number of resamples.
         seed: Seed of the resampling; equal arguments give equal samples.
 
@@ -211,9 +211,9 @@ def bootstrap_alphas(
         standard deviation is the standard error of the exponent.
 
     Raises:
-        ValueError: If the spectra are not 2-D, ``samples`` is less than 1, the method is unknown,
+        ValueError: If the spectra are not 2-D, `samples` is less than 1, the method is unknown,
             the spectra themselves have no fit, or nearly none of their resamples has one.
-        ImportError: If ``weightwatcher`` is chosen and not installed.
+        ImportError: If `weightwatcher` is chosen and not installed.
     """
     if spectra.ndim != 2:
         raise ValueError(f"spectra must be of shape (W, n), not {tuple(spectra.shape)}")
@@ -243,7 +243,7 @@ def interval(samples: Tensor, level: float = 0.95) -> tuple[float, float]:
         level: Share of the samples inside, between 0 and 1.
 
     Returns:
-        The lower and the upper end: the ``(1 - level) / 2`` quantile and its mirror image,
+        The lower and the upper end: the `(1 - level) / 2` quantile and its mirror image,
         interpolated linearly between samples.
 
     Raises:
@@ -263,7 +263,7 @@ def interval(samples: Tensor, level: float = 0.95) -> tuple[float, float]:
 def reliability(scores: Iterable[float], errors: Iterable[float]) -> float:
     """Return the share of the variance between blocks that is not sampling noise.
 
-    This is ``max(0, 1 - mean(errors**2) / var(scores))``, the reliability of classical test
+    This is `max(0, 1 - mean(errors**2) / var(scores))`, the reliability of classical test
     theory: the expected correlation between the scores and those of an independent repetition.
     Below 0.5 most of the differences between blocks are noise, and a ranking rests on it.
 

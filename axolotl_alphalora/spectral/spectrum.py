@@ -24,7 +24,7 @@ from torch import Tensor
 def window_grid(shape: tuple[int, int], window: tuple[int, int]) -> list[tuple[int, int]]:
     """Place windows on an even grid that covers a matrix.
 
-    Each side takes ``ceil(size / window)`` positions, the fewest that cover it, spread evenly from
+    Each side takes `ceil(size / window)` positions, the fewest that cover it, spread evenly from
     edge to edge; neighbours overlap where the window does not divide the side.
 
     Args:
@@ -79,7 +79,7 @@ def spectrum(weight: Tensor) -> Tensor:
         weight: The matrix, 2-D, of any floating dtype, on the device where the work is to be done.
 
     Returns:
-        Squared singular values in ascending order, float64, shape ``(min(weight.shape),)``, on the
+        Squared singular values in ascending order, float64, shape `(min(weight.shape),)`, on the
         weight's device. Values below zero, which only round-off gives, are zero.
 
     Raises:
@@ -94,17 +94,17 @@ def spectra(weight: Tensor, window: tuple[int, int] | None = None) -> Tensor:
     """Return the squared singular values of a weight matrix's windows.
 
     Args:
-        weight: The matrix, as for :func:`spectrum`.
+        weight: The matrix, as for `spectrum`.
         window: Rows and columns of the windows, in the weight's own orientation, placed by
-            :func:`~axolotl_alphalora.spectral.spectrum.window_grid`; None takes the whole matrix as
+            `window_grid`; None takes the whole matrix as
             its only window.
 
     Returns:
-        One spectrum a row in ascending order, float64, shape ``(W, n)`` with n the shorter side of
+        One spectrum a row in ascending order, float64, shape `(W, n)` with n the shorter side of
         the window, on the weight's device.
 
     Raises:
-        ValueError: As :func:`spectrum` does, and if the window does not fit into the matrix.
+        ValueError: As `spectrum` does, and if the window does not fit into the matrix.
     """
     if window is None:
         return spectrum(weight)[None]
@@ -132,10 +132,10 @@ def stacked_spectra(weights: Tensor) -> Tensor:
     in waiting for each other. The whole stack is converted to float64.
 
     Args:
-        weights: The matrices, shape ``(B, rows, columns)``, of any floating dtype.
+        weights: The matrices, shape `(B, rows, columns)`, of any floating dtype.
 
     Returns:
-        One spectrum a row in ascending order, float64, shape ``(B, min(rows, columns))``, on the
+        One spectrum a row in ascending order, float64, shape `(B, min(rows, columns))`, on the
         weights' device.
 
     Raises:
@@ -150,7 +150,7 @@ def round_off(shape: tuple[int, int]) -> float:
     """Return the share of the largest eigenvalue below which an eigenvalue is round-off.
 
     A float64 Gram matrix and its eigenvalues carry absolute errors of a few machine epsilons of
-    the largest eigenvalue. The threshold is ``max(shape)`` epsilons, the usual convention for
+    the largest eigenvalue. The threshold is `max(shape)` epsilons, the usual convention for
     numerical rank, applied to eigenvalues: 3.4e-13 for a 1536 x 576 matrix, a ratio of singular
     values of 5.8e-7.
     """
@@ -161,11 +161,11 @@ def pool(spectra: Tensor, window: tuple[int, int]) -> Tensor:
     """Put the significant eigenvalues of several windows together.
 
     Args:
-        spectra: One spectrum a row as :func:`spectra` returns them, shape (W, n).
+        spectra: One spectrum a row as `spectra` returns them, shape (W, n).
         window: Shape of a window (of the matrix where it is its only window).
 
     Returns:
-        The eigenvalues above :func:`round_off` times the largest of their own window, window after
+        The eigenvalues above `round_off` times the largest of their own window, window after
         window, 1-D. Of a single window their number is its numerical rank: 0 for zeros.
     """
     return spectra[spectra > spectra.amax(dim=1, keepdim=True) * round_off(window)]

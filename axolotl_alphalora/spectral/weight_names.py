@@ -34,7 +34,7 @@ class WeightNames:
     a weight is found under whatever name the checkpoint's authors gave it.
 
     Args:
-        model: The model's skeleton, see :func:`skeleton`.
+        model: The model's skeleton, see `skeleton`.
         keys: The keys of all stored tensors.
     """
 
@@ -88,8 +88,8 @@ class WeightNames:
             shapes: Stored key to shape.
 
         Returns:
-            ``further_blocks``: those of blocks beyond the model's own and those that transformers
-            leaves out on purpose, such as layers for predicting several tokens; ``left_out``: all
+            `further_blocks`: those of blocks beyond the model's own and those that transformers
+            leaves out on purpose, such as layers for predicting several tokens; `left_out`: all
             others, of which the model is perhaps a part. Only lists that are not empty. Embeddings
             and what belongs to a layer of the model, such as its scales, are not among them.
         """
@@ -124,7 +124,7 @@ class WeightNames:
 
         Args:
             module_name: The module.
-            stored: Its tensors by :meth:`keys_of`.
+            stored: Its tensors by `keys_of`.
         """
         source = self._sources[f"{module_name}.weight"]
         converter = copy.deepcopy(source.converter)

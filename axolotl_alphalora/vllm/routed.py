@@ -79,7 +79,7 @@ class Group:
 
 
 class RoutedExperts:
-    """The experts of a linear layer: ``s sum_e g_e B_e A_e x`` of each projection, side by side.
+    """The experts of a linear layer: `s sum_e g_e B_e A_e x` of each projection, side by side.
 
     The layer keeps what they need as buffers, see `buffers`, with s in B.
 
@@ -146,7 +146,7 @@ class RoutedExperts:
             layer: Has the `buffers`.
 
         Returns:
-            [..., sum of out_features], in the dtype of ``output``.
+            [..., sum of out_features], in the dtype of `output`.
         """
         down = getattr(layer, DOWN)
         stacked = F.linear(x.to(down.dtype), down)
@@ -167,7 +167,7 @@ class RoutedExperts:
     def _hidden(
         self, stacked: torch.Tensor, group: Group, layer: nn.Module
     ) -> Sequence[torch.Tensor]:
-        """``g_e A_e x`` of all experts, [..., planned * rank], of each projection of a group."""
+        """`g_e A_e x` of all experts, [..., planned * rank], of each projection of a group."""
         one, number = group.first, group.number
         segments, planned = one.mixture.segments, one.planned
         hidden = stacked[..., group.hidden : group.hidden + number * one.hidden]

@@ -53,7 +53,7 @@ def answered(
         count: Rows; None is the default of the device.
 
     Returns:
-        ``rows``, ``right``, the 95 % ``interval`` and ``by``; or 0 rows, and ``why``.
+        `rows`, `right`, the 95 % `interval` and `by`; or 0 rows, and `why`.
     """
     if count is None:
         count = DEFAULT[device].get(data, ROWS[device])

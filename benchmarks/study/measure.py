@@ -38,8 +38,8 @@ def held_out(model: Any, rows: Sequence[Row], device: str) -> dict[str, Any]:
     """Losses of held-out rows, per label, by task and by row, and what the routers did on them.
 
     Returns:
-        ``held_out`` with ``loss``, ``by_task``, and ``rows`` (nats) and ``labels`` of each row,
-        task by task; ``routers`` as `_routers` says, None where there are none.
+        `held_out` with `loss`, `by_task`, and `rows` (nats) and `labels` of each row,
+        task by task; `routers` as `_routers` says, None where there are none.
     """
     balancer, routers = find_balancer(model), find_routers(model)
     usage: dict[str, dict[str, RouterUsage]] = {}
@@ -74,8 +74,8 @@ def held_out(model: Any, rows: Sequence[Row], device: str) -> dict[str, Any]:
 def _routers(usage: Mapping[str, Mapping[str, RouterUsage]]) -> dict[str, float]:
     """What routers decided: entropy, largest gate, load, dead experts, in the mean.
 
-    And ``dead_worst``, the largest share of dead experts in one layer, and for several tasks
-    ``specialisation``, what the choice of an expert tells of the task (0 to 1).
+    And `dead_worst`, the largest share of dead experts in one layer, and for several tasks
+    `specialisation`, what the choice of an expert tells of the task (0 to 1).
     """
     names = dict.fromkeys(name for found in usage.values() for name in found)
     whole = {n: combine(f[n] for f in usage.values() if n in f) for n in names}

@@ -90,8 +90,8 @@ def train(
     """Train a model, in place.
 
     Returns:
-        ``steps``, ``train_tokens``, ``train_losses`` (means over tenths of the run),
-        ``balance_loss`` (mean, before its coefficient) and ``kept_bytes`` of a token.
+        `steps`, `train_tokens`, `train_losses` (means over tenths of the run),
+        `balance_loss` (mean, before its coefficient) and `kept_bytes` of a token.
     """
     model = built.model.train()
     trained = [p for p in model.parameters() if p.requires_grad]

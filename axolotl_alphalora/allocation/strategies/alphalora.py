@@ -119,8 +119,8 @@ def published_rounding(alphas: list[float], beta: float, total: int) -> list[int
     """Round as AlphaLoRA's released code does.
 
     Shares are rounded to the nearest whole number (halves to even). While the sum is too small the
-    block with the smallest ``s - n`` gets one more, while it is too large the block with the
-    largest ``s - n`` loses one. Since s is not normalised there, it is always the same block.
+    block with the smallest `s - n` gets one more, while it is too large the block with the
+    largest `s - n` loses one. Since s is not normalised there, it is always the same block.
 
     Args:
         alphas: Score of each block.

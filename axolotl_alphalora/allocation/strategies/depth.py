@@ -68,10 +68,10 @@ def allocate(problem: Problem, scores: dict[str, float]) -> dict[str, int]:
 
 
 def as_numbers(value: Any, digits: bool) -> list[float]:
-    """Read numbers from a list, from text such as ``10-2-2-2``, or from a string of digits.
+    """Read numbers from a list, from text such as `10-2-2-2`, or from a string of digits.
 
     Args:
-        value: What the user wrote; YAML reads ``2468`` as a number.
+        value: What the user wrote; YAML reads `2468` as a number.
         digits: Whether a string of digits stands for as many numbers.
 
     Returns:
@@ -102,7 +102,7 @@ def by_depth(
         outside: Value of a layer that is in no stack of blocks, such as a projector.
 
     Raises:
-        ValueError: Whatever ``value`` raises, with the name of the stack.
+        ValueError: Whatever `value` raises, with the name of the stack.
     """
     stacks: dict[str, list[str]] = {}
     found = dict.fromkeys(blocks, outside)

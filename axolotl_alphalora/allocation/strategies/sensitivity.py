@@ -89,7 +89,7 @@ def allocate(problem: Problem, scores: Mapping[str, float]) -> dict[str, int]:
     """Spend the budget by the scores, or count the tasks above the percentile.
 
     The paper's rule: with tau_d a percentile of the sensitivities s^d of task d, module b gets
-    ``N_b = sum over d of [s_b^d > tau_d]`` experts, and none where no task is sensitive to it.
+    `N_b = sum over d of [s_b^d > tau_d]` experts, and none where no task is sensitive to it.
     """
     options: SensitivityOptions = problem.options
     if options.percentile is None:
@@ -110,7 +110,7 @@ def allocate(problem: Problem, scores: Mapping[str, float]) -> dict[str, int]:
 def above_percentile(values: Sequence[float], percentile: float) -> list[bool]:
     """Tell which values are larger than a percentile of all of them.
 
-    The percentile is interpolated between the two closest ranks, as ``numpy.percentile`` does.
+    The percentile is interpolated between the two closest ranks, as `numpy.percentile` does.
 
     Args:
         values: At least one number.
