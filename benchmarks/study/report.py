@@ -52,7 +52,7 @@ def pilot(done: Done) -> str:
     parts = []
     for device in DEVICES:
         setting = Setting(device=device)
-        if any(losses(setting, method, done) for method in PILOT):
+        if losses(setting, VARIANCE_OF, done):
             parts += [f"### {_named(setting)}", *_pilot(setting, done)]
     return "\n\n".join(parts) or NOTHING
 
