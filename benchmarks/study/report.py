@@ -247,7 +247,7 @@ def pictures(done: Done) -> dict[str, str]:
     for device in DEVICES:
         setting = Setting(device=device)
         series = {m: known for m in PILOT if (known := losses(setting, m, done))}
-        if series:
+        if VARIANCE_OF in series:
             title = f"Held-out loss per label, {_named(setting)}, seed 0"
             found[_picture(setting, "pilot")] = chart.curves(title, series)
     return found
