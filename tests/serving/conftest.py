@@ -19,14 +19,17 @@ def base():
 
 @pytest.fixture(scope="session")
 def trained(base, tmp_path_factory):
-    """Adapter to its directory and what PEFT answers with it."""
+    """Adapter to its directory, what PEFT answers with it, and its scores in fp32 and fp64."""
     root, made = tmp_path_factory.mktemp("adapters"), {}
 
     def of(name):
         if name not in made:
-            if name != "base":
+            if name == "base":
+                made[name] = None, *base.peft(None)
+            else:
                 base.adapter(root / name, **ADAPTERS[name])
-            made[name] = root / name, *base.peft(root / name if name != "base" else None)
+                greedy, scores = base.peft(root / name)
+                made[name] = root / name, greedy, [scores, base.exact(root / name, greedy)]
         return made[name]
 
     return of
