@@ -53,7 +53,7 @@ class AlphaLoraLayer(nn.Module, BaseTunerLayer):
     """A linear layer (plain, quantised or Conv1D) with stacked LoRA experts.
 
     `h = W0 x + s * sum_e g_e B_e A_e dropout(x)`, gates `g` from one bias-free router on x.
-    What it holds for an adapter is in `tensors`. Its
+    What it holds for an adapter is in `Mixture.tensors`. Its
     attributes are about the N experts of rank r that it has, which are those that were planned, or
     their parts where `segments` cuts them.
 

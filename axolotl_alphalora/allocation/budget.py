@@ -119,7 +119,7 @@ class Costs:
       model are not in it.
 
     Parameters and memory are those of the tensors that a module trains, as
-    `tensors` says for the shape of the mixture. With
+    `Mixture.tensors` says for the shape of the mixture. With
     `spend="rank"` a module whose number is n gets one expert of rank n * `rank` and no router,
     instead of n experts of rank `rank`.
 

@@ -231,7 +231,7 @@ class CheckpointWeights:
         converted: Names of the modules whose weight is computed from what is stored.
         names: Returns the conversions; called only for a module in `converted`.
         left_out: What of the files no module takes, see
-            `left_out`.
+            `WeightNames.left_out`.
 
     Raises:
         MissingTensor: If a module has no keys.

@@ -258,7 +258,7 @@ class LoadedWeights:
         cache: Keeps the files' digests and what is known of the weights' dtypes.
         revision: The commit that the files come from.
         left_out: What of the files no module takes, see
-            `left_out`.
+            `WeightNames.left_out`.
     """
 
     def __init__(

@@ -116,10 +116,11 @@ def test_runs_of_other_rows_or_another_recipe_are_not_compared(done, changes, wh
 def test_tasks_are_counted_on_which_a_method_is_the_better_one(done):
     add(done, "dense", 1.0)
     for key, one in done.items():
-        sums = 1.5 if "/dense/" in key else 1.4
-        one["held_out"]["by_task"] = {"gsm8k": one["held_out"]["loss"], "sums": sums}
+        sums, words = (1.5, 1.3) if "/dense/" in key else (1.4, 1.4)
+        own = {"gsm8k": one["held_out"]["loss"], "sums": sums, "words": words}
+        one["held_out"]["by_task"] = own
     (row,) = comparisons(HERE, [("dense", "uniform")], done)
-    assert dict(zip(report.COMPARED, row, strict=True))["tasks"] == "1 of 2"
+    assert dict(zip(report.COMPARED, row, strict=True))["tasks"] == "2 of 3"
 
 
 def test_forgetting_routers_and_answers_are_shown(done):
