@@ -1,7 +1,7 @@
 """The table of cells, in the order in which they are run; which cells there are follows results.
 
-A method's learning rate is read from its own curve: cells at the best rate become known only once
-the curve is done.
+A method's learning rate is read from a curve, its own or that of its shape: cells at the best rate
+become known only once the curve is done.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ UNTRAINED = "untrained"
 """The method that leaves the base model as it is."""
 
 SEEDS = range(5)
-GRID = (4e-4, 8e-4, 1.6e-3, 3.2e-3, 6.4e-3)
+GRID = (8e-4, 1.6e-3, 3.2e-3, 6.4e-3)
 """Learning rates of a curve, a factor 2 apart."""
 BEYOND = 2
 """Values that a curve may get beyond an end of the grid, while its best one is the last there."""
@@ -30,15 +30,15 @@ SHAPES = (
     "lora-r40",
     "uniform",
     "uniform-seg4",
-    "uniform-seg8",
-    "lora-equal",
-    "lora-equal-seg4",
-    "lora-equal-seg8",
-    "rslora-r40",
     "dense",
+    "uniform-seg8",
     "share-a",
-    "lora-equal-share-a",
     "router-rank16",
+    "rslora-r40",
+    "lora-equal-seg4",
+    "lora-equal",
+    "lora-equal-seg8",
+    "lora-equal-share-a",
     "lora-equal-router-rank16",
     "lora-r16",
     "lora-r8",
@@ -102,6 +102,22 @@ EQUALS = (
     ("router-rank16", "lora-equal-router-rank16"),
 )
 """A mixture, and the plain LoRA that trains as many parameters, its routers included."""
+RATES = {
+    **{
+        f"{plan}-{end}": plan
+        for plan in ("alphalora-hill", "sensitivity", "eva")
+        for end in ("opposite", "shuffled")
+    },
+    "mola-2468-shuffled": "mola-2468",
+    **dict.fromkeys(
+        ("mola-2468", "mola-8642", "sensitivity", "eva", "alphalora-xmin_peak", "alphalora-ks"),
+        "uniform",
+    ),
+    **dict.fromkeys(("fixed-router", "shared-router"), "uniform"),
+    **dict.fromkeys(CUT, "uniform-seg4"),
+}
+"""A method that has no curve, and the one whose rate it takes: the experts are the same, and only
+where they are differs, or how tokens are shared out."""
 
 
 @dataclass(frozen=True)
@@ -170,7 +186,12 @@ def losses(setting: Setting, method: str, done: Mapping[str, Line]) -> dict[floa
 
 
 def curve(setting: Setting, method: str, done: Mapping[str, Line]) -> list[float]:
-    """Learning rates of a method's curve; one more where the best so far is at an end."""
+    """Learning rates of a method's curve; one more where the best so far is at an end.
+
+    Empty for a method of `RATES`.
+    """
+    if method in RATES:
+        return []
     rates = list(GRID)
     known = losses(setting, method, done)
     while all(rate in known for rate in rates):
@@ -186,7 +207,12 @@ def curve(setting: Setting, method: str, done: Mapping[str, Line]) -> list[float
 
 
 def best_rate(setting: Setting, method: str, done: Mapping[str, Line]) -> float | None:
-    """The rate with the least held-out loss of a method's curve; None until the curve is done."""
+    """The rate with the least held-out loss of a method's curve; None until the curve is done.
+
+    A method of `RATES` has that of another's curve.
+    """
+    if method in RATES:
+        return best_rate(setting, RATES[method], done)
     known = losses(setting, method, done)
     rates = curve(setting, method, done)
     if any(rate not in known for rate in rates):

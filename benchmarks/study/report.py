@@ -16,6 +16,7 @@ from .cells import (
     EQUALS,
     GROUPS,
     PILOT,
+    RATES,
     SEEDS,
     UNTRAINED,
     VARIANCE_OF,
@@ -130,7 +131,8 @@ def questions(done: Done) -> str:
         own += sorted(run - {*own, UNTRAINED})
         if not own:
             continue
-        parts += [f"### {_named(setting)}", _curve_table(setting, own, done)]
+        curved = [method for method in own if method not in RATES]
+        parts += [f"### {_named(setting)}", _curve_table(setting, curved, done)]
         for title, pairs in (
             ("Against `uniform`:", [(method, "uniform") for method in own]),
             ("Against `lora-r40`:", [(method, "lora-r40") for method in own]),

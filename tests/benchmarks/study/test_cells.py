@@ -1,4 +1,4 @@
-"""The study's table: the pilot first, and each method at the best rate of its own curve."""
+"""The study's table: the pilot first, and each method at the best rate of its shape's curve."""
 
 import pytest
 
@@ -7,6 +7,8 @@ from benchmarks.study.cells import GRID, Cell, Setting, best_rate, curve, table
 from benchmarks.study.methods import METHODS
 
 HERE = Setting()
+LOSSES = (3.0, 2.0, 1.0, 2.0)
+"""Of a curve that is best at GRID[2]."""
 
 
 def results(method, losses, seed=0):
@@ -38,7 +40,7 @@ def test_a_router_of_low_rank_is_also_run_on_the_quickstarts_data():
 
 
 def test_a_methods_seeds_follow_its_curve():
-    done = results("lora-r40", dict(zip(GRID, (3.0, 2.0, 1.0, 2.0, 3.0), strict=True)))
+    done = results("lora-r40", dict(zip(GRID, LOSSES, strict=True)))
     methods = [cell.method for cell in table(done) if (cell.data, cell.rows) == ("gsm8k", 320)]
     whole = methods[1 + 3 * len(GRID) :]  # after the pilot
     assert whole[:4] == ["lora-r40"] * 4 and whole[4] == cells.SHAPES[3]
@@ -47,8 +49,12 @@ def test_a_methods_seeds_follow_its_curve():
 def test_the_pilots_curves_come_first():
     first = table({})[: 1 + 3 * len(GRID)]
     assert first[0].method == "untrained"
-    assert [cell.method for cell in first[1::5]] == ["lora-r40", "uniform", "uniform-seg4"]
-    assert [cell.rate for cell in first[1:6]] == list(GRID)
+    assert [cell.method for cell in first[1 :: len(GRID)]] == [
+        "lora-r40",
+        "uniform",
+        "uniform-seg4",
+    ]
+    assert [cell.rate for cell in first[1 : 1 + len(GRID)]] == list(GRID)
     assert {(cell.data, cell.rows, cell.seed) for cell in first} == {("gsm8k", 320, 0)}
 
 
@@ -61,7 +67,7 @@ def test_keys_name_their_cells():
 
 
 def test_seeds_are_known_once_the_curve_is_done():
-    losses = dict(zip(GRID, (3.0, 2.0, 1.0, 2.0, 3.0), strict=True))
+    losses = dict(zip(GRID, LOSSES, strict=True))
     done = results("uniform", losses)
     *_, last = done
     assert best_rate(HERE, "uniform", done) == GRID[2]
@@ -71,6 +77,21 @@ def test_seeds_are_known_once_the_curve_is_done():
     del done[last]
     assert best_rate(HERE, "uniform", done) is None
     assert not [cell for cell in table(done) if cell.seed]
+
+
+def test_a_method_that_differs_in_its_plan_alone_takes_the_rate_of_its_shape():
+    named = {name for group in cells.GROUPS for name in group}
+    assert {*cells.RATES, *cells.RATES.values()} <= named
+    plans = {name for name in (*cells.ALLOCATIONS, *cells.CUT) if not name.endswith("-rank")}
+    assert plans - set(cells.RATES) == {"alphalora-hill"}, "one plan's own curve checks the others"
+    assert curve(HERE, "eva-opposite", {}) == []
+    assert best_rate(HERE, "eva-opposite", {}) is None
+    done = results("uniform", dict(zip(GRID, LOSSES, strict=True)))
+    assert best_rate(HERE, "eva-opposite", done) == GRID[2]
+    own = [cell for cell in table(done) if cell.method == "eva-opposite"]
+    assert [(cell.data, cell.rate, cell.seed) for cell in own] == [
+        ("gsm8k", GRID[2], seed) for seed in cells.SEEDS
+    ]
 
 
 @pytest.mark.parametrize(("end", "factor"), [(0, 0.5), (-1, 2.0)])
@@ -88,6 +109,6 @@ def test_a_curve_goes_on_where_its_best_is_at_an_end(end, factor):
 
 
 def test_other_seeds_do_not_choose_the_rate():
-    done = results("uniform", dict(zip(GRID, (3.0, 2.0, 1.0, 2.0, 3.0), strict=True)))
+    done = results("uniform", dict(zip(GRID, LOSSES, strict=True)))
     done |= results("uniform", {GRID[0]: 0.1}, seed=1)
     assert best_rate(HERE, "uniform", done) == GRID[2]

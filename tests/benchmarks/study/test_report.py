@@ -52,8 +52,16 @@ def done():
 
 def test_a_curve_shows_every_rate_with_the_best_in_bold(done):
     text = report.pilot(done)
-    assert "| `lora-r40` | 1.1000 | 1.0500 | **1.0000** | 1.0500 | 1.1000 |" in text
-    assert "| `uniform-seg4` |  |  |  |  |  |" in text
+    assert "| `lora-r40` | 1.1000 | 1.0500 | **1.0000** | 1.0500 |" in text
+    assert "| `uniform-seg4` |  |  |  |  |" in text
+
+
+def test_a_method_without_a_curve_is_compared_but_has_none_shown(done):
+    one = line("mola-2468", GRID[2], 0, 1.2)
+    text = report.questions(done | {one["cell"]: one})
+    (row,) = [row for row in text.splitlines() if row.startswith("| `mola-2468` | `uniform` |")]
+    assert f"| {GRID[2]:g} | 1 | 1.2000 |" in row
+    assert "| `mola-2468` |  |" not in text and "**1.2000**" not in text
 
 
 def test_the_variance_says_what_can_be_seen(done):
@@ -67,7 +75,7 @@ def test_the_variance_says_what_can_be_seen(done):
 def test_a_variance_that_is_not_complete_is_said_to_be_so(done):
     del done[HERE.cell("uniform", GRID[2], 4).key]
     assert "4 of 5 seeds have been run." in report.pilot(done)
-    del done[HERE.cell("uniform", GRID[4], 0).key]
+    del done[HERE.cell("uniform", GRID[3], 0).key]
     assert "The curve of `uniform` is not complete" in report.pilot(done)
 
 
