@@ -64,6 +64,9 @@ ALLOCATIONS = (
     "alphalora-xmin_peak",
     "alphalora-ks",
 )
+PLANS = tuple(
+    name for name in ALLOCATIONS if name.rpartition("-")[2] not in ("opposite", "shuffled", "rank")
+)
 CUT = (
     "alphalora-hill-seg4",
     "alphalora-hill-opposite-seg4",
@@ -170,6 +173,11 @@ class Setting:
     def cell(self, method: str, rate: float, seed: int) -> Cell:
         """A cell here."""
         return Cell(self.base, self.data, self.rows, method, rate, seed, self.device)
+
+    @property
+    def named(self) -> str:
+        """What it is called on the page."""
+        return f"{self.base}, {self.rows} rows of {self.data}, {self.device}"
 
     def untrained(self) -> Cell:
         """The cell that measures the base model as it is."""

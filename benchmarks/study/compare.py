@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from statistics import fmean
+from dataclasses import dataclass, replace
+from statistics import fmean, stdev
 from typing import Any
 
 import numpy as np
 
-from .cells import SEEDS, Line, Setting, best_rate
-from .stats import holm, interval, paired_p
+from .cells import CONTROLS, EQUALS, SEEDS, Line, Setting, best_rate
+from .stats import LEVEL, holm, interval, paired_p, pairs_for, t_quantile
 
 MINIMUM = 0.005
 """The least difference of held-out loss that would matter, as a part of it, fixed beforehand.
@@ -17,6 +18,11 @@ MINIMUM = 0.005
 It is half of what separated a plain LoRA of rank 40 from five experts of rank 8 in the probe before
 the study (1.1075 and 1.1188, one seed, one rate): less than that would not decide for a shape.
 """
+
+
+BETTER, WORSE, SAME, OPEN, FEW = "better", "worse", "as good", "undecided", "too few seeds"
+VERDICTS = (BETTER, SAME, OPEN, WORSE, FEW)
+"""What may come of a comparison, see `Comparison.verdict`."""
 
 
 class Runs:
@@ -50,15 +56,103 @@ COMPARED = (
     "95 % interval",
     "p",
     "p, Holm",
+    "verdict",
+    f"seeds for {100 * MINIMUM:g} %",
     "tasks",
 )
-"""Heads of a table of comparisons; `tasks` are those on which the method is the better one."""
+"""Heads of a table of comparisons.
+
+The number of seeds is that which would show the least difference that matters, by how much the
+pairs' differences vary; `tasks` are those on which the method is the better one.
+"""
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A method against another, over the seeds that both have.
+
+    Attributes:
+        method: Which.
+        against: The other one.
+        runs: Of the method.
+        theirs: Of the other one.
+        seeds: Those of both.
+        middle: Mean difference of held-out loss, as a part of the other's; negative where the
+            method is better. So are the next two.
+        low: Lower end of its 95 % interval.
+        high: Upper end.
+        p: Of a paired t-test over seeds; None where there is none.
+        corrected: The same after Holm's correction.
+    """
+
+    method: str
+    against: str
+    runs: Runs
+    theirs: Runs
+    seeds: tuple[int, ...]
+    middle: float
+    low: float
+    high: float
+    p: float | None
+    corrected: float | None = None
+
+    @property
+    def verdict(self) -> str:
+        """One of `VERDICTS`.
+
+        With fewer shared seeds than the study has there is none. Better and worse ask for a p
+        below 0.05 after correction and an interval on one side of 0; as good asks for both
+        intervals, that of the bootstrap and that of Student's t over seeds, within the least
+        difference that matters.
+        """
+        if len(self.seeds) < len(SEEDS):
+            return FEW
+        one_sided = self.low > 0 or self.high < 0
+        if one_sided and self.corrected is not None and self.corrected < LEVEL:
+            return BETTER if self.middle < 0 else WORSE
+        ends = (self.low, self.high, *self._by_seeds())
+        return SAME if max(map(abs, ends)) <= MINIMUM else OPEN
+
+    def _by_seeds(self) -> tuple[float, float]:
+        """The 95 % interval of the mean difference by Student's t over seeds, as a part."""
+        apart = _apart(self.runs, self.theirs, self.seeds)
+        half = t_quantile(1 - LEVEL / 2, len(apart) - 1) * stdev(apart) / len(apart) ** 0.5
+        mean = fmean(self.theirs.losses[seed] for seed in self.seeds)
+        return (fmean(apart) - half) / mean, (fmean(apart) + half) / mean
+
+    @property
+    def needed(self) -> int | None:
+        """Seeds that would show a difference of `MINIMUM`; None if unknown or over a hundred."""
+        found = _apart(self.runs, self.theirs, self.seeds)
+        if len(found) < 2:
+            return None
+        mean = fmean(self.theirs.losses[seed] for seed in self.seeds)
+        return pairs_for(stdev(found), MINIMUM * mean)
+
+    def row(self) -> list[str]:
+        """Its row of a table, see `COMPARED`."""
+        better, tasks = _tasks(self.runs, self.theirs, self.seeds)
+        return [
+            f"`{self.method}`",
+            f"`{self.against}`",
+            f"{self.runs.lines[self.seeds[0]]['parameters']:,}",
+            f"{self.runs.rate:g}",
+            str(len(self.seeds)),
+            f"{fmean(self.runs.losses[seed] for seed in self.seeds):.4f}",
+            f"{100 * self.middle:+.2f} %",
+            f"{100 * self.low:+.2f} to {100 * self.high:+.2f} %",
+            "" if self.p is None else f"{self.p:.3f}",
+            "" if self.corrected is None else f"{self.corrected:.3f}",
+            self.verdict,
+            "" if self.needed is None else str(self.needed),
+            f"{better} of {tasks}" if tasks > 1 else "",
+        ]
 
 
 def comparisons(
     setting: Setting, pairs: Sequence[tuple[str, str]], done: Mapping[str, Line]
-) -> list[list[str]]:
-    """A row, see `COMPARED`, for each pair of methods that share seeds.
+) -> list[Comparison]:
+    """Compare each pair of methods that share seeds.
 
     Args:
         setting: Where.
@@ -71,45 +165,48 @@ def comparisons(
     found = {}
     for pair in pairs:
         runs, theirs = (Runs(setting, method, done) for method in pair)
-        seeds = [seed for seed in runs.lines if seed in theirs.lines]
+        seeds = tuple(seed for seed in runs.lines if seed in theirs.lines)
         if seeds and pair[0] != pair[1]:
-            found[pair] = runs, theirs, seeds
-    p_values = {}
-    for pair, (runs, theirs, seeds) in found.items():
-        p = paired_p([runs.losses[seed] - theirs.losses[seed] for seed in seeds])
-        if p is not None:
-            p_values[pair] = p
-    corrected = holm(p_values)
-    return [_row(pair, *found[pair], p_values.get(pair), corrected.get(pair)) for pair in found]
+            found[pair] = _compared(pair, runs, theirs, seeds)
+    corrected = holm({pair: one.p for pair, one in found.items() if one.p is not None})
+    return [replace(one, corrected=corrected.get(pair)) for pair, one in found.items()]
 
 
-def _row(
-    pair: tuple[str, str],
-    runs: Runs,
-    theirs: Runs,
-    seeds: Sequence[int],
-    p: float | None,
-    corrected: float | None,
-) -> list[str]:
+def tables(
+    setting: Setting, methods: Sequence[str], done: Mapping[str, Line]
+) -> dict[str, list[Comparison]]:
+    """Title to the comparisons of a table; those without any are left out.
+
+    Args:
+        setting: Where.
+        methods: Those that are compared with `uniform`, and with `lora-r40`.
+        done: Key of a cell to its line.
+    """
+    asked = {
+        "Against `uniform`:": [(method, "uniform") for method in methods],
+        "Against `lora-r40`:": [(method, "lora-r40") for method in methods],
+        "Mixtures against a plain LoRA of as many parameters:": EQUALS,
+        "Plans against their controls:": CONTROLS,
+    }
+    found = {title: comparisons(setting, pairs, done) for title, pairs in asked.items()}
+    return {title: own for title, own in found.items() if own}
+
+
+def _compared(
+    pair: tuple[str, str], runs: Runs, theirs: Runs, seeds: tuple[int, ...]
+) -> Comparison:
     mean = fmean(theirs.losses[seed] for seed in seeds)
     own = difference(runs, theirs, seeds)
     labels = np.array(theirs.lines[seeds[0]]["held_out"]["labels"])
     low, high = interval(own, labels)
     middle = own.mean(0).sum() / labels.sum()
-    better, tasks = _tasks(runs, theirs, seeds)
-    return [
-        f"`{pair[0]}`",
-        f"`{pair[1]}`",
-        f"{runs.lines[seeds[0]]['parameters']:,}",
-        f"{runs.rate:g}",
-        str(len(seeds)),
-        f"{fmean(runs.losses[seed] for seed in seeds):.4f}",
-        f"{100 * middle / mean:+.2f} %",
-        f"{100 * low / mean:+.2f} to {100 * high / mean:+.2f} %",
-        "" if p is None else f"{p:.3f}",
-        "" if corrected is None else f"{corrected:.3f}",
-        f"{better} of {tasks}" if tasks > 1 else "",
-    ]
+    p = paired_p(_apart(runs, theirs, seeds))
+    return Comparison(*pair, runs, theirs, seeds, middle / mean, low / mean, high / mean, p)
+
+
+def _apart(runs: Runs, theirs: Runs, seeds: Sequence[int]) -> list[float]:
+    """The difference of held-out loss, seed by seed."""
+    return [runs.losses[seed] - theirs.losses[seed] for seed in seeds]
 
 
 def _tasks(runs: Runs, theirs: Runs, seeds: Sequence[int]) -> tuple[int, int]:

@@ -12,8 +12,6 @@ from typing import Any
 
 from . import chart, results
 from .cells import (
-    CONTROLS,
-    EQUALS,
     GROUPS,
     PILOT,
     RATES,
@@ -28,11 +26,13 @@ from .cells import (
     losses,
     table,
 )
-from .compare import COMPARED, MINIMUM, Runs, comparisons, means
+from .compare import COMPARED, MINIMUM, Runs, means, tables
 from .devices import DEVICES
 from .stats import LEVEL, POWER, pairs_for, visible
+from .verdicts import NOT_RUN, Verdicts
 
 PICTURES = Path(__file__).parents[2] / "docs" / "pictures"
+NAMED = tuple(dict.fromkeys(method for group in GROUPS for method in group))
 NOTHING = "No cell of it has been run yet."
 DIGITS = 4
 
@@ -54,7 +54,7 @@ def pilot(done: Done) -> str:
     for device in DEVICES:
         setting = Setting(device=device)
         if losses(setting, VARIANCE_OF, done):
-            parts += [f"### {_named(setting)}", *_pilot(setting, done)]
+            parts += [f"### {setting.named}", *_pilot(setting, done)]
     return "\n\n".join(parts) or NOTHING
 
 
@@ -121,30 +121,63 @@ def precision(done: Done) -> str:
     return _table(["cell", *devices, "apart"], rows)
 
 
+def headline(done: Done) -> str:
+    """The answer in one sentence."""
+    return _verdicts(main(done), done).headline()
+
+
+def answer(done: Done) -> str:
+    """The answer, a line for each question."""
+    setting = main(done)
+    found = _verdicts(setting, done)
+    others = [
+        f"{other.named}: {said}"
+        for other in settings(done)
+        if (other.base, other.data, other.rows) != (setting.base, setting.data, setting.rows)
+        and (said := _verdicts(other, done).short()) != NOT_RUN
+    ]
+    lines = {
+        "Shape": found.shape(),
+        "Allocation": found.allocation(),
+        "Routing": found.routing(),
+        "Elsewhere": f"On {'; on '.join(others)}." if others else "Not run yet.",
+        "Forgetting": found.forgetting(),
+    }
+    return "\n".join(f"{n}. **{what}.** {said}" for n, (what, said) in enumerate(lines.items(), 1))
+
+
+def main(done: Done) -> Setting:
+    """The setting of the first questions, on the device where most of it was run."""
+    known = [Setting(device=device) for device in DEVICES]
+    return max(known, key=lambda setting: sum(_is_in(line, setting) for line in done.values()))
+
+
+def _verdicts(setting: Setting, done: Done) -> Verdicts:
+    return Verdicts(setting, _methods(setting, done), done)
+
+
+def _methods(setting: Setting, done: Done) -> list[str]:
+    """What was run, in the order of the table."""
+    run = {line["method"] for line in done.values() if _is_in(line, setting)} - {UNTRAINED}
+    own = [method for method in NAMED if method in run]
+    return own + sorted(run - set(own))
+
+
 def questions(done: Done) -> str:
     """Every setting: the curves of all methods, the paired comparisons, and what else was seen."""
-    named = list(dict.fromkeys(method for group in GROUPS for method in group))
     parts = []
     for setting in settings(done):
-        run = {line["method"] for line in done.values() if _is_in(line, setting)}
-        own = [method for method in named if method in run]
-        own += sorted(run - {*own, UNTRAINED})
+        own = _methods(setting, done)
         if not own:
             continue
         curved = [method for method in own if method not in RATES]
-        parts += [f"### {_named(setting)}", _curve_table(setting, curved, done)]
-        for title, pairs in (
-            ("Against `uniform`:", [(method, "uniform") for method in own]),
-            ("Against `lora-r40`:", [(method, "lora-r40") for method in own]),
-            ("Mixtures against a plain LoRA of as many parameters:", EQUALS),
-            ("Plans against their controls:", CONTROLS),
-        ):
-            if rows := comparisons(setting, pairs, done):
-                parts += [title, _table(COMPARED, rows)]
+        parts += [f"### {setting.named}", _curve_table(setting, curved, done)]
+        for title, found in tables(setting, own, done).items():
+            parts += [title, _table(COMPARED, [one.row() for one in found])]
         parts += [
             part for part in (_forgotten(setting, own, done), _routed(setting, own, done)) if part
         ]
-        if missing := [name for name in named if name not in run]:
+        if missing := [name for name in NAMED if name not in own]:
             parts.append(f"Not run here: {', '.join(f'`{name}`' for name in missing)}.")
     return "\n\n".join(parts) or NOTHING
 
@@ -250,17 +283,13 @@ def pictures(done: Done) -> dict[str, str]:
         setting = Setting(device=device)
         series = {m: known for m in PILOT if (known := losses(setting, m, done))}
         if VARIANCE_OF in series:
-            title = f"Held-out loss per label, {_named(setting)}, seed 0"
+            title = f"Held-out loss per label, {setting.named}, seed 0"
             found[_picture(setting, "pilot")] = chart.curves(title, series)
     return found
 
 
 def _picture(setting: Setting, what: str) -> str:
     return f"study-{what}-{setting.device}.svg"
-
-
-def _named(setting: Setting) -> str:
-    return f"{setting.base}, {setting.rows} rows of {setting.data}, {setting.device}"
 
 
 def _is_in(line: Line, setting: Setting) -> bool:
@@ -277,6 +306,8 @@ def parts(path: Path = results.RESULTS) -> dict[str, Any]:
     """Name of a generated part of the page to what writes it."""
     done = results.read(path)
     return {
+        "study-headline": lambda: headline(done),
+        "study-answer": lambda: answer(done),
         "study-pilot": lambda: pilot(done),
         "study-precision": lambda: precision(done),
         "study-questions": lambda: questions(done),

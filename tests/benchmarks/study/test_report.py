@@ -6,48 +6,10 @@ import numpy as np
 import pytest
 
 from benchmarks.study import chart, report, results
-from benchmarks.study.cells import GRID, Setting
+from benchmarks.study.cells import GRID
 from benchmarks.study.compare import MINIMUM, comparisons
 from benchmarks.study.stats import pairs_for
-
-HERE = Setting()
-LABELS = [10, 20, 30, 40]
-
-
-def line(method, rate, seed, loss):
-    """What is known of a cell with that loss per label."""
-    cell = HERE.cell(method, rate, seed)
-    wave = np.random.default_rng(seed).normal(0, 0.1, len(LABELS))
-    rows = loss * np.array(LABELS) + (wave - wave.mean())
-    return {
-        "cell": cell.key,
-        **cell.as_dict(),
-        "parameters": 1000 + len(method),
-        "held_out": {
-            "loss": loss,
-            "by_task": {"gsm8k": loss},
-            "rows": list(rows),
-            "labels": LABELS,
-        },
-        "recipe": {"batch": 8},
-        "digest": "00ff",
-        "routers": {"router_entropy": 0.5, "dead_experts": 0.25} if method == "uniform" else None,
-        "others": {"bbh": 3.0 + rate, "text": 4.0 + rate},
-        "answered": {"rows": 0, "why": "not asked for"},
-        "seconds": {"train": 12.0},
-        "peak_mib": 2006,
-        "commit": "abc",
-    }
-
-
-@pytest.fixture
-def done():
-    """Two curves, and five seeds of each method: the mixture is worse by a tenth."""
-    found = [line("untrained", 0.0, 0, 2.0)]
-    for method, least in (("lora-r40", 1.0), ("uniform", 1.1)):
-        found += [line(method, r, 0, least + 0.05 * abs(i - 2)) for i, r in enumerate(GRID)]
-        found += [line(method, GRID[2], seed, least + 0.001 * seed) for seed in range(1, 5)]
-    return {one["cell"]: one for one in found}
+from helpers.study_lines import HERE, add, line
 
 
 def test_a_curve_shows_every_rate_with_the_best_in_bold(done):
@@ -80,22 +42,12 @@ def test_a_variance_that_is_not_complete_is_said_to_be_so(done):
 
 
 def test_methods_are_compared_pair_by_pair(done):
-    (row,) = comparisons(HERE, [("lora-r40", "uniform"), ("uniform", "uniform")], done)
-    own = dict(zip(report.COMPARED, row, strict=True))
+    (found,) = comparisons(HERE, [("lora-r40", "uniform"), ("uniform", "uniform")], done)
+    own = dict(zip(report.COMPARED, found.row(), strict=True))
     assert own["method"] == "`lora-r40`" and own["against"] == "`uniform`"
     assert own["seeds"] == "5" and own["tasks"] == ""
     assert own["difference"] == "-9.07 %"  # 0.1 of 1.102
     assert own["held-out loss"] == "1.0020"
-
-
-def add(done, method, loss, **changes):
-    """A whole curve and five seeds of a method."""
-    for rate in GRID:
-        one = line(method, rate, 0, loss + (rate != GRID[2])) | changes
-        done[one["cell"]] = one
-    for seed in range(1, 5):
-        one = line(method, GRID[2], seed, loss + 0.001 * seed + 0.0005 * (-1) ** seed) | changes
-        done[one["cell"]] = one
 
 
 def test_plans_are_compared_with_their_controls_and_shapes_with_an_equal_lora(done):
@@ -127,8 +79,8 @@ def test_tasks_are_counted_on_which_a_method_is_the_better_one(done):
         sums, words = (1.5, 1.3) if "/dense/" in key else (1.4, 1.4)
         own = {"gsm8k": one["held_out"]["loss"], "sums": sums, "words": words}
         one["held_out"]["by_task"] = own
-    (row,) = comparisons(HERE, [("dense", "uniform")], done)
-    assert dict(zip(report.COMPARED, row, strict=True))["tasks"] == "2 of 3"
+    (found,) = comparisons(HERE, [("dense", "uniform")], done)
+    assert dict(zip(report.COMPARED, found.row(), strict=True))["tasks"] == "2 of 3"
 
 
 def test_forgetting_routers_and_answers_are_shown(done):
@@ -146,11 +98,21 @@ def test_forgetting_routers_and_answers_are_shown(done):
 def test_p_values_are_corrected_for_the_rows_of_a_table(done):
     add(done, "dense", 1.101)
     add(done, "share-a", 1.102)
-    rows = comparisons(HERE, [("dense", "uniform"), ("share-a", "uniform")], done)
-    found = [dict(zip(report.COMPARED, row, strict=True)) for row in rows]
-    plain = [float(row["p"]) for row in found]
-    corrected = [float(row["p, Holm"]) for row in found]
-    assert min(corrected) == pytest.approx(2 * min(plain), abs=2e-3)
+    found = comparisons(HERE, [("dense", "uniform"), ("share-a", "uniform")], done)
+    plain = min(one.p for one in found)
+    assert min(one.corrected for one in found) == pytest.approx(2 * plain)
+
+
+def test_a_comparison_says_how_many_seeds_the_least_difference_takes(done):
+    add(done, "dense", 1.101)
+    (found,) = comparisons(HERE, [("dense", "uniform")], done)
+    apart = [0.001, 0.0005, 0.0015, 0.0005, 0.0015]
+    assert found.needed == pairs_for(np.std(apart, ddof=1), MINIMUM * 1.102)
+    assert dict(zip(report.COMPARED, found.row(), strict=True))["seeds for 0.5 %"] == "2"
+    for seed in range(1, 5):
+        del done[HERE.cell("dense", GRID[2], seed).key]
+    (found,) = comparisons(HERE, [("dense", "uniform")], done)
+    assert found.needed is None and len(found.seeds) == 1
 
 
 def test_every_cell_is_shown(done):
