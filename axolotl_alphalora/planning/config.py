@@ -24,8 +24,34 @@ from ..mixture import Mixture
 ADAPTER = "alphalora"
 BUDGET = tuple(field.name for field in fields(Budget))
 """The keys of the block that make its budget."""
+AMOUNTS = ("experts_per_block", "total_experts", "total_parameters", "memory_mib")
+"""Those of them of which at most one is given."""
 MIXTURE = tuple(field.name for field in fields(Mixture))
 """The keys of the block that say what a mixture looks like in a layer."""
+
+PAPER: dict[str, Any] = {
+    "experts_per_block": 5.0,
+    "spend": "experts",
+    "top_k": 2,
+    "segments": 1,
+    "router_rank": None,
+    "share_a": False,
+    "aux_loss_coef": 0.001,
+    "balance_over": "micro_batch",
+    "router_lr_ratio": 1.0,
+}
+"""What AlphaLoRA's paper and code train with (arXiv 2410.10054), and MoLA's, whose adapter it is."""
+PAPER_ALLOCATION: dict[str, Any] = {
+    "strategy": "alphalora",
+    "estimator": "xmin_peak",
+    "window": None,
+    "aggregate": "mean",
+    "normalize": False,
+    "beta": 2.5,
+    "granularity": "block",
+    "rounding": "largest_remainder",
+}
+"""How they share experts out; the rounding is that of the text (section 3), not the code's."""
 
 TopK = Annotated[int, Field(ge=1)] | Annotated[float, Field(gt=0, lt=1)]
 
@@ -41,6 +67,10 @@ class AlphaLoraConfigBlock(BaseModel):
 
     RULED_BY_PLAN: ClassVar[tuple[str, ...]] = ("allocation", *BUDGET, "spend")
 
+    preset: Literal["paper"] | None = Field(
+        default=None,
+        description="paper: the settings of AlphaLoRA's paper where you say nothing.",
+    )
     allocation: dict[str, Any] | None = Field(
         default={"strategy": "alphalora"},
         description=(
@@ -76,7 +106,7 @@ class AlphaLoraConfigBlock(BaseModel):
     )
     spend: Literal["experts", "rank"] | None = Field(
         default="experts",
-        description="experts: a layer planned N has N experts; rank: one of N times the rank.",
+        description="rank: one expert of N times the rank, in place of N experts.",
     )
     top_k: TopK = Field(
         default=2,
@@ -102,7 +132,7 @@ class AlphaLoraConfigBlock(BaseModel):
     )
     balance_over: Literal["micro_batch", "global_batch"] = Field(
         default="micro_batch",
-        description="global_batch: the balance counts tokens of all processes, not of one.",
+        description="global_batch: the balance counts tokens of all processes.",
     )
     router_lr_ratio: float = Field(
         default=1.0,
@@ -113,7 +143,7 @@ class AlphaLoraConfigBlock(BaseModel):
     log_blocks_every: int = Field(
         default=10,
         ge=0,
-        description="Each block's statistics go to the trackers with every Nth log; 0: never.",
+        description="Block statistics in the trackers with every Nth log; 0: never.",
     )
     init_from: str | None = Field(
         default=None,
@@ -207,12 +237,27 @@ class AlphaLoraConfigBlock(BaseModel):
                 "`alphalora.init_from` names none. Set it, or remove `alphalora.init_split`."
             )
         given = set(self.model_fields_set)
+        if self.preset is not None:
+            self._fill_in_the_papers(given)
         if self.plan is not None:
             self._yield_to_plan(given)
             return self
         self._settle_budget()
         self._check_bounds("experts_per_block" in given)
         return self
+
+    def _fill_in_the_papers(self, given: set[str]) -> None:
+        """Settings that nothing else decides: not the YAML, a plan or another strategy."""
+        allocation = self.allocation or {"strategy": "alphalora"}
+        own = allocation.get("strategy") == PAPER_ALLOCATION["strategy"]
+        if own and self.plan is None:
+            self.allocation = {**PAPER_ALLOCATION, **allocation}
+        decided = given | set(self.RULED_BY_PLAN if self.plan is not None else ())
+        if not own or any(getattr(self, key) is not None for key in AMOUNTS):
+            decided |= set(AMOUNTS)
+        for key, value in PAPER.items():
+            if key not in decided:
+                setattr(self, key, value)
 
     def _yield_to_plan(self, given: set[str]) -> None:
         ruled = [name for name in self.RULED_BY_PLAN if name in given]

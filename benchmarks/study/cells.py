@@ -105,6 +105,8 @@ EQUALS = (
     ("router-rank16", "lora-equal-router-rank16"),
 )
 """A mixture, and the plain LoRA that trains as many parameters, its routers included."""
+CHECKED = "alphalora-hill"
+"""A method of `RATES` whose own curve is run all the same, last, to see whether that is fair."""
 RATES = {
     **{
         f"{plan}-{end}": plan
@@ -113,10 +115,9 @@ RATES = {
     },
     "mola-2468-shuffled": "mola-2468",
     **dict.fromkeys(
-        ("mola-2468", "mola-8642", "sensitivity", "eva", "alphalora-xmin_peak", "alphalora-ks"),
+        (*PLANS, "fixed-router", "shared-router"),
         "uniform",
     ),
-    **dict.fromkeys(("fixed-router", "shared-router"), "uniform"),
     **dict.fromkeys(CUT, "uniform-seg4"),
 }
 """A method that has no curve, and the one whose rate it takes: the experts are the same, and only
@@ -256,6 +257,8 @@ def _cells(done: Mapping[str, Line], device: str) -> Iterator[Cell]:
         for method in (method for group in groups for method in group):
             yield from _curve_cells(setting, method, done)
             yield from _seeds(setting, method, done)
+    for rate in GRID:
+        yield gsm8k.cell(CHECKED, rate, 0)
 
 
 def _curve_cells(setting: Setting, method: str, done: Mapping[str, Line]) -> Iterator[Cell]:

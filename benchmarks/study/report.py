@@ -170,7 +170,7 @@ def questions(done: Done) -> str:
         own = _methods(setting, done)
         if not own:
             continue
-        curved = [method for method in own if method not in RATES]
+        curved = [m for m in own if m not in RATES or len(losses(setting, m, done)) > 1]
         parts += [f"### {setting.named}", _curve_table(setting, curved, done)]
         for title, found in tables(setting, own, done).items():
             parts += [title, _table(COMPARED, [one.row() for one in found])]

@@ -12,6 +12,7 @@ from axolotl_alphalora.planning.config import BUDGET, AlphaLoraConfigBlock
 def test_the_defaults_are_those_of_the_documented_yaml():
     block = AlphaLoraConfigBlock()
     assert block.model_dump() == {
+        "preset": None,
         "allocation": {"strategy": "alphalora"},
         "experts_per_block": 5,
         "total_experts": None,
@@ -105,6 +106,53 @@ def test_top_k_does_not_bound_ranks():
 
 def test_the_mean_may_be_fractional():
     assert AlphaLoraConfigBlock(experts_per_block=2.5).experts_per_block == 2.5
+
+
+PAPERS = {
+    "estimator": "xmin_peak",
+    "window": None,
+    "aggregate": "mean",
+    "normalize": False,
+    "beta": 2.5,
+    "granularity": "block",
+    "rounding": "largest_remainder",
+}
+
+
+def test_the_preset_paper_is_what_the_paper_uses_whatever_the_defaults_are(monkeypatch):
+    """Five experts a block, the peak of the spectrum, beta 2.5; top-2 of full routers; 0.001."""
+    for name, field in AlphaLoraConfigBlock.model_fields.items():
+        if name in ("top_k", "segments", "aux_loss_coef", "router_lr_ratio"):
+            monkeypatch.setattr(field, "default", 7)
+    AlphaLoraConfigBlock.model_rebuild(force=True)
+    assert AlphaLoraConfigBlock().top_k == AlphaLoraConfigBlock().segments == 7
+    block = AlphaLoraConfigBlock(preset="paper")
+    assert block.allocation == {"strategy": "alphalora", **PAPERS}
+    assert (block.experts_per_block, block.total_experts, block.min_experts) == (5, None, 1)
+    assert (block.top_k, block.segments, block.router_rank, block.share_a) == (2, 1, None, False)
+    assert (block.aux_loss_coef, block.balance_over) == (0.001, "micro_batch")
+    assert (block.router_lr_ratio, block.spend) == (1.0, "experts")
+    monkeypatch.undo()
+    AlphaLoraConfigBlock.model_rebuild(force=True)
+    assert AlphaLoraConfigBlock().top_k == 2
+
+
+def test_what_is_said_goes_before_the_preset():
+    said = {"allocation": "alphalora:hill", "total_experts": 9, "max_experts": 4, "top_k": 3}
+    block = AlphaLoraConfigBlock(preset="paper", **said)
+    assert block.allocation == {"strategy": "alphalora", **PAPERS, "estimator": "hill"}
+    assert (block.total_experts, block.experts_per_block, block.top_k) == (9, None, 3)
+    again = AlphaLoraConfigBlock(**block.model_dump())  # as Ray workers read it
+    assert again == block
+    other = AlphaLoraConfigBlock(preset="paper", allocation="mola:2468", segments=4)
+    assert other.allocation == {"strategy": "mola", "shape": 2468}
+    assert (other.experts_per_block, other.segments, other.top_k) == (None, 4, 2)
+
+
+def test_the_preset_leaves_a_plan_its_numbers():
+    block = AlphaLoraConfigBlock(preset="paper", plan="plan.json", segments=2)
+    assert block.allocation is block.experts_per_block is block.spend is None
+    assert (block.top_k, block.segments, block.aux_loss_coef) == (2, 2, 0.001)
 
 
 def test_a_plan_leaves_nothing_else_to_decide_but_the_routing():
@@ -233,5 +281,5 @@ def test_a_misspelt_option_names_the_nearest_one():
 
 
 def test_an_option_like_no_other_lists_the_valid_ones():
-    with pytest.raises(ValidationError, match="Valid: allocation, experts_per_block"):
+    with pytest.raises(ValidationError, match="Valid: preset, allocation"):
         AlphaLoraConfigBlock(zzz=1)

@@ -47,6 +47,7 @@ WRONG = {
     "loraplus_lr_ratio": [0, -16, "x", True, float("nan")],
 }
 WRONG_IN_BLOCK = {
+    "preset": ["papers", 1, True],
     "allocation": [5, "", "uniforme", {"shape": 1}, {"strategy": "alphalora", "beta": "x"}],
     "experts_per_block": [0, -1, "five", True, [1, 2], float("nan")],
     "total_experts": [0, -1, 2.5, "all", True],
