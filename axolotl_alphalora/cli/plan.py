@@ -18,6 +18,7 @@ from ..planning.config import MIXTURE
 from ..planning.request import in_yaml
 from ..planning.source import AS_GIVEN
 from ..report.documents import plans_document
+from ..report.evidence import study_line
 from ..report.findings import Findings
 from ..report.plan_sentences import cautions, data_line
 from ..report.plan_tables import correlations_table, modules_table, plans_legend, plans_table
@@ -168,6 +169,7 @@ def _show_plan(
     console = planner.console
     if not quiet:
         print_plan(plan, console)
+        print_lines(filter(None, [study_line(plan)]), console)
     print_lines(_data(source, plan), console)
     print_lines((f"{WARNING}{line}" for line in (*source.notes, *cautions(plan))), console)
     if display.per_module and not quiet:

@@ -40,7 +40,7 @@ PAPER: dict[str, Any] = {
     "balance_over": "micro_batch",
     "router_lr_ratio": 1.0,
 }
-"""What AlphaLoRA's paper and code train with (arXiv 2410.10054), and MoLA's, whose adapter it is."""
+"""What AlphaLoRA (arXiv 2410.10054) trains with: MoLA's adapter, with its settings."""
 PAPER_ALLOCATION: dict[str, Any] = {
     "strategy": "alphalora",
     "estimator": "xmin_peak",

@@ -5,10 +5,13 @@ Takes nothing but the lines of results, so that a test can compare the page with
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
+
+from axolotl_alphalora.report import evidence
 
 from . import chart, results
 from .cells import (
@@ -32,6 +35,7 @@ from .stats import LEVEL, POWER, pairs_for, visible
 from .verdicts import NOT_RUN, Verdicts
 
 PICTURES = Path(__file__).parents[2] / "docs" / "pictures"
+FINDINGS = Path(evidence.__file__).with_name("study.json")
 NAMED = tuple(dict.fromkeys(method for group in GROUPS for method in group))
 NOTHING = "No cell of it has been run yet."
 DIGITS = 4
@@ -144,6 +148,14 @@ def answer(done: Done) -> str:
         "Forgetting": found.forgetting(),
     }
     return "\n".join(f"{n}. **{what}.** {said}" for n, (what, said) in enumerate(lines.items(), 1))
+
+
+def findings(done: Done) -> dict[str, Any]:
+    """What `alphalora plan` says of the study, see `axolotl_alphalora.report.evidence`."""
+    setting = main(done)
+    return {"where": f"{setting.base}, {setting.rows} rows of {setting.data}"} | _verdicts(
+        setting, done
+    ).findings()
 
 
 def main(done: Done) -> Setting:
@@ -313,6 +325,12 @@ def parts(path: Path = results.RESULTS) -> dict[str, Any]:
         "study-questions": lambda: questions(done),
         "study-cells": lambda: cells(done),
     }
+
+
+def write_findings(path: Path = results.RESULTS, file: Path = FINDINGS) -> None:
+    """Write what the package says of the study."""
+    text = json.dumps(findings(results.read(path)), indent=2)
+    file.write_text(text + "\n", encoding="utf-8")
 
 
 def write_pictures(path: Path = results.RESULTS, folder: Path = PICTURES) -> None:

@@ -7,6 +7,7 @@ can go beyond them.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
 
 from .cells import CONTROLS, PLANS, ROUTERS, SHAPES, SHORT, Line, Setting
 from .compare import (
@@ -26,6 +27,15 @@ LORA, MIXTURE, PLAN = "lora-r40", "uniform", "alphalora-hill"
 """The methods that stand for a plain LoRA, a mixture and a plan."""
 ACTIVE = "lora-r16"
 """The plain LoRA with as many ranks as a mixture has active."""
+
+STRATEGIES = {
+    "alphalora": PLAN,
+    "mola": "mola-2468",
+    "sensitivity": "sensitivity",
+    "eva": "eva",
+}
+"""A strategy of the package, and the method that stands for it."""
+DIGITS = 5
 
 SAID = {
     BETTER: ("did better than", "did better than"),
@@ -108,6 +118,22 @@ class Verdicts:
             said = (f"{one[name] - loss:+.2f} (`{method}`)" for method, one in found.items())
             rises.append(f"{name} {', '.join(said)}")
         return f"The loss on other sets rose by: {'; '.join(rises)}."
+
+    def findings(self) -> dict[str, Any]:
+        """The comparisons that have enough seeds and that say something of a user's plan."""
+        plans = {name: self._finding((method, MIXTURE)) for name, method in STRATEGIES.items()}
+        return {
+            "even": self._finding((MIXTURE, LORA)),
+            "uneven": {name: found for name, found in plans.items() if found},
+        }
+
+    def _finding(self, pair: Pair) -> dict[str, Any] | None:
+        one = self.pairs.get(pair)
+        if one is None or one.verdict == FEW:
+            return None
+        found = {"difference": one.middle, "low": one.low, "high": one.high}
+        rounded = {name: round(value, DIGITS) for name, value in found.items()}
+        return {"verdict": one.verdict, **rounded, "seeds": len(one.seeds)}
 
     def sentence(self, pair: Pair) -> str:
         """One pair with its interval, and the seeds that it takes."""

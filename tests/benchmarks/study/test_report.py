@@ -152,6 +152,12 @@ def test_the_pages_pictures_are_those_of_the_results(tmp_path):
     assert drawn == kept, "run `python -m benchmarks.study report`"
 
 
+def test_the_package_says_of_the_study_what_the_results_say(tmp_path):
+    report.write_findings(file=tmp_path / "study.json")
+    written = (tmp_path / "study.json").read_text()
+    assert written == report.FINDINGS.read_text(), "run `python -m benchmarks.study report`"
+
+
 def test_results_name_known_methods_and_their_own_cells():
     from benchmarks.study.methods import METHODS
 

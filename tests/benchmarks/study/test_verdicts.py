@@ -82,3 +82,17 @@ def test_other_data_are_answered_apart(done):
 def test_what_was_not_run_has_no_verdict():
     assert SAID[FEW][0] in report.headline({}) and SAID[FEW][1] in report.headline({})
     assert report.answer({}).count("not run") + report.answer({}).count("not been run") >= 4
+
+
+def test_what_has_too_few_seeds_is_no_finding(done):
+    scattered(done, "lora-r40", 1.0, 0.001, -0.001, 0.0, 0.0, 0.0)
+    scattered(done, "alphalora-hill", 1.07, 0.001, -0.001, 0.0005, 0.0, 0.0)
+    found = report.findings(done)
+    assert found["where"] == "smollm2, 320 rows of gsm8k" and set(found["uneven"]) == {"alphalora"}
+    one = found["uneven"]["alphalora"]
+    assert one["verdict"] == BETTER and one["seeds"] == 5
+    assert one["low"] <= one["difference"] <= one["high"] < 0
+    assert one["difference"] == pytest.approx(-0.03 / 1.102, abs=3e-4)
+    assert found["even"]["verdict"] == WORSE
+    del done[HERE.cell("uniform", GRID[2], 3).key]
+    assert report.findings(done) == {"where": found["where"], "even": None, "uneven": {}}
