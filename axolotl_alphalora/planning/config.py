@@ -69,7 +69,7 @@ class AlphaLoraConfigBlock(BaseModel):
 
     preset: Literal["paper"] | None = Field(
         default=None,
-        description="paper: the settings of AlphaLoRA's paper where you say nothing.",
+        description="paper: AlphaLoRA's own settings, where you say nothing else.",
     )
     allocation: dict[str, Any] | None = Field(
         default={"strategy": "alphalora"},

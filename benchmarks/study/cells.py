@@ -77,7 +77,7 @@ CUT = (
     "eva-seg4",
 )
 """Plans whose experts are cut, for the question whether a plan helps at a finer shape."""
-ROUTERS = ("uniform", "fixed-router", "shared-router")
+ROUTERS = ("uniform", "fixed-router", "shared-router", "unbalanced")
 SHORT = ("lora-r40", "uniform", "uniform-seg4", "alphalora-hill")
 """For a second base, for many rows and for other data."""
 SKILLS = (*SHORT, "router-rank16")
@@ -95,8 +95,13 @@ CONTROLS = (
     ("mola-2468", "mola-2468-rank"),
     ("alphalora-hill-seg4", "alphalora-hill-opposite-seg4"),
     ("alphalora-hill-seg4", "alphalora-hill-shuffled-seg4"),
+    ("alphalora-hill", "alphalora-xmin_peak"),
+    ("alphalora-ks", "alphalora-xmin_peak"),
 )
-"""A plan, and what it must beat for its numbers to matter: `mola-8642` is the opposite of 2468."""
+"""A plan, and what it must beat for its numbers to matter: `mola-8642` is the opposite of 2468.
+
+And the estimators beside the default one.
+"""
 EQUALS = (
     ("uniform", "lora-equal"),
     ("uniform-seg4", "lora-equal-seg4"),
@@ -114,10 +119,7 @@ RATES = {
         for end in ("opposite", "shuffled")
     },
     "mola-2468-shuffled": "mola-2468",
-    **dict.fromkeys(
-        (*PLANS, "fixed-router", "shared-router"),
-        "uniform",
-    ),
+    **dict.fromkeys((*PLANS, *ROUTERS[1:]), "uniform"),
     **dict.fromkeys(CUT, "uniform-seg4"),
 }
 """A method that has no curve, and the one whose rate it takes: the experts are the same, and only

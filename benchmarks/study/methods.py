@@ -41,6 +41,9 @@ SAMPLES = 64
 SCALE = 2.0
 """lora_alpha over the rank: of an expert, and of every plain LoRA."""
 
+BALANCE = AlphaLoraConfig.aux_loss_coef
+"""Weight of the load-balancing loss, the package's own."""
+
 SHAPE = ("segments", "router_rank", "share_a")
 """Options of a mixture that no plan depends on whose budget is one of experts."""
 
@@ -109,7 +112,12 @@ def linear_shapes(bench: Bench) -> list[tuple[int, int]]:
 
 
 def mixture(
-    bench: Bench, *, router: str = "learned", in_rank: bool = False, **options: Any
+    bench: Bench,
+    *,
+    router: str = "learned",
+    in_rank: bool = False,
+    balance: float = BALANCE,
+    **options: Any,
 ) -> Built:
     """A mixture, by a plan that the package's own planner makes.
 
@@ -117,6 +125,7 @@ def mixture(
         bench: What it is built on.
         router: learned; fixed, as it was drawn; or shared, one for all layers of a width.
         in_rank: Whether the plan's numbers are spent on the rank of one expert each.
+        balance: Weight of the load-balancing loss.
         **options: Of the `alphalora:` block.
     """
     shape = {name: options.pop(name) for name in SHAPE if name in options}
@@ -131,6 +140,7 @@ def mixture(
         num_experts=counts,
         rank_pattern=ranks,
         top_k=options.get("top_k", TOP_K),
+        aux_loss_coef=balance,
         **shape,
     )
     torch.manual_seed(bench.seed)
@@ -265,6 +275,7 @@ _MIXTURES: dict[str, dict[str, Any]] = {
     "dense": {"top_k": EXPERTS},
     "fixed-router": {"router": "fixed"},
     "shared-router": {"router": "shared"},
+    "unbalanced": {"balance": 0.0},
     **{name: _planned(name) for name in (*ALLOCATIONS, *CUT)},
 }
 
@@ -282,7 +293,7 @@ def why_not(method: str) -> str | None:
     if method == "mixlora":
         return None if find_spec("axolotl") else "axolotl is not installed"
     options = dict(_MIXTURES.get(method, {}))
-    for own in ("router", "in_rank"):
+    for own in ("router", "in_rank", "balance"):
         options.pop(own, None)
     for name in SHAPE:
         options.pop(name, None)

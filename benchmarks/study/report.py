@@ -130,6 +130,12 @@ def headline(done: Done) -> str:
     return _verdicts(main(done), done).headline()
 
 
+def short(done: Done) -> str:
+    """The answer for the README: in one sentence, and the two comparisons that it rests on."""
+    found = _verdicts(main(done), done)
+    return "\n".join(f"- {line}" for line in (found.headline(), *found.main()))
+
+
 def answer(done: Done) -> str:
     """The answer, a line for each question."""
     setting = main(done)
@@ -319,6 +325,7 @@ def parts(path: Path = results.RESULTS) -> dict[str, Any]:
     done = results.read(path)
     return {
         "study-headline": lambda: headline(done),
+        "study-short": lambda: short(done),
         "study-answer": lambda: answer(done),
         "study-pilot": lambda: pilot(done),
         "study-precision": lambda: precision(done),

@@ -25,6 +25,11 @@ from .compare import (
 
 LORA, MIXTURE, PLAN = "lora-r40", "uniform", "alphalora-hill"
 """The methods that stand for a plain LoRA, a mixture and a plan."""
+WORDS = {
+    LORA: "a LoRA of rank 40",
+    MIXTURE: "5 experts of rank 8, top-2,",
+    PLAN: "AlphaLoRA's numbers (`hill`)",
+}
 ACTIVE = "lora-r16"
 """The plain LoRA with as many ranks as a mixture has active."""
 
@@ -75,21 +80,26 @@ class Verdicts:
         )
         return (
             f"A mixture of LoRA experts {SAID[shape][0]} a plain LoRA of the same total rank, and "
-            f"AlphaLoRA's uneven numbers {SAID[plan][1]} the same number of experts in every block."
+            f"AlphaLoRA's uneven numbers {SAID[plan][1]} even ones."
         )
+
+    def main(self) -> tuple[str, str]:
+        """The comparisons that the headline rests on, with their figures."""
+        even = {**WORDS, MIXTURE: "5 in every block"}
+        return self.sentence((MIXTURE, LORA), WORDS), self.sentence((PLAN, MIXTURE), even)
 
     def shape(self) -> str:
         """Mixtures and other LoRAs against the plain one."""
         others = self.listed((name, LORA) for name in SHAPES if name != MIXTURE)
         active = self.sentence((MIXTURE, ACTIVE))
-        return f"{self.sentence((MIXTURE, LORA))} Others against `{LORA}`: {others}. {active}"
+        return f"{self.main()[0]} Others against `{LORA}`: {others}. {active}"
 
     def allocation(self) -> str:
         """Plans against the same number everywhere, and against their controls."""
         others = self.listed((name, MIXTURE) for name in PLANS if name != PLAN)
         controls = self.listed(CONTROLS, both=True)
         return (
-            f"{self.sentence((PLAN, MIXTURE))} Other plans against `{MIXTURE}`: {others}. "
+            f"{self.main()[1]} Other plans against `{MIXTURE}`: {others}. "
             f"Plans against their controls: {controls}."
         )
 
@@ -135,17 +145,23 @@ class Verdicts:
         rounded = {name: round(value, DIGITS) for name, value in found.items()}
         return {"verdict": one.verdict, **rounded, "seeds": len(one.seeds)}
 
-    def sentence(self, pair: Pair) -> str:
-        """One pair with its interval, and the seeds that it takes."""
+    def sentence(self, pair: Pair, words: Mapping[str, str] | None = None) -> str:
+        """One pair with its interval, and the seeds that it takes.
+
+        Args:
+            pair: Of methods.
+            words: What to call them; their own names if None.
+        """
         one = self.pairs.get(pair)
+        method, against = ((words or {}).get(name, f"`{name}`") for name in pair)
         if one is None:
-            return f"`{pair[0]}` and `{pair[1]}` have not been run with the same seeds yet."
+            return f"{method} and {against} have not been run with the same seeds yet."
         seeds = f"{len(one.seeds)} seed{'s' * (len(one.seeds) > 1)}"
         takes = ""
         if one.verdict in (OPEN, FEW) and one.needed:
             takes = f"; {100 * MINIMUM:g} % would take {one.needed}"
         return (
-            f"`{one.method}` against `{one.against}`: {_percent(one)} "
+            f"{method} against {against}: {_percent(one)} "
             f"({100 * one.low:+.2f} to {100 * one.high:+.2f} %, {seeds}), {one.verdict}{takes}."
         )
 

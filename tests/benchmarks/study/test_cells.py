@@ -31,7 +31,7 @@ def test_the_methods_are_those_of_the_table_and_of_its_comparisons():
 def test_every_scored_plan_has_its_controls():
     for plan in ("alphalora-hill", "mola-2468", "sensitivity", "eva"):
         controls = [other for own, other in cells.CONTROLS if own == plan]
-        assert len(controls) == 3 and f"{plan}-rank" in controls, plan
+        assert len(controls) >= 3 and f"{plan}-rank" in controls, plan
 
 
 def test_a_router_of_low_rank_is_also_run_on_the_quickstarts_data():

@@ -141,6 +141,14 @@ def test_a_fixed_router_stays_and_a_shared_one_is_shared(make_bench):
     assert trained(shared) == whole - routers + EXPERTS * sum(widths)
 
 
+def test_only_the_unbalanced_mixture_has_no_balance_loss(make_bench):
+    weights = {
+        method: build(make_bench(), method).model.peft_config["default"].aux_loss_coef
+        for method in ("unbalanced", "uniform", "fixed-router")
+    }
+    assert weights == {"unbalanced": 0.0, "uniform": 0.001, "fixed-router": 0.001}
+
+
 def test_methods_start_from_the_same_weights_where_they_have_them(make_bench):
     """A seed starts a method in one way."""
     first, again, other = (
