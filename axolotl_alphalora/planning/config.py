@@ -31,6 +31,7 @@ MIXTURE = tuple(field.name for field in fields(Mixture))
 
 PAPER: dict[str, Any] = {
     "experts_per_block": 5.0,
+    "min_experts": 1,
     "spend": "experts",
     "top_k": 2,
     "segments": 1,
@@ -253,7 +254,9 @@ class AlphaLoraConfigBlock(BaseModel):
         if own and self.plan is None:
             self.allocation = {**PAPER_ALLOCATION, **allocation}
         decided = given | set(self.RULED_BY_PLAN if self.plan is not None else ())
-        if not own or any(getattr(self, key) is not None for key in AMOUNTS):
+        if not own:
+            decided |= {*AMOUNTS, "min_experts"}
+        elif any(getattr(self, key) is not None for key in AMOUNTS):
             decided |= set(AMOUNTS)
         for key, value in PAPER.items():
             if key not in decided:

@@ -75,10 +75,13 @@ class AlphaLoraArgs(BaseModel):
             check_spelling(data, cls.model_fields)
             verb = running_verb()
             check_verb(verb)
+            if data.get("lora_model_dir"):
+                data = _without(data, "preset")
             if verb in RUNS_ADAPTER:
                 if not data.get("lora_model_dir"):
                     data = _with_trained_adapter(data, verb)
-                data = _without_start(data)
+                if data.get("lora_model_dir"):
+                    data = _without(data, "init_")
             if data.get(ADAPTER) is None:
                 return {**data, ADAPTER: {}}
         elif data.get(ADAPTER) is not None:
@@ -149,12 +152,12 @@ def _with_trained_adapter(data: Mapping[str, Any], verb: str) -> Mapping[str, An
     return {**data, "lora_model_dir": str(found)}
 
 
-def _without_start(data: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Drop what the training began with, for verbs that run the adapter which came of it."""
+def _without(data: Mapping[str, Any], start: str) -> Mapping[str, Any]:
+    """Drop keys of the block that say how an adapter begins, where there is one already."""
     block = data.get(ADAPTER)
-    if not data.get("lora_model_dir") or not isinstance(block, Mapping):
+    if not isinstance(block, Mapping):
         return data
-    kept = {key: value for key, value in block.items() if not str(key).startswith("init_")}
+    kept = {key: value for key, value in block.items() if not str(key).startswith(start)}
     return {**data, ADAPTER: kept}
 
 

@@ -12,66 +12,68 @@ from typing import Any
 
 from ..allocation import Plan
 
-STUDY = "docs/study.md"
-_NONE_SHOWN, _EVEN = "undecided", "the same number of experts in every block"
-_LORA = "a plain LoRA of the same total rank"
+STUDY = "docs/study.md of axolotl-alphalora"
+PLAINER = {
+    "uniform": "the same number of experts in every block (`allocation: uniform`)",
+    "lora": "a plain LoRA of the same total rank",
+}
+"""What a plan was compared with, in words."""
+_SAID = {
+    "better": "did worse",
+    "worse": "did better",
+    "as good": "did as well",
+    "undecided": "was not shown to do better or worse",
+}
+"""Verdict on a plan to what is said of the plainer one."""
 
 
 def read_study() -> dict[str, Any]:
     """Return what was found.
 
     Returns:
-        `where`, in words; `even`, a mixture with the same number everywhere against a plain LoRA;
-        and `uneven`, name of a strategy to its plan against the same number everywhere. Each is
-        None, or left out, while it has too few seeds, and else has `verdict`, `difference`, `low`
-        and `high` of held-out loss as a part (negative where the first is better), and `seeds`.
+        `where`, in words, and `plans`: for each its `strategy`, the `options` that make it that
+        plan, what it is `named` in a sentence, and `against`, a key of `PLAINER` to the comparison
+        with that: `verdict`, `difference`, `low` and `high` of held-out loss as a part (negative
+        where the plan is better), and `seeds`. Comparisons with too few seeds are left out.
     """
     text = files(__package__).joinpath("study.json").read_text(encoding="utf-8")
     return json.loads(text)
 
 
 def study_line(plan: Plan, study: Mapping[str, Any] | None = None) -> str | None:
-    """Say whether a uniform mixture or a plain LoRA would do as well as a plan, by the study.
+    """Say whether a uniform mixture or a plain LoRA did as well as plans of a kind, in the study.
 
     Args:
         plan: The plan.
         study: As `read_study` returns it, which is read if it is None.
 
     Returns:
-        A sentence or two; None for a plan of a kind that the study has no answer on.
+        A sentence; None for a plan of a strategy that the study has no answer on, for a control
+        and for numbers that are spent on rank.
     """
     if plan.control is not None or plan.spend == "rank":
         return None
     study = read_study() if study is None else study
-    name = plan.strategy["name"]
-    compared = (
-        (study["uneven"].get(name), f"plans of {name}", _EVEN),
-        (study["even"] if name == "uniform" or name in study["uneven"] else None, _EVEN, _LORA),
-    )
-    found = [(one, first, second) for one, first, second in compared if one is not None]
-    if not found:
+    same = [row for row in study["plans"] if row["strategy"] == plan.strategy["name"]]
+    if not same:
         return None
-    said = ", and ".join(_compared(*one) for one in found)
-    plainer = [second for one, _, second in found if one["verdict"] != "better"]
-    advice = ""
-    if len(plainer) == len(found):
-        how = {_EVEN: "`allocation: uniform`", _LORA: "a plain LoRA (`--as-lora`)"}
-        sure = all(one["verdict"] != _NONE_SHOWN for one, _, _ in found)
-        advice = (
-            f" On a model and data like these {' or '.join(how[one] for one in plainer)} "
-            f"{'does' if sure else 'may do'} as well."
-        )
-    return f"In our study ({STUDY}: {study['where']}) {said}.{advice}"
+    row = next((row for row in same if _matches(row["options"], plan)), same[0])
+    known = {key: row["against"][key] for key in PLAINER if key in row["against"]}
+    said = [
+        f"{PLAINER[key]} {_SAID[one['verdict']]} ({_figures(one)})" for key, one in known.items()
+    ]
+    where = f"{study['where']}; {STUDY}"
+    return f"In our study ({where}), beside {row['named']}, {', and '.join(said)}."
 
 
-def _compared(one: Mapping[str, Any], first: str, second: str) -> str:
-    verb = {
-        "better": "did better than",
-        "worse": "did worse than",
-        "as good": "did as well as",
-        _NONE_SHOWN: "did not show to differ from",
-    }[one["verdict"]]
+def _matches(options: Mapping[str, Any], plan: Plan) -> bool:
+    recorded = plan.strategy["options"]
+    return all(recorded.get(name) == value for name, value in options.items())
+
+
+def _figures(found: Mapping[str, Any]) -> str:
+    difference, low, high = (100 * found[name] for name in ("difference", "low", "high"))
     return (
-        f"{first} {verb} {second} ({100 * one['difference']:+.2f} % of held-out loss, "
-        f"{100 * one['low']:+.2f} to {100 * one['high']:+.2f} %, {one['seeds']} seeds)"
+        f"the plan's loss {abs(difference):.2f} % {'lower' if difference < 0 else 'higher'}, 95 %: "
+        f"{low:+.2f} to {high:+.2f} %, {found['seeds']} seeds"
     )

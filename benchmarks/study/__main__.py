@@ -129,7 +129,8 @@ def show(options: argparse.Namespace) -> None:
 
 def report(options: argparse.Namespace) -> None:
     """Write the tables and pictures of the page, and what the package says of the study."""
-    from .report import write_findings, write_pictures
+    from .conclusions import write_findings
+    from .report import write_pictures
 
     if options.results != results.RESULTS:
         raise ValueError("`report` writes the page, which is about the study's own results")

@@ -24,6 +24,7 @@ BEYOND = 2
 
 SMALL, LARGE = 320, 1280
 MAIN, SECOND = "smollm2", "gemma3"
+TITLES = {MAIN: "SmolLM2-135M", SECOND: "Gemma-3-270M"}
 PILOT = ("lora-r40", "uniform", "uniform-seg4")
 VARIANCE_OF = "uniform"
 SHAPES = (
@@ -44,6 +45,8 @@ SHAPES = (
     "lora-r8",
     "mixlora",
 )
+MIXTURES = ("uniform-seg4", "uniform-seg8", "dense", "share-a", "router-rank16", "mixlora")
+"""Those of them that have experts, beside `uniform`."""
 ALLOCATIONS = (
     "alphalora-hill",
     "alphalora-hill-opposite",
@@ -77,13 +80,25 @@ CUT = (
     "eva-seg4",
 )
 """Plans whose experts are cut, for the question whether a plan helps at a finer shape."""
-ROUTERS = ("uniform", "fixed-router", "shared-router", "unbalanced")
-SHORT = ("lora-r40", "uniform", "uniform-seg4", "alphalora-hill")
+ROUTERS = ("fixed-router", "shared-router", "unbalanced")
+"""A uniform mixture whose routers do not learn, are shared, or have no load-balancing loss."""
+SHORT = (
+    "lora-r40",
+    "uniform",
+    "uniform-seg4",
+    "alphalora-hill",
+    "alphalora-xmin_peak",
+    "mola-2468",
+)
 """For a second base, for many rows and for other data."""
 SKILLS = (*SHORT, "router-rank16")
 """For the quickstart's data."""
 GROUPS = (SHAPES, ALLOCATIONS, CUT, ROUTERS, SKILLS)
 
+LORA, MIXTURE, CUT_MIXTURE, PLAN = "lora-r40", "uniform", "uniform-seg4", "alphalora-hill"
+"""The methods that stand for a plain LoRA, a mixture, one of more and smaller experts, a plan."""
+PRIMARY = ((MIXTURE, LORA), (PLAN, MIXTURE))
+"""What the study is about, fixed beforehand; p values of these two are corrected by themselves."""
 CONTROLS = (
     *(
         (plan, f"{plan}-{end}")
@@ -95,13 +110,13 @@ CONTROLS = (
     ("mola-2468", "mola-2468-rank"),
     ("alphalora-hill-seg4", "alphalora-hill-opposite-seg4"),
     ("alphalora-hill-seg4", "alphalora-hill-shuffled-seg4"),
+)
+"""A plan, and what it must beat for its numbers to matter: `mola-8642` is the opposite of 2468."""
+ESTIMATORS = (
     ("alphalora-hill", "alphalora-xmin_peak"),
     ("alphalora-ks", "alphalora-xmin_peak"),
 )
-"""A plan, and what it must beat for its numbers to matter: `mola-8642` is the opposite of 2468.
-
-And the estimators beside the default one.
-"""
+"""Other estimators, and the package's default."""
 EQUALS = (
     ("uniform", "lora-equal"),
     ("uniform-seg4", "lora-equal-seg4"),
@@ -110,8 +125,28 @@ EQUALS = (
     ("router-rank16", "lora-equal-router-rank16"),
 )
 """A mixture, and the plain LoRA that trains as many parameters, its routers included."""
+ACTIVE = tuple(
+    (name, "lora-r16")
+    for name in ("uniform", "uniform-seg4", "uniform-seg8", "share-a", "router-rank16")
+)
+"""A mixture, and the plain LoRA of as much rank as a token uses of it."""
+STRATEGIES: dict[str, dict[str, Any]] = {
+    "alphalora-hill": {"strategy": "alphalora", "estimator": "hill"},
+    "alphalora-xmin_peak": {"strategy": "alphalora", "estimator": "xmin_peak"},
+    "alphalora-ks": {"strategy": "alphalora", "estimator": "ks"},
+    "mola-2468": {"strategy": "mola", "shape": [2, 4, 6, 8]},
+    "mola-8642": {"strategy": "mola", "shape": [8, 6, 4, 2]},
+    "sensitivity": {
+        "strategy": "sensitivity",
+        "samples": 64,
+        "beta": 0.5,
+        "granularity": "module",
+    },
+    "eva": {"strategy": "eva", "samples": 64, "rho": 2, "granularity": "module"},
+}
+"""A plan's strategy and what makes it that plan."""
 CHECKED = "alphalora-hill"
-"""A method of `RATES` whose own curve is run all the same, last, to see whether that is fair."""
+"""A method of `RATES` whose own curve is run all the same, to see whether that is fair."""
 RATES = {
     **{
         f"{plan}-{end}": plan
@@ -119,7 +154,7 @@ RATES = {
         for end in ("opposite", "shuffled")
     },
     "mola-2468-shuffled": "mola-2468",
-    **dict.fromkeys((*PLANS, *ROUTERS[1:]), "uniform"),
+    **dict.fromkeys((*PLANS, *ROUTERS), "uniform"),
     **dict.fromkeys(CUT, "uniform-seg4"),
 }
 """A method that has no curve, and the one whose rate it takes: the experts are the same, and only
@@ -180,7 +215,7 @@ class Setting:
     @property
     def named(self) -> str:
         """What it is called on the page."""
-        return f"{self.base}, {self.rows} rows of {self.data}, {self.device}"
+        return f"{TITLES.get(self.base, self.base)}, {self.rows} rows of {self.data}, {self.device}"
 
     def untrained(self) -> Cell:
         """The cell that measures the base model as it is."""
@@ -256,11 +291,12 @@ def _cells(done: Mapping[str, Line], device: str) -> Iterator[Cell]:
         (Setting(data="skills", device=device), (SKILLS,)),
     ):
         yield setting.untrained()
-        for method in (method for group in groups for method in group):
-            yield from _curve_cells(setting, method, done)
-            yield from _seeds(setting, method, done)
-    for rate in GRID:
-        yield gsm8k.cell(CHECKED, rate, 0)
+        for group in groups:
+            for method in group:
+                yield from _curve_cells(setting, method, done)
+                yield from _seeds(setting, method, done)
+            if group is ALLOCATIONS and setting == gsm8k:
+                yield from (gsm8k.cell(CHECKED, rate, 0) for rate in GRID)
 
 
 def _curve_cells(setting: Setting, method: str, done: Mapping[str, Line]) -> Iterator[Cell]:

@@ -9,8 +9,27 @@ from typing import Any
 
 import numpy as np
 
-from .cells import CONTROLS, EQUALS, SEEDS, Line, Setting, best_rate
-from .stats import LEVEL, holm, interval, paired_p, pairs_for, t_quantile
+from .cells import (
+    ACTIVE,
+    ALLOCATIONS,
+    CONTROLS,
+    CUT,
+    CUT_MIXTURE,
+    EQUALS,
+    ESTIMATORS,
+    LORA,
+    MIXTURE,
+    MIXTURES,
+    PLANS,
+    PRIMARY,
+    ROUTERS,
+    SEEDS,
+    SHAPES,
+    Line,
+    Setting,
+    best_rate,
+)
+from .stats import LEVEL, holm, interval, mean_interval, paired_p, pairs_for
 
 MINIMUM = 0.005
 """The least difference of held-out loss that would matter, as a part of it, fixed beforehand.
@@ -23,6 +42,9 @@ the study (1.1075 and 1.1188, one seed, one rate): less than that would not deci
 BETTER, WORSE, SAME, OPEN, FEW = "better", "worse", "as good", "undecided", "too few seeds"
 VERDICTS = (BETTER, SAME, OPEN, WORSE, FEW)
 """What may come of a comparison, see `Comparison.verdict`."""
+
+
+Pair = tuple[str, str]
 
 
 class Runs:
@@ -60,11 +82,7 @@ COMPARED = (
     f"seeds for {100 * MINIMUM:g} %",
     "tasks",
 )
-"""Heads of a table of comparisons.
-
-The number of seeds is that which would show the least difference that matters, by how much the
-pairs' differences vary; `tasks` are those on which the method is the better one.
-"""
+"""Heads of a table of comparisons, see `Comparison.row`."""
 
 
 @dataclass(frozen=True)
@@ -79,10 +97,12 @@ class Comparison:
         seeds: Those of both.
         middle: Mean difference of held-out loss, as a part of the other's; negative where the
             method is better. So are the next two.
-        low: Lower end of its 95 % interval.
+        low: Lower end of its 95 % interval: the outer one of the bootstrap's, over seeds and
+            rows, and Student's t, over seeds.
         high: Upper end.
         p: Of a paired t-test over seeds; None where there is none.
-        corrected: The same after Holm's correction.
+        corrected: The same after Holm's correction, if it has all seeds.
+        family: How many comparisons are corrected together.
     """
 
     method: str
@@ -95,42 +115,46 @@ class Comparison:
     high: float
     p: float | None
     corrected: float | None = None
+    family: int = 1
+
+    @property
+    def complete(self) -> bool:
+        """Whether all of the study's seeds were run for both."""
+        return len(self.seeds) == len(SEEDS)
 
     @property
     def verdict(self) -> str:
         """One of `VERDICTS`.
 
-        With fewer shared seeds than the study has there is none. Better and worse ask for a p
-        below 0.05 after correction and an interval on one side of 0; as good asks for both
-        intervals, that of the bootstrap and that of Student's t over seeds, within the least
-        difference that matters.
+        Without all seeds there is none. As good asks for an interval within the least difference
+        that matters; better and worse for one on one side of 0, and a p below 0.05 after
+        correction.
         """
-        if len(self.seeds) < len(SEEDS):
+        if not self.complete:
             return FEW
-        one_sided = self.low > 0 or self.high < 0
-        if one_sided and self.corrected is not None and self.corrected < LEVEL:
+        if max(-self.low, self.high) <= MINIMUM:
+            return SAME
+        shown = self.corrected is not None and self.corrected < LEVEL
+        if shown and (self.low > 0 or self.high < 0):
             return BETTER if self.middle < 0 else WORSE
-        ends = (self.low, self.high, *self._by_seeds())
-        return SAME if max(map(abs, ends)) <= MINIMUM else OPEN
-
-    def _by_seeds(self) -> tuple[float, float]:
-        """The 95 % interval of the mean difference by Student's t over seeds, as a part."""
-        apart = _apart(self.runs, self.theirs, self.seeds)
-        half = t_quantile(1 - LEVEL / 2, len(apart) - 1) * stdev(apart) / len(apart) ** 0.5
-        mean = fmean(self.theirs.losses[seed] for seed in self.seeds)
-        return (fmean(apart) - half) / mean, (fmean(apart) + half) / mean
+        return OPEN
 
     @property
-    def needed(self) -> int | None:
-        """Seeds that would show a difference of `MINIMUM`; None if unknown or over a hundred."""
-        found = _apart(self.runs, self.theirs, self.seeds)
-        if len(found) < 2:
-            return None
+    def needed(self) -> str:
+        """Seeds with which a true difference of `MINIMUM` would be found in its family, or ""."""
+        apart = _apart(self.runs, self.theirs, self.seeds)
+        if len(apart) < 2:
+            return ""
         mean = fmean(self.theirs.losses[seed] for seed in self.seeds)
-        return pairs_for(stdev(found), MINIMUM * mean)
+        found = pairs_for(stdev(apart), MINIMUM * mean, level=LEVEL / self.family)
+        return str(found) if found else "over 100"
 
     def row(self) -> list[str]:
-        """Its row of a table, see `COMPARED`."""
+        """Its row of a table, see `COMPARED`.
+
+        The last but one is the number of seeds that would show the least difference that matters;
+        `tasks` are those on which the method is the better one.
+        """
         better, tasks = _tasks(self.runs, self.theirs, self.seeds)
         return [
             f"`{self.method}`",
@@ -144,19 +168,20 @@ class Comparison:
             "" if self.p is None else f"{self.p:.3f}",
             "" if self.corrected is None else f"{self.corrected:.3f}",
             self.verdict,
-            "" if self.needed is None else str(self.needed),
+            self.needed,
             f"{better} of {tasks}" if tasks > 1 else "",
         ]
 
 
 def comparisons(
-    setting: Setting, pairs: Sequence[tuple[str, str]], done: Mapping[str, Line]
-) -> list[Comparison]:
+    setting: Setting, pairs: Sequence[Pair], done: Mapping[str, Line]
+) -> dict[Pair, Comparison]:
     """Compare each pair of methods that share seeds.
 
     Args:
         setting: Where.
-        pairs: A method, and what it is compared with; the p values of all are corrected together.
+        pairs: A method, and what it is compared with; the p values of all that have all seeds are
+            corrected together.
         done: Key of a cell to its line.
 
     Raises:
@@ -168,45 +193,67 @@ def comparisons(
         seeds = tuple(seed for seed in runs.lines if seed in theirs.lines)
         if seeds and pair[0] != pair[1]:
             found[pair] = _compared(pair, runs, theirs, seeds)
-    corrected = holm({pair: one.p for pair, one in found.items() if one.p is not None})
-    return [replace(one, corrected=corrected.get(pair)) for pair, one in found.items()]
-
-
-def tables(
-    setting: Setting, methods: Sequence[str], done: Mapping[str, Line]
-) -> dict[str, list[Comparison]]:
-    """Title to the comparisons of a table; those without any are left out.
-
-    Args:
-        setting: Where.
-        methods: Those that are compared with `uniform`, and with `lora-r40`.
-        done: Key of a cell to its line.
-    """
-    asked = {
-        "Against `uniform`:": [(method, "uniform") for method in methods],
-        "Against `lora-r40`:": [(method, "lora-r40") for method in methods],
-        "Mixtures against a plain LoRA of as many parameters:": EQUALS,
-        "Plans against their controls:": CONTROLS,
+    known = {pair: one.p for pair, one in found.items() if one.complete and one.p is not None}
+    corrected, family = holm(known), max(1, len(known))
+    return {
+        pair: replace(one, corrected=corrected.get(pair), family=family)
+        for pair, one in found.items()
     }
-    found = {title: comparisons(setting, pairs, done) for title, pairs in asked.items()}
-    return {title: own for title, own in found.items() if own}
 
 
-def _compared(
-    pair: tuple[str, str], runs: Runs, theirs: Runs, seeds: tuple[int, ...]
-) -> Comparison:
+def _compared(pair: Pair, runs: Runs, theirs: Runs, seeds: tuple[int, ...]) -> Comparison:
     mean = fmean(theirs.losses[seed] for seed in seeds)
     own = difference(runs, theirs, seeds)
     labels = np.array(theirs.lines[seeds[0]]["held_out"]["labels"])
-    low, high = interval(own, labels)
+    apart = _apart(runs, theirs, seeds)
+    ends = (*interval(own, labels), *mean_interval(apart))
     middle = own.mean(0).sum() / labels.sum()
-    p = paired_p(_apart(runs, theirs, seeds))
-    return Comparison(*pair, runs, theirs, seeds, middle / mean, low / mean, high / mean, p)
+    middle, low, high = (float(value / mean) for value in (middle, min(ends), max(ends)))
+    return Comparison(*pair, runs, theirs, seeds, middle, low, high, paired_p(apart))
 
 
 def _apart(runs: Runs, theirs: Runs, seeds: Sequence[int]) -> list[float]:
     """The difference of held-out loss, seed by seed."""
     return [runs.losses[seed] - theirs.losses[seed] for seed in seeds]
+
+
+QUESTIONS: dict[str, dict[str, Sequence[Pair]]] = {
+    "Shape": {
+        "Against a plain LoRA of rank 40": [(name, LORA) for name in SHAPES if name != LORA],
+        "Against a uniform mixture": [(name, MIXTURE) for name in MIXTURES],
+        "Against a plain LoRA of as many parameters": EQUALS,
+        "Against a plain LoRA of as much active rank": ACTIVE,
+    },
+    "Allocation": {
+        "Against the same number in every block": [
+            *((name, MIXTURE) for name in ALLOCATIONS),
+            *((name, CUT_MIXTURE) for name in CUT),
+        ],
+        "Against their controls": CONTROLS,
+        "Estimators": ESTIMATORS,
+        "Plans against a plain LoRA of rank 40": [(name, LORA) for name in (*PLANS, *CUT)],
+    },
+    "Routing": {
+        "Against routers that learn": [(name, MIXTURE) for name in ROUTERS],
+        "Their mixtures against a plain LoRA of rank 40": [(name, LORA) for name in ROUTERS],
+    },
+}
+"""Question to the titles of its tables and their pairs; no two are of the same methods."""
+
+
+def tables(setting: Setting, done: Mapping[str, Line]) -> dict[str, dict[str, list[Comparison]]]:
+    """Question to title to the comparisons of a table; tables without any are left out.
+
+    The p values of a question are corrected together, but for those of `PRIMARY`.
+    """
+    primary = comparisons(setting, PRIMARY, done)
+    found = {}
+    for question, asked in QUESTIONS.items():
+        pairs = [pair for own in asked.values() for pair in own if pair not in PRIMARY]
+        known = comparisons(setting, pairs, done) | primary
+        rows = {title: [known[p] for p in own if p in known] for title, own in asked.items()}
+        found[question] = {title: own for title, own in rows.items() if own}
+    return {question: own for question, own in found.items() if own}
 
 
 def _tasks(runs: Runs, theirs: Runs, seeds: Sequence[int]) -> tuple[int, int]:

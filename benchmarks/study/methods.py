@@ -29,7 +29,7 @@ from axolotl_alphalora.planning import (
 from axolotl_alphalora.sensitivity import measure_sensitivity
 
 from .. import contestants
-from .cells import ALLOCATIONS, CUT, EQUALS, UNTRAINED
+from .cells import ALLOCATIONS, CUT, EQUALS, STRATEGIES, UNTRAINED
 from .rows import Row
 
 RANK, EXPERTS, TOP_K = 8, 5, 2
@@ -41,11 +41,14 @@ SAMPLES = 64
 SCALE = 2.0
 """lora_alpha over the rank: of an expert, and of every plain LoRA."""
 
-BALANCE = AlphaLoraConfig.aux_loss_coef
-"""Weight of the load-balancing loss, the package's own."""
+BALANCE = 0.001
+"""Weight of the load-balancing loss."""
 
-SHAPE = ("segments", "router_rank", "share_a")
-"""Options of a mixture that no plan depends on whose budget is one of experts."""
+SHAPE: dict[str, Any] = {"segments": 1, "router_rank": None, "share_a": False}
+"""Options of a mixture that no plan depends on whose budget is one of experts.
+
+They and all others are the study's own: defaults of the package may change.
+"""
 
 
 class Unavailable(Exception):
@@ -128,7 +131,7 @@ def mixture(
         balance: Weight of the load-balancing loss.
         **options: Of the `alphalora:` block.
     """
-    shape = {name: options.pop(name) for name in SHAPE if name in options}
+    shape = {name: options.pop(name, value) for name, value in SHAPE.items()}
     plan = _plan(bench, options)
     counts, ranks = dict(plan.counts), {}
     if in_rank:
@@ -199,7 +202,14 @@ def _set_routers(model: Any, router: str) -> None:
 
 
 def _request(directory: str, options: Mapping[str, Any]) -> PlanRequest:
-    block = {"allocation": "uniform", "experts_per_block": EXPERTS, "top_k": TOP_K, **options}
+    block = {
+        "preset": "paper",
+        "allocation": "uniform",
+        "experts_per_block": EXPERTS,
+        "min_experts": 1,
+        "top_k": TOP_K,
+        **options,
+    }
     cfg = {
         "base_model": directory,
         "lora_r": RANK,
@@ -247,15 +257,6 @@ _LORAS: dict[str, dict[str, Any]] = {
     "rslora-r40": {"rank": 40, "rslora": True},
     **{equal: {"equal_to": Mixture(**_SHAPES[shape])} for shape, equal in EQUALS},
 }
-_PLANS: dict[str, dict[str, Any]] = {
-    "alphalora-hill": {"strategy": "alphalora", "estimator": "hill"},
-    "alphalora-xmin_peak": {"strategy": "alphalora", "estimator": "xmin_peak"},
-    "alphalora-ks": {"strategy": "alphalora", "estimator": "ks"},
-    "mola-2468": {"strategy": "mola", "shape": "2468"},
-    "mola-8642": {"strategy": "mola", "shape": "8642"},
-    "sensitivity": {"strategy": "sensitivity"},
-    "eva": {"strategy": "eva"},
-}
 
 
 def _planned(name: str) -> dict[str, Any]:
@@ -264,10 +265,10 @@ def _planned(name: str) -> dict[str, Any]:
     options: dict[str, Any] = {} if whole == name else {"segments": 4}
     plan, _, end = whole.rpartition("-")
     if end == "rank":
-        return {"allocation": _PLANS[plan], "in_rank": True, **options}
+        return {"allocation": STRATEGIES[plan], "in_rank": True, **options}
     if end in ("opposite", "shuffled"):
-        return {"allocation": {**_PLANS[plan], "order": end}, **options}
-    return {"allocation": _PLANS[whole], **options}
+        return {"allocation": {**STRATEGIES[plan], "order": end}, **options}
+    return {"allocation": STRATEGIES[whole], **options}
 
 
 _MIXTURES: dict[str, dict[str, Any]] = {

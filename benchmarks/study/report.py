@@ -5,15 +5,12 @@ Takes nothing but the lines of results, so that a test can compare the page with
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
-from axolotl_alphalora.report import evidence
-
-from . import chart, results
+from . import chart, conclusions, results
 from .cells import (
     GROUPS,
     PILOT,
@@ -21,35 +18,22 @@ from .cells import (
     SEEDS,
     UNTRAINED,
     VARIANCE_OF,
-    Cell,
     Line,
     Setting,
     best_rate,
     curve,
     losses,
-    table,
 )
 from .compare import COMPARED, MINIMUM, Runs, means, tables
+from .conclusions import table_of
 from .devices import DEVICES
+from .results import Done, is_in, settings
 from .stats import LEVEL, POWER, pairs_for, visible
-from .verdicts import NOT_RUN, Verdicts
 
 PICTURES = Path(__file__).parents[2] / "docs" / "pictures"
-FINDINGS = Path(evidence.__file__).with_name("study.json")
 NAMED = tuple(dict.fromkeys(method for group in GROUPS for method in group))
 NOTHING = "No cell of it has been run yet."
 DIGITS = 4
-
-Done = Mapping[str, Line]
-
-
-def settings(done: Done) -> list[Setting]:
-    """The settings that have a line, in the order of the table, CPU first."""
-    known = dict.fromkeys(cell for device in DEVICES for cell in table(done, device))
-    cells = [*known, *(Cell.of(line) for line in done.values())]
-    run = {(line["base"], line["data"], line["rows"], line["device"]) for line in done.values()}
-    found = dict.fromkeys((cell.base, cell.data, cell.rows, cell.device) for cell in cells)
-    return [Setting(*one) for one in found if one in run]
 
 
 def pilot(done: Done) -> str:
@@ -73,7 +57,7 @@ def _pilot(setting: Setting, done: Done) -> Iterator[str]:
     seeds = runs.losses
     rows = [[str(seed), f"{loss:.{DIGITS + 1}f}"] for seed, loss in seeds.items()]
     yield f"`{VARIANCE_OF}` at {rate:g}, seed by seed:"
-    yield _table(["seed", "held-out loss"], rows)
+    yield table_of(["seed", "held-out loss"], rows)
     if len(seeds) < len(SEEDS):
         yield f"{len(seeds)} of {len(SEEDS)} seeds have been run."
         return
@@ -100,7 +84,7 @@ def _power(found: Sequence[float]) -> str:
             f"a pair's difference would have a standard deviation of {pair:.{DIGITS + 1}f}; pairs "
             "that share their seeds should have less. With it a paired t-test (two-sided, level "
             f"{LEVEL:g}, power {POWER:g}, one comparison) finds a difference of:",
-            _table(["seeds", "loss", "of the mean"], rows),
+            table_of(["seeds", "loss", "of the mean"], rows),
             f"The minimum effect, {100 * MINIMUM:g} % or {MINIMUM * mean:.{DIGITS}f}, takes "
             + (f"**{needed} seeds**." if needed else "more than a hundred seeds."),
         ]
@@ -122,76 +106,24 @@ def precision(done: Done) -> str:
         losses = [f"{own[one]:.{DIGITS + 1}f}" if one in own else "" for one in devices]
         apart = max(own.values()) - min(own.values())
         rows.append([f"`{cell}`", *losses, f"{100 * apart / min(own.values()):.3f} %"])
-    return _table(["cell", *devices, "apart"], rows)
-
-
-def headline(done: Done) -> str:
-    """The answer in one sentence."""
-    return _verdicts(main(done), done).headline()
-
-
-def short(done: Done) -> str:
-    """The answer for the README: in one sentence, and the two comparisons that it rests on."""
-    found = _verdicts(main(done), done)
-    return "\n".join(f"- {line}" for line in (found.headline(), *found.main()))
-
-
-def answer(done: Done) -> str:
-    """The answer, a line for each question."""
-    setting = main(done)
-    found = _verdicts(setting, done)
-    others = [
-        f"{other.named}: {said}"
-        for other in settings(done)
-        if (other.base, other.data, other.rows) != (setting.base, setting.data, setting.rows)
-        and (said := _verdicts(other, done).short()) != NOT_RUN
-    ]
-    lines = {
-        "Shape": found.shape(),
-        "Allocation": found.allocation(),
-        "Routing": found.routing(),
-        "Elsewhere": f"On {'; on '.join(others)}." if others else "Not run yet.",
-        "Forgetting": found.forgetting(),
-    }
-    return "\n".join(f"{n}. **{what}.** {said}" for n, (what, said) in enumerate(lines.items(), 1))
-
-
-def findings(done: Done) -> dict[str, Any]:
-    """What `alphalora plan` says of the study, see `axolotl_alphalora.report.evidence`."""
-    setting = main(done)
-    return {"where": f"{setting.base}, {setting.rows} rows of {setting.data}"} | _verdicts(
-        setting, done
-    ).findings()
-
-
-def main(done: Done) -> Setting:
-    """The setting of the first questions, on the device where most of it was run."""
-    known = [Setting(device=device) for device in DEVICES]
-    return max(known, key=lambda setting: sum(_is_in(line, setting) for line in done.values()))
-
-
-def _verdicts(setting: Setting, done: Done) -> Verdicts:
-    return Verdicts(setting, _methods(setting, done), done)
-
-
-def _methods(setting: Setting, done: Done) -> list[str]:
-    """What was run, in the order of the table."""
-    run = {line["method"] for line in done.values() if _is_in(line, setting)} - {UNTRAINED}
-    own = [method for method in NAMED if method in run]
-    return own + sorted(run - set(own))
+    return table_of(["cell", *devices, "apart"], rows)
 
 
 def questions(done: Done) -> str:
     """Every setting: the curves of all methods, the paired comparisons, and what else was seen."""
     parts = []
     for setting in settings(done):
-        own = _methods(setting, done)
+        run = {line["method"] for line in done.values() if is_in(line, setting)} - {UNTRAINED}
+        own = [method for method in NAMED if method in run]
+        own += sorted(run - set(own))
         if not own:
             continue
         curved = [m for m in own if m not in RATES or len(losses(setting, m, done)) > 1]
         parts += [f"### {setting.named}", _curve_table(setting, curved, done)]
-        for title, found in tables(setting, own, done).items():
-            parts += [title, _table(COMPARED, [one.row() for one in found])]
+        for question, found in tables(setting, done).items():
+            for title, compared in found.items():
+                parts += [f"{question}. {title}:"]
+                parts += [table_of(COMPARED, [one.row() for one in compared])]
         parts += [
             part for part in (_forgotten(setting, own, done), _routed(setting, own, done)) if part
         ]
@@ -211,7 +143,7 @@ def _forgotten(setting: Setting, methods: Sequence[str], done: Done) -> str:
         [f"`{method}`", *(f"{losses[name] - before['others'][name]:+.4f}" for name in sets)]
         for method, losses in found.items()
     ]
-    return f"Forgetting, at each one's best rate:\n\n{_table(['method', *sets], rows)}"
+    return f"Forgetting, at each one's best rate:\n\n{table_of(['method', *sets], rows)}"
 
 
 def _routed(setting: Setting, methods: Sequence[str], done: Done) -> str:
@@ -224,7 +156,7 @@ def _routed(setting: Setting, methods: Sequence[str], done: Done) -> str:
         ]
         for method, numbers in found.items()
     ]
-    return f"Routers:\n\n{_table(['method', *ROUTED], rows)}" if rows else ""
+    return f"Routers:\n\n{table_of(['method', *ROUTED], rows)}" if rows else ""
 
 
 def _share(value: float) -> str:
@@ -247,7 +179,7 @@ def cells(done: Done) -> str:
         return NOTHING
     heads = ["cell", "parameters", "held-out loss", "text", "others", "entropy", "dead"]
     heads += ["answers", "s", "MiB", "KiB a token", "commit"]
-    return _table(heads, [_cell_row(key, line) for key, line in done.items()])
+    return table_of(heads, [_cell_row(key, line) for key, line in done.items()])
 
 
 def _cell_row(key: str, line: Line) -> list[str]:
@@ -291,7 +223,7 @@ def _curve_table(setting: Setting, methods: Sequence[str], done: Done) -> str:
         if best is not None:
             shown[best] = f"**{shown[best]}**"
         rows.append([f"`{method}`", *(shown.get(rate, "") for rate in rates)])
-    return _table(["seed 0", *(f"{rate:g}" for rate in rates)], rows)
+    return table_of(["seed 0", *(f"{rate:g}" for rate in rates)], rows)
 
 
 def pictures(done: Done) -> dict[str, str]:
@@ -310,34 +242,20 @@ def _picture(setting: Setting, what: str) -> str:
     return f"study-{what}-{setting.device}.svg"
 
 
-def _is_in(line: Line, setting: Setting) -> bool:
-    own = (setting.base, setting.data, setting.rows, setting.device)
-    return own == (line["base"], line["data"], line["rows"], line["device"])
-
-
-def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [heads, ["---"] * len(heads), *rows]
-    return "\n".join(f"| {' | '.join(row)} |" for row in lines)
-
-
 def parts(path: Path = results.RESULTS) -> dict[str, Any]:
     """Name of a generated part of the page to what writes it."""
     done = results.read(path)
     return {
-        "study-headline": lambda: headline(done),
-        "study-short": lambda: short(done),
-        "study-answer": lambda: answer(done),
+        "study-headline": lambda: conclusions.headline(done),
+        "study-short": lambda: conclusions.short(done),
+        "study-answer": lambda: conclusions.answer(done),
+        "study-effort": lambda: conclusions.effort(done),
+        "study-defaults": lambda: conclusions.defaults(done),
         "study-pilot": lambda: pilot(done),
         "study-precision": lambda: precision(done),
         "study-questions": lambda: questions(done),
         "study-cells": lambda: cells(done),
     }
-
-
-def write_findings(path: Path = results.RESULTS, file: Path = FINDINGS) -> None:
-    """Write what the package says of the study."""
-    text = json.dumps(findings(results.read(path)), indent=2)
-    file.write_text(text + "\n", encoding="utf-8")
 
 
 def write_pictures(path: Path = results.RESULTS, folder: Path = PICTURES) -> None:

@@ -5,10 +5,16 @@ from __future__ import annotations
 import fcntl
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from .cells import Cell, Line, Setting, table
+from .devices import DEVICES
+
+Done = Mapping[str, Line]
+"""Key of a cell to its line."""
 
 RESULTS = Path(__file__).with_name("results.jsonl")
 
@@ -59,3 +65,24 @@ def locked(path: Path = RESULTS) -> Iterator[None]:
         except BlockingIOError:
             raise ValueError(f"another run writes to {path}: wait, or give --results") from None
         yield
+
+
+def settings(done: Done) -> list[Setting]:
+    """The settings that have a line, in the order of the table, CPU first."""
+    known = dict.fromkeys(cell for device in DEVICES for cell in table(done, device))
+    cells = [*known, *(Cell.of(line) for line in done.values())]
+    run = {(line["base"], line["data"], line["rows"], line["device"]) for line in done.values()}
+    found = dict.fromkeys((cell.base, cell.data, cell.rows, cell.device) for cell in cells)
+    return [Setting(*one) for one in found if one in run]
+
+
+def main(done: Done) -> Setting:
+    """The setting of the first questions, on the device where most of it was run."""
+    known = [Setting(device=device) for device in DEVICES]
+    return max(known, key=lambda setting: sum(is_in(line, setting) for line in done.values()))
+
+
+def is_in(line: Line, setting: Setting) -> bool:
+    """Whether a line is of a setting."""
+    own = (setting.base, setting.data, setting.rows, setting.device)
+    return own == (line["base"], line["data"], line["rows"], line["device"])

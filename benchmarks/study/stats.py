@@ -72,21 +72,34 @@ def holm(p_values: Mapping[Any, float]) -> dict[Any, float]:
     return found
 
 
-def visible(deviation: float, pairs: int) -> float:
-    """The mean difference that a paired t-test finds with the study's level and power.
+def mean_interval(differences: Sequence[float]) -> tuple[float, ...]:
+    """The 95 % interval of a mean by Student's t; empty for a single value."""
+    number = len(differences)
+    if number < 2:
+        return ()
+    half = t_quantile(1 - LEVEL / 2, number - 1) * stdev(differences) / math.sqrt(number)
+    return fmean(differences) - half, fmean(differences) + half
+
+
+def visible(deviation: float, pairs: int, level: float = LEVEL) -> float:
+    """The mean difference that a paired t-test finds with the study's power.
 
     Args:
         deviation: Standard deviation of a pair's difference.
         pairs: Their number, at least 2.
+        level: Of the test, two-sided.
     """
     freedom = pairs - 1
-    factor = t_quantile(1 - LEVEL / 2, freedom) + t_quantile(POWER, freedom)
+    factor = t_quantile(1 - level / 2, freedom) + t_quantile(POWER, freedom)
     return factor * deviation / math.sqrt(pairs)
 
 
-def pairs_for(deviation: float, difference: float, most: int = 100) -> int | None:
+def pairs_for(
+    deviation: float, difference: float, most: int = 100, level: float = LEVEL
+) -> int | None:
     """The fewest pairs with which a mean difference is `visible`; None beyond `most`."""
-    return next((n for n in range(2, most + 1) if visible(deviation, n) <= difference), None)
+    fits = (n for n in range(2, most + 1) if visible(deviation, n, level) <= difference)
+    return next(fits, None)
 
 
 def interval(

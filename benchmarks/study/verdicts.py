@@ -1,7 +1,6 @@
 """What the comparisons say, in words: the answer of `docs/study.md`, line by line.
 
-Every word of a verdict follows from figures of the page's tables by one rule, so that no sentence
-can go beyond them.
+Every verdict is one of a table on that page, so that no sentence can go beyond its figures.
 """
 
 from __future__ import annotations
@@ -9,7 +8,28 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from .cells import CONTROLS, PLANS, ROUTERS, SHAPES, SHORT, Line, Setting
+from .cells import (
+    ACTIVE,
+    CONTROLS,
+    CUT,
+    CUT_MIXTURE,
+    EQUALS,
+    ESTIMATORS,
+    LORA,
+    MIXTURE,
+    MIXTURES,
+    PLAN,
+    PLANS,
+    PRIMARY,
+    ROUTERS,
+    SEEDS,
+    SHAPES,
+    SHORT,
+    STRATEGIES,
+    TITLES,
+    Line,
+    Setting,
+)
 from .compare import (
     BETTER,
     FEW,
@@ -19,28 +39,10 @@ from .compare import (
     VERDICTS,
     WORSE,
     Comparison,
+    Pair,
     means,
     tables,
 )
-
-LORA, MIXTURE, PLAN = "lora-r40", "uniform", "alphalora-hill"
-"""The methods that stand for a plain LoRA, a mixture and a plan."""
-WORDS = {
-    LORA: "a LoRA of rank 40",
-    MIXTURE: "5 experts of rank 8, top-2,",
-    PLAN: "AlphaLoRA's numbers (`hill`)",
-}
-ACTIVE = "lora-r16"
-"""The plain LoRA with as many ranks as a mixture has active."""
-
-STRATEGIES = {
-    "alphalora": PLAN,
-    "mola": "mola-2468",
-    "sensitivity": "sensitivity",
-    "eva": "eva",
-}
-"""A strategy of the package, and the method that stands for it."""
-DIGITS = 5
 
 SAID = {
     BETTER: ("did better than", "did better than"),
@@ -50,92 +52,131 @@ SAID = {
     FEW: ("has too few runs to be compared with", "have too few runs to be compared with"),
 }
 """Verdict to what is said of a mixture, and of its numbers."""
-
+WORDS = {
+    LORA: "a LoRA of rank 40",
+    MIXTURE: "5 experts of rank 8 in every block",
+    PLAN: "AlphaLoRA's numbers by `hill`",
+    "alphalora-xmin_peak": "AlphaLoRA's numbers by `xmin_peak`",
+    "alphalora-ks": "AlphaLoRA's numbers by `ks`",
+    "mola-2468": "MoLA's 2-4-6-8",
+    "mola-8642": "MoLA's 8-6-4-2",
+    "sensitivity": "numbers by sensitivity",
+    "eva": "numbers by EVA",
+}
+"""What methods are called in sentences; the others by their names."""
 NOT_RUN = "not run yet"
+DEFAULTS: dict[str, Sequence[Pair]] = {
+    "`segments: 1`": [("uniform-seg4", MIXTURE), ("uniform-seg8", MIXTURE)],
+    "`router_rank: null`": [("router-rank16", MIXTURE)],
+    "`share_a: false`": [("share-a", MIXTURE)],
+    "`top_k: 2`": [("dense", MIXTURE)],
+    "`estimator: xmin_peak`": ESTIMATORS,
+    "`aux_loss_coef: 0.001`": [("unbalanced", MIXTURE)],
+    "`router_lr_ratio: 1`": [],
+}
+"""A default of the package, and the comparisons that could change it."""
+DIGITS = 5
 
-Pair = tuple[str, str]
 Done = Mapping[str, Line]
 
 
 class Verdicts:
     """What was found in one setting, in words."""
 
-    def __init__(self, setting: Setting, methods: Sequence[str], done: Done) -> None:
+    def __init__(self, setting: Setting, done: Done) -> None:
         """Compare.
 
         Args:
             setting: Where.
-            methods: What was run there.
             done: Key of a cell to its line.
         """
         self.setting, self.done = setting, done
-        found = tables(setting, methods, done).values()
+        found = [one for own in tables(setting, done).values() for one in own.values()]
         self.pairs = {(one.method, one.against): one for table in found for one in table}
 
     def headline(self) -> str:
         """The answer in one sentence: a mixture against a LoRA, a plan against a mixture."""
-        shape, plan = (
-            self.pairs[pair].verdict if pair in self.pairs else FEW
-            for pair in ((MIXTURE, LORA), (PLAN, MIXTURE))
-        )
+        shape, plan = (self.pairs[pair].verdict if pair in self.pairs else FEW for pair in PRIMARY)
+        where = f"{TITLES[self.setting.base]} and {self.setting.data}"
         return (
-            f"A mixture of LoRA experts {SAID[shape][0]} a plain LoRA of the same total rank, and "
-            f"AlphaLoRA's uneven numbers {SAID[plan][1]} even ones."
+            f"On {where} a mixture of 5 experts of rank 8, top-2, {SAID[shape][0]} a LoRA of rank "
+            f"40, and AlphaLoRA's uneven numbers (by `hill`) {SAID[plan][1]} even ones."
         )
 
-    def main(self) -> tuple[str, str]:
+    def main(self) -> list[str]:
         """The comparisons that the headline rests on, with their figures."""
-        even = {**WORDS, MIXTURE: "5 in every block"}
-        return self.sentence((MIXTURE, LORA), WORDS), self.sentence((PLAN, MIXTURE), even)
+        return [self.sentence(pair) for pair in PRIMARY]
 
-    def shape(self) -> str:
-        """Mixtures and other LoRAs against the plain one."""
-        others = self.listed((name, LORA) for name in SHAPES if name != MIXTURE)
-        active = self.sentence((MIXTURE, ACTIVE))
-        return f"{self.main()[0]} Others against `{LORA}`: {others}. {active}"
+    def shape(self) -> list[str]:
+        """Mixtures and other LoRAs."""
+        others = [(name, LORA) for name in SHAPES if name not in (MIXTURE, LORA)]
+        return [
+            self.sentence(PRIMARY[0]),
+            f"Others against `{LORA}`: {self.listed(others)}.",
+            f"Mixtures against a LoRA of as many parameters: {self.listed(EQUALS)}; "
+            f"of as much active rank: {self.listed(ACTIVE)}.",
+            f"Against `{MIXTURE}`: {self.listed((name, MIXTURE) for name in MIXTURES)}.",
+        ]
 
-    def allocation(self) -> str:
+    def allocation(self) -> list[str]:
         """Plans against the same number everywhere, and against their controls."""
-        others = self.listed((name, MIXTURE) for name in PLANS if name != PLAN)
-        controls = self.listed(CONTROLS, both=True)
-        return (
-            f"{self.main()[1]} Other plans against `{MIXTURE}`: {others}. "
-            f"Plans against their controls: {controls}."
-        )
+        cut = self.listed((name, CUT_MIXTURE) for name in CUT)
+        return [
+            self.sentence(PRIMARY[1]),
+            f"Other plans against `{MIXTURE}`: "
+            f"{self.listed((name, MIXTURE) for name in PLANS if name != PLAN)}.",
+            f"Plans against their controls: {self.listed(CONTROLS, both=True)}.",
+            f"With every expert cut into 4, against `{CUT_MIXTURE}`: {cut}.",
+        ]
 
-    def routing(self) -> str:
-        """Routers that do not learn, or not each its own, against those that do."""
-        found = self.listed((name, MIXTURE) for name in ROUTERS if name != MIXTURE)
-        return f"Against `{MIXTURE}`, whose routers learn: {found}."
+    def routing(self) -> list[str]:
+        """Routers that do not learn, are shared or not balanced; what they tell of tasks."""
+        found = self.listed((name, MIXTURE) for name in ROUTERS)
+        return [f"Against `{MIXTURE}`, whose routers learn: {found}."]
 
     def short(self) -> str:
-        """The main comparisons of a setting that has few."""
-        pairs = [
-            (MIXTURE, LORA),
-            *((name, MIXTURE) for name in SHORT if name not in (MIXTURE, LORA)),
-        ]
-        return self.listed(pairs, both=True)
+        """The main comparisons of a setting that has few; "" if none was run."""
+        others = [(name, MIXTURE) for name in SHORT if name not in (MIXTURE, LORA)]
+        known = [PRIMARY[0], *others]
+        return self.listed(known, both=True) if set(known) & set(self.pairs) else ""
 
-    def forgetting(self) -> str:
+    def forgetting(self) -> list[str]:
         """How much the losses on the other sets rose over the base model's, set by set."""
         before = self.done.get(self.setting.untrained().key)
-        named = (LORA, MIXTURE, PLAN)
-        found = means(self.setting, named, self.done, lambda line: line["others"])
+        methods = (LORA, MIXTURE, CUT_MIXTURE, PLAN)
+        found = means(self.setting, methods, self.done, lambda line: line["others"])
         if before is None or not found:
-            return "Not measured yet."
-        rises = []
+            return ["Not measured yet."]
+        changes = []
         for name, loss in before["others"].items():
             said = (f"{one[name] - loss:+.2f} (`{method}`)" for method, one in found.items())
-            rises.append(f"{name} {', '.join(said)}")
-        return f"The loss on other sets rose by: {'; '.join(rises)}."
+            changes.append(f"{name} {', '.join(said)}")
+        return [f"The loss on other sets changed by: {'; '.join(changes)}."]
 
-    def findings(self) -> dict[str, Any]:
-        """The comparisons that have enough seeds and that say something of a user's plan."""
-        plans = {name: self._finding((method, MIXTURE)) for name, method in STRATEGIES.items()}
-        return {
-            "even": self._finding((MIXTURE, LORA)),
-            "uneven": {name: found for name, found in plans.items() if found},
-        }
+    def defaults(self) -> Iterator[tuple[str, str, str]]:
+        """A default, what it was compared with, and whether the study says to change it."""
+        for default, pairs in DEFAULTS.items():
+            known = [self.pairs[pair] for pair in pairs if pair in self.pairs]
+            better = [one for one in known if one.verdict == BETTER]
+            compared = self.listed(pairs, both=True) if pairs else "nothing here varies it"
+            yield default, compared, "is to change" if better else "stays"
+
+    def findings(self) -> list[dict[str, Any]]:
+        """The plans that have been compared with all seeds, for `alphalora plan`."""
+        plans = {MIXTURE: {"strategy": "uniform"}, **STRATEGIES}
+        rows = []
+        for method, options in plans.items():
+            options = dict(options)
+            against = {
+                name: self._finding((method, other))
+                for name, other in (("uniform", MIXTURE), ("lora", LORA))
+            }
+            known = {name: found for name, found in against.items() if found}
+            if known:
+                strategy = options.pop("strategy")
+                named = {"strategy": strategy, "options": options, "named": WORDS[method]}
+                rows.append({**named, "against": known})
+        return rows
 
     def _finding(self, pair: Pair) -> dict[str, Any] | None:
         one = self.pairs.get(pair)
@@ -145,24 +186,19 @@ class Verdicts:
         rounded = {name: round(value, DIGITS) for name, value in found.items()}
         return {"verdict": one.verdict, **rounded, "seeds": len(one.seeds)}
 
-    def sentence(self, pair: Pair, words: Mapping[str, str] | None = None) -> str:
-        """One pair with its interval, and the seeds that it takes.
-
-        Args:
-            pair: Of methods.
-            words: What to call them; their own names if None.
-        """
+    def sentence(self, pair: Pair) -> str:
+        """One pair with its interval, and the seeds that it takes."""
         one = self.pairs.get(pair)
-        method, against = ((words or {}).get(name, f"`{name}`") for name in pair)
+        method, against = (WORDS.get(name, f"`{name}`") for name in pair)
         if one is None:
-            return f"{method} and {against} have not been run with the same seeds yet."
+            return f"{_capital(method)} and {against} have not been run with the same seeds yet."
         seeds = f"{len(one.seeds)} seed{'s' * (len(one.seeds) > 1)}"
         takes = ""
-        if one.verdict in (OPEN, FEW) and one.needed:
-            takes = f"; {100 * MINIMUM:g} % would take {one.needed}"
+        if one.verdict in (OPEN, FEW) and one.needed not in ("", *map(str, range(len(SEEDS) + 1))):
+            takes = f"; to find a true difference of {100 * MINIMUM:g} % takes {one.needed} seeds"
         return (
-            f"{method} against {against}: {_percent(one)} "
-            f"({100 * one.low:+.2f} to {100 * one.high:+.2f} %, {seeds}), {one.verdict}{takes}."
+            f"{_capital(method)} against {against}: held-out loss {amount(one.middle)} "
+            f"(95 %: {amount(one.low)} to {amount(one.high)}; {seeds}): {one.verdict}{takes}."
         )
 
     def listed(self, pairs: Iterable[Pair], both: bool = False) -> str:
@@ -174,7 +210,10 @@ class Verdicts:
 def _by_verdict(known: Sequence[Comparison], both: bool) -> Iterator[str]:
     for verdict in VERDICTS:
         own = [
-            f"`{one.method}`" + f" against `{one.against}`" * both + f" ({_percent(one)})"
+            f"`{one.method}`"
+            + f" against `{one.against}`" * both
+            + f" ({100 * one.middle:+.2f} %, "
+            f"{100 * one.low:+.2f} to {100 * one.high:+.2f})"
             for one in known
             if one.verdict == verdict
         ]
@@ -182,5 +221,10 @@ def _by_verdict(known: Sequence[Comparison], both: bool) -> Iterator[str]:
             yield f"{verdict}: {', '.join(own)}"
 
 
-def _percent(one: Comparison) -> str:
-    return f"{100 * one.middle:+.2f} %"
+def amount(part: float) -> str:
+    """A difference of loss in words: `0.23 % lower`."""
+    return f"{100 * abs(part):.2f} % {'lower' if part < 0 else 'higher'}"
+
+
+def _capital(text: str) -> str:
+    return text[0].upper() + text[1:]

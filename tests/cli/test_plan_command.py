@@ -186,6 +186,19 @@ def test_confidence_is_shown_and_stored(tmp_path, model):
     assert f"alphalora: {{plan: {path}}}" in saved
 
 
+def test_a_plan_is_told_what_the_study_found_of_its_kind(tmp_path, model, monkeypatch):
+    found = {"verdict": "undecided", "difference": 0.001, "low": -0.003, "high": 0.005, "seeds": 5}
+    row = {"strategy": "alphalora", "options": {}, "named": "its numbers"}
+    study = {"where": "a model", "plans": [{**row, "against": {"uniform": found}}]}
+    monkeypatch.setattr("axolotl_alphalora.report.evidence.read_study", lambda: study)
+    said = "beside its numbers, the same number of experts in every block"
+    assert said in " ".join(plan(model).output.split())
+    even = plan(config(tmp_path, model, alphalora={"allocation": "uniform"}))
+    assert even.exit_code == 0 and "study" not in even.output
+    result = plan(model, "--json")
+    assert "study" not in result.stdout and json.loads(result.stdout)
+
+
 def test_json_is_all_there_is_on_stdout(tmp_path, model):
     path = tmp_path / "plan.svg"
     flags = ["--json", "--confidence", "--samples", "10", "--per-module", "--plot", path]

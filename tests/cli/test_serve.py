@@ -129,10 +129,12 @@ def test_what_vllm_cannot_serve_is_said_before_it_starts(folder, changes, messag
     assert message in run(folder, "--print", code=1)
 
 
-def test_the_small_server_is_in_the_wheel(fresh_process, tmp_path):
+def test_the_small_server_and_the_study_are_in_the_wheel(fresh_process, tmp_path):
     code = "import sys; from hatchling.build import build_wheel; print(build_wheel(sys.argv[1]))"
     name = fresh_process("-c", code, tmp_path, cwd=ROOT).stdout.split()[-1]
     with zipfile.ZipFile(tmp_path / name) as wheel:
         (inside,) = (n for n in wheel.namelist() if n.endswith("example_configs/serve.py"))
         assert wheel.read(inside) == (ROOT / "example_configs" / "serve.py").read_bytes()
+        study = "axolotl_alphalora/report/study.json"
+        assert wheel.read(study) == (ROOT / study).read_bytes()
     assert serve._SMALL_SERVERS[1] == ROOT / inside

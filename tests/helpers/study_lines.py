@@ -23,6 +23,7 @@ def line(method, rate, seed, loss):
             "rows": list(rows),
             "labels": LABELS,
         },
+        "steps": 0 if method == "untrained" else 40,
         "recipe": {"batch": 8},
         "digest": "00ff",
         "routers": {"router_entropy": 0.5, "dead_experts": 0.25} if method == "uniform" else None,
@@ -42,3 +43,24 @@ def add(done, method, loss, **changes):
     for seed in range(1, 5):
         one = line(method, GRID[2], seed, loss + 0.001 * seed + 0.0005 * (-1) ** seed) | changes
         done[one["cell"]] = one
+
+
+def scatter(done, method, loss, *offsets, noise=0.0):
+    """Give a method five seeds; each one's loss has an offset of its own.
+
+    Args:
+        done: Key of a cell to its line; gets the lines.
+        method: Which.
+        loss: Per label.
+        *offsets: What each seed's loss is off.
+        noise: By how many nats two rows are off, the one up and the other down.
+    """
+    add(done, method, loss)
+    for seed, offset in enumerate(offsets):
+        one = done[HERE.cell(method, GRID[2], seed).key]["held_out"]
+        one["loss"] = loss + 0.001 * seed + offset
+        one["rows"] = [
+            row + offset * labels for row, labels in zip(one["rows"], LABELS, strict=True)
+        ]
+        one["rows"][0] += noise
+        one["rows"][3] -= noise

@@ -6,7 +6,7 @@ import pytest
 from pydantic import ValidationError
 
 from axolotl_alphalora.mixture import Mixture
-from axolotl_alphalora.planning.config import BUDGET, AlphaLoraConfigBlock
+from axolotl_alphalora.planning.config import AMOUNTS, BUDGET, PAPER, AlphaLoraConfigBlock
 
 
 def test_the_defaults_are_those_of_the_documented_yaml():
@@ -121,20 +121,34 @@ PAPERS = {
 
 def test_the_preset_paper_is_what_the_paper_uses_whatever_the_defaults_are(monkeypatch):
     """Five experts a block, the peak of the spectrum, beta 2.5; top-2 of full routers; 0.001."""
-    for name, field in AlphaLoraConfigBlock.model_fields.items():
-        if name in ("top_k", "segments", "aux_loss_coef", "router_lr_ratio"):
-            monkeypatch.setattr(field, "default", 7)
+    other = {
+        "spend": "rank",
+        "top_k": 7,
+        "segments": 7,
+        "router_rank": 7,
+        "share_a": True,
+        "aux_loss_coef": 7.0,
+        "balance_over": "global_batch",
+        "router_lr_ratio": 7.0,
+    }
+    for name, value in other.items():
+        monkeypatch.setattr(AlphaLoraConfigBlock.model_fields[name], "default", value)
     AlphaLoraConfigBlock.model_rebuild(force=True)
-    assert AlphaLoraConfigBlock().top_k == AlphaLoraConfigBlock().segments == 7
-    block = AlphaLoraConfigBlock(preset="paper")
+    try:
+        assert AlphaLoraConfigBlock(segments=1, share_a=False, spend="experts").top_k == 7
+        block = AlphaLoraConfigBlock(preset="paper")
+    finally:
+        monkeypatch.undo()
+        AlphaLoraConfigBlock.model_rebuild(force=True)
     assert block.allocation == {"strategy": "alphalora", **PAPERS}
     assert (block.experts_per_block, block.total_experts, block.min_experts) == (5, None, 1)
     assert (block.top_k, block.segments, block.router_rank, block.share_a) == (2, 1, None, False)
     assert (block.aux_loss_coef, block.balance_over) == (0.001, "micro_batch")
     assert (block.router_lr_ratio, block.spend) == (1.0, "experts")
-    monkeypatch.undo()
-    AlphaLoraConfigBlock.model_rebuild(force=True)
     assert AlphaLoraConfigBlock().top_k == 2
+    free = {"preset", "log_blocks_every", "init_from", "init_split", "plan", "max_experts"}
+    rest = set(AlphaLoraConfigBlock.model_fields) - free - {"allocation", *AMOUNTS[1:]}
+    assert rest == set(PAPER), "every key that makes the experts and their training is the paper's"
 
 
 def test_what_is_said_goes_before_the_preset():

@@ -127,9 +127,16 @@ def test_every_setting_and_every_key_is_decided():
     assert set(LEARNT) == {*KEPT.values(), *CHANGEABLE.values()}
     assert (set(CHANGES), set(CONTRADICTIONS)) == (set(CHANGEABLE), set(KEPT))
     ruled = {*AlphaLoraConfigBlock.RULED_BY_PLAN, "plan", *START - {"init_weights"}}
-    of_the_run = ("router_lr_ratio", "log_blocks_every")  # the optimizer's and the log's
+    # The optimizer's, the log's, and what is for new adapters.
+    of_the_run = ("router_lr_ratio", "log_blocks_every", "preset")
     ours = {key.removeprefix("alphalora.") for key in (*KEPT, *CHANGEABLE) if "." in key}
     assert sorted([*ruled, *ours, *of_the_run]) == sorted(AlphaLoraConfigBlock.model_fields)
+
+
+def test_a_preset_is_for_new_adapters(base, learnt):
+    _, config = continued(base, learnt, "lora_model_dir", {"alphalora.preset": "paper"})
+    for name in {*LEARNT, *LAYERS} - {"target_modules"}:
+        assert getattr(config, name) == getattr(learnt[1], name), name
 
 
 @pytest.mark.parametrize("door", DOORS)

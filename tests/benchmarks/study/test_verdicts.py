@@ -1,98 +1,159 @@
 """What the page says in words follows from its figures."""
 
+from itertools import chain
+
 import pytest
 
-from benchmarks.study import report
-from benchmarks.study.cells import GRID
-from benchmarks.study.compare import BETTER, FEW, OPEN, SAME, WORSE, comparisons
+from benchmarks.study import conclusions
+from benchmarks.study.cells import GRID, PRIMARY
+from benchmarks.study.compare import BETTER, FEW, OPEN, QUESTIONS, SAME, WORSE, comparisons, tables
 from benchmarks.study.verdicts import SAID, Verdicts
-from helpers.study_lines import HERE, LABELS, add
+from helpers.study_lines import HERE, add, scatter
 
 PAIR = ("alphalora-hill", "uniform")
-
-
-def scattered(done, method, loss, *offsets):
-    """Five seeds of a method; each one's loss has an offset of its own."""
-    add(done, method, loss)
-    for seed, offset in enumerate(offsets):
-        one = done[HERE.cell(method, GRID[2], seed).key]["held_out"]
-        one["loss"] = loss + 0.001 * seed + offset
-        one["rows"] = [
-            row + offset * labels for row, labels in zip(one["rows"], LABELS, strict=True)
-        ]
+CLOSE = (0.001, -0.001, 0.0005, 0.0, 0.0)
 
 
 @pytest.mark.parametrize(
-    ("loss", "offsets", "verdict"),
+    ("loss", "offsets", "noise", "verdict"),
     [
-        (1.07, (0.001, -0.001, 0.0005, 0.0, 0.0), BETTER),
-        (1.13, (0.001, -0.001, 0.0005, 0.0, 0.0), WORSE),
-        (1.1001, (0.001, -0.001, 0.0005, -0.0005, 0.0), SAME),
-        (1.107, (0.008, -0.008, 0.008, -0.008, 0.0), OPEN),
-        (1.1001, (0.02, -0.02, 0.02, -0.02, 0.0), OPEN),
+        (1.07, CLOSE, 0.0, BETTER),
+        (1.13, CLOSE, 0.0, WORSE),
+        (1.1001, CLOSE, 0.0, SAME),
+        (1.102, (0.0001, -0.0001, 0.0, 0.0, 0.0), 0.0, SAME),  # shown, and too little to matter
+        (1.107, (0.008, -0.008, 0.008, -0.008, 0.0), 0.0, OPEN),
+        (1.107, CLOSE, 9.0, OPEN),  # all seeds agree, the rows do not
+        (1.1001, (0.005, -0.005, 0.005, -0.005, 0.0), 0.0, OPEN),  # only a t interval is too wide
     ],
 )
-def test_a_verdict_is_that_of_the_figures(done, loss, offsets, verdict):
-    scattered(done, "alphalora-hill", loss, *offsets)
-    (found,) = comparisons(HERE, [PAIR], done)
+def test_a_verdict_is_that_of_the_figures(done, loss, offsets, noise, verdict):
+    scatter(done, "alphalora-hill", loss, *offsets, noise=noise)
+    found = comparisons(HERE, [PAIR], done)[PAIR]
     assert found.verdict == verdict
-    said = Verdicts(HERE, ["alphalora-hill", "uniform"], done)
+    said = Verdicts(HERE, done)
     assert SAID[verdict][1] in said.headline()
-    assert f" {verdict}" in said.sentence(PAIR)
+    assert f": {verdict}" in said.sentence(PAIR)
 
 
 def test_many_comparisons_ask_for_more(done):
     """A difference that is shown alone is not among twenty, nor with four seeds."""
-    scattered(done, "alphalora-hill", 1.107, 0.003, -0.003, 0.003, -0.003, 0.0)
-    (alone,) = comparisons(HERE, [PAIR], done)
-    assert alone.verdict == WORSE and 0.005 < alone.p < 0.05
+    scatter(done, "alphalora-hill", 1.112, 0.004, -0.004, 0.004, -0.004, 0.0)
+    alone = comparisons(HERE, [PAIR], done)[PAIR]
+    assert alone.verdict == WORSE and 0.0025 < alone.p < 0.05
     others = [f"other-{number}" for number in range(20)]
     for name in others:
         add(done, name, 1.1)
-    among = comparisons(HERE, [PAIR, *((name, "uniform") for name in others)], done)
-    assert among[0].p == alone.p and among[0].verdict == OPEN
+    pairs = [PAIR, *((name, "uniform") for name in others)]
+    among = comparisons(HERE, pairs, done)[PAIR]
+    assert among.p == alone.p and among.verdict == OPEN and among.family == 21
+    assert int(among.needed) > int(alone.needed)
+    for name in others:
+        del done[HERE.cell(name, GRID[2], 4).key]
+    assert comparisons(HERE, pairs, done)[PAIR].corrected == alone.p, "nothing is asked of those"
     del done[HERE.cell("alphalora-hill", GRID[2], 4).key]
-    (fewer,) = comparisons(HERE, [PAIR], done)
-    assert fewer.verdict == FEW and "(4 seeds)" not in fewer.row()
+    fewer = comparisons(HERE, [PAIR], done)[PAIR]
+    assert fewer.verdict == FEW and fewer.corrected is None
+
+
+def test_no_two_comparisons_are_of_the_same_methods():
+    pairs = [frozenset(p) for own in QUESTIONS.values() for p in chain.from_iterable(own.values())]
+    assert len(set(pairs)) == len(pairs) and all(len(pair) == 2 for pair in pairs)
+    assert {frozenset(pair) for pair in PRIMARY} <= set(pairs)
+
+
+def test_the_two_main_comparisons_are_corrected_by_themselves(done):
+    scatter(done, "alphalora-hill", 1.112, 0.004, -0.004, 0.004, -0.004, 0.0)
+    scatter(done, "lora-r40", 1.0, *CLOSE)
+    for name in ("mola-2468", "eva", "sensitivity", "dense"):
+        add(done, name, 1.1)
+    found = {
+        (one.method, one.against): one
+        for own in tables(HERE, done).values()
+        for one in chain.from_iterable(own.values())
+    }
+    assert [found[pair].family for pair in PRIMARY] == [2, 2]
+    assert found[PAIR].corrected == pytest.approx(found[PAIR].p)  # the larger of two
+    assert found["eva", "uniform"].family == 7  # three plans, and four of them against the LoRA
+    assert found["dense", "uniform"].family == 2
 
 
 def test_the_answer_has_a_line_for_each_question_and_names_what_was_run(done):
-    scattered(done, "alphalora-hill", 1.07, 0.001, -0.001, 0.0005, 0.0, 0.0)
-    scattered(done, "lora-r40", 1.0, 0.001, -0.001, 0.0, 0.0, 0.0)
-    lines = report.answer(done).splitlines()
+    scatter(done, "alphalora-hill", 1.07, *CLOSE)
+    scatter(done, "lora-r40", 1.0, *CLOSE)
+    scatter(done, "lora-r16", 1.05, *CLOSE)
+    lines = conclusions.answer(done).splitlines()
     assert len(lines) == 5
-    assert "`uniform` against `lora-r40`: +9.98 %" in lines[0] and ", worse." in lines[0]
-    assert "`uniform` and `lora-r16` have not been run with the same seeds yet." in lines[0]
-    assert "`alphalora-hill` against `uniform`: -2.7" in lines[1] and ", better." in lines[1]
+    assert "in every block against a LoRA of rank 40: held-out loss 9.9" in lines[0]
+    assert "% higher (95 %: " in lines[0] and ": worse. Others" in lines[0]
+    assert (
+        "of as many parameters: not run yet; of as much active rank: worse: `uniform`" in lines[0]
+    )
+    assert "held-out loss 2.7" in lines[1] and ": better." in lines[1]
     assert "not run yet" in lines[2] and "Not run yet." in lines[3]
     assert "bbh +0.00 (`lora-r40`)" in lines[4]
-    assert report.headline(done).startswith("A mixture of LoRA experts did worse than a plain LoRA")
+    assert "top-2, did worse than a LoRA of rank 40, and" in conclusions.headline(done)
+    assert "(by `hill`) did better than even ones." in conclusions.headline(done)
+    assert len(conclusions.short(done).splitlines()) == 3
 
 
 def test_other_data_are_answered_apart(done):
-    scattered(done, "lora-r40", 1.0, 0.001, -0.001, 0.0, 0.0, 0.0)
+    scatter(done, "lora-r40", 1.0, *CLOSE)
     other = {}
     for key, line in done.items():
         other[key.replace("/gsm8k/", "/bbh/")] = line | {"data": "bbh"}
-    (elsewhere,) = [row for row in report.answer(done | other).splitlines() if "Elsewhere" in row]
-    said = "On smollm2, 320 rows of bbh, cpu: worse: `uniform` against `lora-r40` (+9.98 %)."
+    (elsewhere,) = [row for row in conclusions.answer(done | other).splitlines() if "4." in row[:2]]
+    said = "On SmolLM2-135M, 320 rows of bbh, cpu: worse: `uniform` against `lora-r40` (+9.9"
     assert said in elsewhere
 
 
 def test_what_was_not_run_has_no_verdict():
-    assert SAID[FEW][0] in report.headline({}) and SAID[FEW][1] in report.headline({})
-    assert report.answer({}).count("not run") + report.answer({}).count("not been run") >= 4
+    assert SAID[FEW][0] in conclusions.headline({}) and SAID[FEW][1] in conclusions.headline({})
+    assert (
+        conclusions.answer({}).count("not run") + conclusions.answer({}).count("not been run") > 4
+    )
+
+
+def test_more_seeds_are_asked_for_only_where_those_there_are_too_few(done):
+    scatter(done, "alphalora-hill", 1.107, 0.008, -0.008, 0.008, -0.008, 0.0)
+    assert "; to find a true difference of 0.5 % takes " in Verdicts(HERE, done).sentence(PAIR)
+    scatter(done, "alphalora-hill", 1.103, 0.0031, -0.0031, 0.0031, -0.0031, 0.0)
+    found = Verdicts(HERE, done)
+    assert found.pairs[PAIR].verdict == OPEN and int(found.pairs[PAIR].needed) <= 5
+    assert "takes" not in found.sentence(PAIR)
+
+
+def test_a_default_is_to_change_where_something_else_did_better(done):
+    scatter(done, "dense", 1.07, *CLOSE)
+    scatter(done, "share-a", 1.13, *CLOSE)
+    rows = {
+        default: (compared, what) for default, compared, what in Verdicts(HERE, done).defaults()
+    }
+    assert rows["`top_k: 2`"][1] == "is to change" and "better: `dense`" in rows["`top_k: 2`"][0]
+    assert rows["`share_a: false`"][1] == "stays" and "worse" in rows["`share_a: false`"][0]
+    assert rows["`router_lr_ratio: 1`"] == ("nothing here varies it", "stays")
+    assert conclusions.defaults(done).count("\n") == 1 + len(rows)
+
+
+def test_what_was_run_is_counted_with_its_hours(done):
+    said = conclusions.effort(done)
+    assert said.startswith("So far 16 cells were trained, 16 of them on SmolLM2-135M")
+    assert "in 0.1 hours" in said  # 16 of 12 s, and the untrained one not
 
 
 def test_what_has_too_few_seeds_is_no_finding(done):
-    scattered(done, "lora-r40", 1.0, 0.001, -0.001, 0.0, 0.0, 0.0)
-    scattered(done, "alphalora-hill", 1.07, 0.001, -0.001, 0.0005, 0.0, 0.0)
-    found = report.findings(done)
-    assert found["where"] == "smollm2, 320 rows of gsm8k" and set(found["uneven"]) == {"alphalora"}
-    one = found["uneven"]["alphalora"]
+    scatter(done, "lora-r40", 1.0, *CLOSE)
+    scatter(done, "alphalora-hill", 1.07, *CLOSE)
+    scatter(done, "mola-8642", 1.2, *CLOSE)
+    found = conclusions.findings(done)
+    assert found["where"] == "SmolLM2-135M, 320 rows of gsm8k"
+    rows = {row["strategy"]: row for row in found["plans"]}
+    assert set(rows) == {"uniform", "alphalora", "mola"}
+    assert rows["mola"]["options"] == {"shape": [8, 6, 4, 2]}
+    one = rows["alphalora"]["against"]["uniform"]
     assert one["verdict"] == BETTER and one["seeds"] == 5
     assert one["low"] <= one["difference"] <= one["high"] < 0
     assert one["difference"] == pytest.approx(-0.03 / 1.102, abs=3e-4)
-    assert found["even"]["verdict"] == WORSE
+    assert rows["alphalora"]["against"]["lora"]["verdict"] == WORSE
+    assert set(rows["uniform"]["against"]) == {"lora"}
     del done[HERE.cell("uniform", GRID[2], 3).key]
-    assert report.findings(done) == {"where": found["where"], "even": None, "uneven": {}}
+    assert [row["strategy"] for row in conclusions.findings(done)["plans"]] == ["alphalora", "mola"]
