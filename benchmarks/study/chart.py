@@ -1,9 +1,9 @@
-"""A picture of curves as SVG, the same bytes for the same numbers; it needs nothing installed."""
+"""Pictures of curves and intervals as SVG: the same bytes for the same numbers, by no package."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from html import escape
 
 WIDTH, HEIGHT = 720, 400
@@ -57,6 +57,55 @@ def curves(title: str, series: Mapping[str, Mapping[float, float]]) -> str:
             f'fill="{colour}"/>'
         )
         lines.append(_text(WIDTH - RIGHT + 30, height, name, "start"))
+    return "\n".join([*lines, "</svg>\n"])
+
+
+def intervals(
+    title: str, groups: Mapping[str, Sequence[tuple[str, float, float, float]]], matters: float
+) -> str:
+    """Differences with their intervals, one below the other, group by group.
+
+    Args:
+        title: What stands above.
+        groups: Heading to name, middle, low and high of each, in percent.
+        matters: The least difference that matters, in percent: a band around 0.
+    """
+    rows = [row for own in groups.values() for row in own]
+    reach = max(matters, *(abs(end) for _, *ends in rows for end in ends)) * 1.05
+    step = next(
+        size for size in (0.25, 0.5, 1, 2, 5, 10, 20, 50) if reach / size <= 4 or size == 50
+    )
+    left, line = 330, 20
+    height = TOP + line * (len(rows) + len(groups)) + BOTTOM
+    bottom = height - BOTTOM
+
+    def x(value: float) -> float:
+        return left + (WIDTH - left - 20) * (value + reach) / (2 * reach)
+
+    lines = [
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}" '
+        'font-family="sans-serif" font-size="13">',
+        f'<rect width="{WIDTH}" height="{height}" fill="#ffffff"/>',
+        _text(10, 18, title, "start"),
+        f'<rect x="{x(-matters):.1f}" y="{TOP}" width="{x(matters) - x(-matters):.1f}" '
+        f'height="{bottom - TOP}" fill="#eeeeee"/>',
+    ]
+    for tick in range(-int(reach / step), int(reach / step) + 1):
+        lines.append(_line(x(tick * step), TOP, x(tick * step), bottom))
+        lines.append(_text(x(tick * step), bottom + 18, f"{tick * step:g} %", "middle"))
+    y = TOP - 6.0
+    for place, (heading, own) in enumerate(groups.items()):
+        y += line
+        lines.append(_text(10, y, heading, "start"))
+        for name, middle, low, high in own:
+            y += line
+            colour = COLOURS[place % len(COLOURS)]
+            lines.append(_text(left - 10, y, name, "end"))
+            lines.append(
+                f'<path d="M{x(low):.1f} {y - 4:.1f}H{x(high):.1f}" stroke="{colour}" '
+                'stroke-width="2"/>'
+            )
+            lines.append(f'<circle cx="{x(middle):.1f}" cy="{y - 4:.1f}" r="4" fill="{colour}"/>')
     return "\n".join([*lines, "</svg>\n"])
 
 

@@ -11,6 +11,7 @@ from axolotl_alphalora.report import evidence
 
 from . import results
 from .cells import MAIN, SMALL, TITLES
+from .compare import QUESTIONS, tables
 from .results import Done, main, settings
 from .verdicts import Verdicts
 
@@ -56,10 +57,17 @@ def effort(done: Done) -> str:
     trained = [line for line in done.values() if line["steps"]]
     hours = sum(sum(line["seconds"].values()) for line in trained) / 3600
     main_rows = sum(line["base"] == MAIN and line["rows"] >= SMALL for line in trained)
+    setting = main(done)
+    reached = []
+    for question, own in QUESTIONS.items():
+        pairs = {pair for pairs in own.values() for pair in pairs}
+        found = tables(setting, done).get(question, {}).values()
+        whole = sum(one.complete for table in found for one in table)
+        reached.append(f"{whole} of {len(pairs)} pairs of {question.lower()}")
     return (
         f"So far {len(trained)} cells were trained, {main_rows} of them on {TITLES[MAIN]} with at "
         f"least {SMALL} rows, in {hours:.1f} hours of one thread; the clock was that of a machine "
-        "with other work on it."
+        f"with other work on it. On {setting.data}, {', '.join(reached)} have all their seeds."
     )
 
 

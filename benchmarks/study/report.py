@@ -16,6 +16,7 @@ from .cells import (
     PILOT,
     RATES,
     SEEDS,
+    SMALL,
     UNTRAINED,
     VARIANCE_OF,
     Line,
@@ -120,6 +121,9 @@ def questions(done: Done) -> str:
             continue
         curved = [m for m in own if m not in RATES or len(losses(setting, m, done)) > 1]
         parts += [f"### {setting.named}", _curve_table(setting, curved, done)]
+        if _intervals(setting, done):
+            picture = f"pictures/{_picture(setting, 'differences')}"
+            parts.append(f"![Differences of held-out loss with their intervals]({picture})")
         for question, found in tables(setting, done).items():
             for title, compared in found.items():
                 parts += [f"{question}. {title}:"]
@@ -135,15 +139,24 @@ def questions(done: Done) -> str:
 def _forgotten(setting: Setting, methods: Sequence[str], done: Done) -> str:
     """How much the loss on the text and on the other sets rose over the base model's."""
     before = done.get(setting.untrained().key)
-    found = means(setting, methods, done, lambda line: line["others"])
-    if before is None or not found:
+    if before is None:
         return ""
-    sets = list(before["others"])
-    rows = [
-        [f"`{method}`", *(f"{losses[name] - before['others'][name]:+.4f}" for name in sets)]
-        for method, losses in found.items()
-    ]
-    return f"Forgetting, at each one's best rate:\n\n{table_of(['method', *sets], rows)}"
+    sets, rows = list(before["others"]), []
+    for method in methods:
+        runs = [line["others"] for line in Runs(setting, method, done).lines.values()]
+        if runs:
+            rises = ([one[name] - before["others"][name] for one in runs] for name in sets)
+            rows.append([f"`{method}`", str(len(runs)), *map(_spread, rises)])
+    if not rows:
+        return ""
+    heads = table_of(["method", "seeds", *sets], rows)
+    return f"Forgetting, the rise of other losses (mean and deviation over seeds):\n\n{heads}"
+
+
+def _spread(values: Sequence[float]) -> str:
+    """Mean, and standard deviation where there are several."""
+    apart = f" ± {stdev(values):.2f}" if len(values) > 1 else ""
+    return f"{fmean(values):+.3f}{apart}"
 
 
 def _routed(setting: Setting, methods: Sequence[str], done: Done) -> str:
@@ -235,11 +248,37 @@ def pictures(done: Done) -> dict[str, str]:
         if VARIANCE_OF in series:
             title = f"Held-out loss per label, {setting.named}, seed 0"
             found[_picture(setting, "pilot")] = chart.curves(title, series)
+    for setting in settings(done):
+        if groups := _intervals(setting, done):
+            title = f"Difference of held-out loss, {setting.named}: left is better"
+            found[_picture(setting, "differences")] = chart.intervals(title, groups, 100 * MINIMUM)
+    return found
+
+
+def _intervals(setting: Setting, done: Done) -> dict[str, list[tuple[str, float, float, float]]]:
+    """Title of a table to its pairs that have all seeds, in percent."""
+    found = {}
+    for question, own in tables(setting, done).items():
+        for title, compared in own.items():
+            rows = [
+                (
+                    f"{one.method} / {one.against}",
+                    100 * one.middle,
+                    100 * one.low,
+                    100 * one.high,
+                )
+                for one in compared
+                if one.complete
+            ]
+            if rows:
+                found[f"{question}. {title}"] = rows
     return found
 
 
 def _picture(setting: Setting, what: str) -> str:
-    return f"study-{what}-{setting.device}.svg"
+    where = "" if setting == Setting(device=setting.device) else f"{setting.base}-{setting.data}-"
+    rows = "" if setting.rows == SMALL else f"{setting.rows}-"
+    return f"study-{what}-{where}{rows}{setting.device}.svg"
 
 
 def parts(path: Path = results.RESULTS) -> dict[str, Any]:

@@ -86,9 +86,9 @@ def test_tasks_are_counted_on_which_a_method_is_the_better_one(done):
 
 def test_forgetting_routers_and_answers_are_shown(done):
     text = report.questions(done)
-    rise = f"+{GRID[2]:.4f}"
+    rise = f"+{GRID[2]:.3f} ± 0.00"
     forgotten = text.partition("Forgetting")[2].partition("Routers")[0]
-    assert f"| `uniform` | {rise} | {rise} |" in forgotten and "`lora-r40`" in forgotten
+    assert f"| `uniform` | 5 | {rise} | {rise} |" in forgotten and "`lora-r40`" in forgotten
     routers = text.partition("Routers:")[2]
     assert "| `uniform` | 0.500 |  | 25.0 % |  |  |" in routers and "`lora-r40` |" not in routers
     one = done[HERE.cell("uniform", GRID[2], 0).key]
@@ -138,12 +138,23 @@ def test_what_was_not_run_is_named(done):
 
 
 def test_a_picture_has_a_point_for_each_loss(done):
-    (content,) = report.pictures(done).values()
+    found = report.pictures(done)
+    content = found["study-pilot-cpu.svg"]
     assert content.count("<circle") == 2 * len(GRID)
     assert content == chart.curves(
         "Held-out loss per label, SmolLM2-135M, 320 rows of gsm8k, cpu, seed 0",
         {m: report.losses(HERE, m, done) for m in ("lora-r40", "uniform")},
     )
+
+
+def test_a_picture_has_an_interval_for_each_pair_that_has_all_seeds(done):
+    add(done, "dense", 1.2)
+    add(done, "eva", 1.1)
+    del done[HERE.cell("eva", GRID[2], 4).key]
+    content = report.pictures(done)["study-differences-cpu.svg"]
+    assert content.count("<circle") == 3  # the LoRA and the mixture, and dense beside both
+    assert "dense / uniform" in content and "eva" not in content
+    assert "(pictures/study-differences-cpu.svg)" in report.questions(done)
 
 
 def test_the_pages_pictures_are_those_of_the_results(tmp_path):
