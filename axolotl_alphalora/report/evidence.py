@@ -32,9 +32,10 @@ def read_study() -> dict[str, Any]:
 
     Returns:
         `where`, in words, and `plans`: for each its `strategy`, the `options` that make it that
-        plan, what it is `named` in a sentence, and `against`, a key of `PLAINER` to the comparison
-        with that: `verdict`, `difference`, `low` and `high` of held-out loss as a part (negative
-        where the plan is better), and `seeds`. Comparisons with too few seeds are left out.
+        plan, its `segments`, what it is `named` in a sentence, and `against`, a key of `PLAINER`
+        to the comparison with that: `verdict`, `difference`, `low` and `high` of held-out loss as
+        a part (negative where the plan is better), and `seeds`. Comparisons with too few seeds are
+        left out.
     """
     text = files(__package__).joinpath("study.json").read_text(encoding="utf-8")
     return json.loads(text)
@@ -57,7 +58,7 @@ def study_line(plan: Plan, study: Mapping[str, Any] | None = None) -> str | None
     same = [row for row in study["plans"] if row["strategy"] == plan.strategy["name"]]
     if not same:
         return None
-    row = next((row for row in same if _matches(row["options"], plan)), same[0])
+    row = max(same, key=lambda row: _likeness(row, plan))
     known = {key: row["against"][key] for key in PLAINER if key in row["against"]}
     said = [
         f"{PLAINER[key]} {_SAID[one['verdict']]} ({_figures(one)})" for key, one in known.items()
@@ -66,9 +67,11 @@ def study_line(plan: Plan, study: Mapping[str, Any] | None = None) -> str | None
     return f"In our study ({where}), beside {row['named']}, {', and '.join(said)}."
 
 
-def _matches(options: Mapping[str, Any], plan: Plan) -> bool:
+def _likeness(row: Mapping[str, Any], plan: Plan) -> tuple[bool, bool]:
+    """Of two plans the one of the same segments is nearer, then the one of the same options."""
     recorded = plan.strategy["options"]
-    return all(recorded.get(name) == value for name, value in options.items())
+    options = all(recorded.get(name) == value for name, value in row["options"].items())
+    return row["segments"] == plan.segments, options
 
 
 def _figures(found: Mapping[str, Any]) -> str:

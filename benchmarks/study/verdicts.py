@@ -164,18 +164,20 @@ class Verdicts:
     def findings(self) -> list[dict[str, Any]]:
         """The plans that have been compared with all seeds, for `alphalora plan`."""
         plans = {MIXTURE: {"strategy": "uniform"}, **STRATEGIES}
+        cut = {f"{name}-seg4": options for name, options in plans.items()}
         rows = []
-        for method, options in plans.items():
-            options = dict(options)
+        for method, (strategy, options) in {**_split(plans), **_split(cut)}.items():
+            segments, even = (4, CUT_MIXTURE) if method in cut else (1, MIXTURE)
             against = {
-                name: self._finding((method, other))
-                for name, other in (("uniform", MIXTURE), ("lora", LORA))
+                name: found
+                for name, other in (("uniform", even), ("lora", LORA))
+                if (found := self._finding((method, other)))
             }
-            known = {name: found for name, found in against.items() if found}
-            if known:
-                strategy = options.pop("strategy")
-                named = {"strategy": strategy, "options": options, "named": WORDS[method]}
-                rows.append({**named, "against": known})
+            if against:
+                named = WORDS.get(method.removesuffix("-seg4"), method)
+                named += ", each cut into 4" if method in cut else ""
+                own = {"strategy": strategy, "options": options, "segments": segments}
+                rows.append({**own, "named": named, "against": against})
         return rows
 
     def _finding(self, pair: Pair) -> dict[str, Any] | None:
@@ -205,6 +207,14 @@ class Verdicts:
         """Pairs by verdict with their differences; those that were not run are left out."""
         known = [self.pairs[pair] for pair in pairs if pair in self.pairs]
         return "; ".join(_by_verdict(known, both)) or NOT_RUN
+
+
+def _split(plans: Mapping[str, Mapping[str, Any]]) -> dict[str, tuple[str, dict[str, Any]]]:
+    """Method to the name of its strategy and the strategy's options."""
+    return {
+        method: (own["strategy"], {name: own[name] for name in own if name != "strategy"})
+        for method, own in plans.items()
+    }
 
 
 def _by_verdict(known: Sequence[Comparison], both: bool) -> Iterator[str]:

@@ -13,9 +13,9 @@ def finding(verdict, difference=0.001):
     return own | {"low": difference - 0.004, "high": difference + 0.004}
 
 
-def row(strategy, named="a plan", options=None, **against):
-    options = options or {}
-    return {"strategy": strategy, "options": options, "named": named, "against": against}
+def row(strategy, named="a plan", options=None, segments=1, **against):
+    known = {"options": options or {}, "segments": segments}
+    return {"strategy": strategy, **known, "named": named, "against": against}
 
 
 def study(*rows):
@@ -58,6 +58,10 @@ def test_a_plan_is_told_of_its_own_kind_and_else_by_name_of_the_nearest():
     assert "beside MoLA's 2-4-6-8, " in study_line(plan("mola", options=MOLA), study(*rows))
     other = study_line(plan("mola", options={"shape": "1-3"}), study(*rows))
     assert "beside MoLA's 8-6-4-2, " in other
+    rows += (row("mola", "a cut one", {"shape": [8, 6, 4, 2]}, 4, uniform=finding("better")),)
+    assert "beside MoLA's 2-4-6-8, " in study_line(plan("mola", options=MOLA), study(*rows))
+    cut = plan("mola", options=MOLA, segments=4)
+    assert "beside a cut one, " in study_line(cut, study(*rows))
 
 
 def test_nothing_is_said_of_what_the_study_has_no_answer_on():

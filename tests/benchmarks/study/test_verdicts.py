@@ -144,9 +144,18 @@ def test_what_has_too_few_seeds_is_no_finding(done):
     scatter(done, "lora-r40", 1.0, *CLOSE)
     scatter(done, "alphalora-hill", 1.07, *CLOSE)
     scatter(done, "mola-8642", 1.2, *CLOSE)
+    add(done, "uniform-seg4", 1.0)
+    scatter(done, "eva-seg4", 1.1, *CLOSE)
     found = conclusions.findings(done)
     assert found["where"] == "SmolLM2-135M, 320 rows of gsm8k"
-    rows = {row["strategy"]: row for row in found["plans"]}
+    *whole, even, eva = found["plans"]
+    assert (even["strategy"], eva["strategy"]) == ("uniform", "eva")
+    assert (
+        even["segments"] == eva["segments"] == 4
+        and eva["named"] == "numbers by EVA, each cut into 4"
+    )
+    assert eva["against"]["uniform"]["difference"] == pytest.approx(0.1, abs=3e-3)
+    rows = {row["strategy"]: row for row in whole}
     assert set(rows) == {"uniform", "alphalora", "mola"}
     assert rows["mola"]["options"] == {"shape": [8, 6, 4, 2]}
     one = rows["alphalora"]["against"]["uniform"]
@@ -156,4 +165,5 @@ def test_what_has_too_few_seeds_is_no_finding(done):
     assert rows["alphalora"]["against"]["lora"]["verdict"] == WORSE
     assert set(rows["uniform"]["against"]) == {"lora"}
     del done[HERE.cell("uniform", GRID[2], 3).key]
-    assert [row["strategy"] for row in conclusions.findings(done)["plans"]] == ["alphalora", "mola"]
+    names = [row["strategy"] for row in conclusions.findings(done)["plans"]]
+    assert names == ["alphalora", "mola", "uniform", "eva"]
