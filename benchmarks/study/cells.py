@@ -94,6 +94,8 @@ SHORT = (
 SKILLS = (*SHORT, "router-rank16")
 """For the quickstart's data."""
 GROUPS = (SHAPES, ALLOCATIONS, CUT, ROUTERS, SKILLS)
+NAMED = tuple(dict.fromkeys(method for group in GROUPS for method in group))
+"""All methods, in the order of the table."""
 
 LORA, MIXTURE, CUT_MIXTURE, PLAN = "lora-r40", "uniform", "uniform-seg4", "alphalora-hill"
 """The methods that stand for a plain LoRA, a mixture, one of more and smaller experts, a plan."""

@@ -76,6 +76,7 @@ COMPARED = (
     "held-out loss",
     "difference",
     "95 % interval",
+    "without seed 0",
     "p",
     "p, Holm",
     "verdict",
@@ -102,7 +103,7 @@ class Comparison:
         high: Upper end.
         p: Of a paired t-test over seeds; None where there is none.
         corrected: The same after Holm's correction, if it has all seeds.
-        family: How many comparisons are corrected together.
+        family: How many comparisons it is corrected for.
     """
 
     method: str
@@ -140,6 +141,21 @@ class Comparison:
         return OPEN
 
     @property
+    def others(self) -> float | None:
+        """Mean difference, as a part, of the seeds that did not choose a learning rate."""
+        seeds = [seed for seed in self.seeds if seed != SEEDS[0]]
+        if not seeds:
+            return None
+        mean = fmean(self.theirs.losses[seed] for seed in seeds)
+        return fmean(_apart(self.runs, self.theirs, seeds)) / mean
+
+    @property
+    def more(self) -> float:
+        """Trained parameters of the method beyond the other's, as a part of these."""
+        own, other = (runs.lines[self.seeds[0]]["parameters"] for runs in (self.runs, self.theirs))
+        return own / other - 1
+
+    @property
     def needed(self) -> str:
         """Seeds with which a true difference of `MINIMUM` would be found in its family, or ""."""
         apart = _apart(self.runs, self.theirs, self.seeds)
@@ -165,6 +181,7 @@ class Comparison:
             f"{fmean(self.runs.losses[seed] for seed in self.seeds):.4f}",
             f"{100 * self.middle:+.2f} %",
             f"{100 * self.low:+.2f} to {100 * self.high:+.2f} %",
+            "" if self.others is None else f"{100 * self.others:+.2f} %",
             "" if self.p is None else f"{self.p:.3f}",
             "" if self.corrected is None else f"{self.corrected:.3f}",
             self.verdict,
@@ -180,8 +197,8 @@ def comparisons(
 
     Args:
         setting: Where.
-        pairs: A method, and what it is compared with; the p values of all that have all seeds are
-            corrected together.
+        pairs: A method, and what it is compared with; p values are corrected for all of them,
+            those that have not been run included.
         done: Key of a cell to its line.
 
     Raises:
@@ -194,9 +211,9 @@ def comparisons(
         if seeds and pair[0] != pair[1]:
             found[pair] = _compared(pair, runs, theirs, seeds)
     known = {pair: one.p for pair, one in found.items() if one.complete and one.p is not None}
-    corrected, family = holm(known), max(1, len(known))
+    corrected = holm(known, len(pairs))
     return {
-        pair: replace(one, corrected=corrected.get(pair), family=family)
+        pair: replace(one, corrected=corrected.get(pair), family=len(pairs))
         for pair, one in found.items()
     }
 
@@ -244,16 +261,17 @@ QUESTIONS: dict[str, dict[str, Sequence[Pair]]] = {
 def tables(setting: Setting, done: Mapping[str, Line]) -> dict[str, dict[str, list[Comparison]]]:
     """Question to title to the comparisons of a table; tables without any are left out.
 
-    The p values of a question are corrected together, but for those of `PRIMARY`.
+    The p values of a table are corrected for all its pairs, those of `PRIMARY` for these two.
     """
     primary = comparisons(setting, PRIMARY, done)
-    found = {}
+    found: dict[str, dict[str, list[Comparison]]] = {}
     for question, asked in QUESTIONS.items():
-        pairs = [pair for own in asked.values() for pair in own if pair not in PRIMARY]
-        known = comparisons(setting, pairs, done) | primary
-        rows = {title: [known[p] for p in own if p in known] for title, own in asked.items()}
-        found[question] = {title: own for title, own in rows.items() if own}
-    return {question: own for question, own in found.items() if own}
+        for title, pairs in asked.items():
+            others = [pair for pair in pairs if pair not in PRIMARY]
+            known = comparisons(setting, others, done) | primary
+            if rows := [known[pair] for pair in pairs if pair in known]:
+                found.setdefault(question, {})[title] = rows
+    return found
 
 
 def _tasks(runs: Runs, theirs: Runs, seeds: Sequence[int]) -> tuple[int, int]:

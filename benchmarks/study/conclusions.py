@@ -10,9 +10,9 @@ from typing import Any
 from axolotl_alphalora.report import evidence
 
 from . import results
-from .cells import MAIN, SMALL, TITLES
+from .cells import MAIN, NAMED, SMALL, TITLES
 from .compare import QUESTIONS, tables
-from .results import Done, main, settings
+from .results import Done, is_in, main, settings
 from .verdicts import Verdicts
 
 FINDINGS = Path(evidence.__file__).with_name("study.json")
@@ -24,9 +24,9 @@ def headline(done: Done) -> str:
 
 
 def short(done: Done) -> str:
-    """The answer for the README: in one sentence, and the two comparisons that it rests on."""
+    """The answer for the README: the two main comparisons, with their figures."""
     found = Verdicts(main(done), done)
-    return "\n".join(f"- {line}" for line in (found.headline(), *found.main()))
+    return "\n".join(f"- {line}" for line in found.main())
 
 
 def answer(done: Done) -> str:
@@ -43,31 +43,35 @@ def answer(done: Done) -> str:
         "Shape": found.shape(),
         "Allocation": found.allocation(),
         "Routing": found.routing(),
-        "Other data, more rows, another base": others or ["Not run yet."],
+        "Other data, more rows, another base": others,
         "Forgetting": found.forgetting(),
     }
     return "\n".join(
-        f"{number}. **{what}.** {' '.join(said)}"
+        f"{number}. **{what}.** {' '.join(said) or 'Not run yet.'}"
         for number, (what, said) in enumerate(lines.items(), 1)
     )
 
 
 def effort(done: Done) -> str:
-    """How much was run."""
-    trained = [line for line in done.values() if line["steps"]]
-    hours = sum(sum(line["seconds"].values()) for line in trained) / 3600
-    main_rows = sum(line["base"] == MAIN and line["rows"] >= SMALL for line in trained)
+    """How much was run, and how far each question got."""
     setting = main(done)
+    trained = [line for line in done.values() if line["steps"]]
+    counted = sum(line["base"] == MAIN and line["rows"] >= SMALL for line in trained)
+    hours = sum(sum(line["seconds"].values()) for line in trained) / 3600
     reached = []
     for question, own in QUESTIONS.items():
-        pairs = {pair for pairs in own.values() for pair in pairs}
+        pairs = sum(map(len, own.values()))
         found = tables(setting, done).get(question, {}).values()
         whole = sum(one.complete for table in found for one in table)
-        reached.append(f"{whole} of {len(pairs)} pairs of {question.lower()}")
+        reached.append(f"{question.lower()} {whole} of {pairs}")
+    run = {line["method"] for line in done.values() if is_in(line, setting)}
+    missing = [method for method in NAMED if method not in run]
     return (
-        f"So far {len(trained)} cells were trained, {main_rows} of them on {TITLES[MAIN]} with at "
-        f"least {SMALL} rows, in {hours:.1f} hours of one thread; the clock was that of a machine "
-        f"with other work on it. On {setting.data}, {', '.join(reached)} have all their seeds."
+        f"So far {len(trained)} cells were trained, {counted} of them on {TITLES[MAIN]} with at "
+        f"least {SMALL} rows, in {hours:.1f} hours of one thread on a machine with other work on "
+        f"it. Comparisons that have all their seeds on {setting.data}: {', '.join(reached)}. "
+        f"{len(missing)} of {len(NAMED)} methods have not been run there: "
+        f"{', '.join(f'`{name}`' for name in missing)}."
     )
 
 
@@ -91,6 +95,8 @@ def write_findings(path: Path = results.RESULTS, file: Path = FINDINGS) -> None:
 
 
 def table_of(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A table in Markdown."""
+    """A table in Markdown, without columns that are empty in all rows."""
+    filled = [place for place in range(len(heads)) if any(row[place] for row in rows)]
+    heads, rows = [heads[n] for n in filled], [[row[n] for n in filled] for row in rows]
     lines = [heads, ["---"] * len(heads), *rows]
     return "\n".join(f"| {' | '.join(row)} |" for row in lines)

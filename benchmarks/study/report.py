@@ -12,7 +12,7 @@ from typing import Any
 
 from . import chart, conclusions, results
 from .cells import (
-    GROUPS,
+    NAMED,
     PILOT,
     RATES,
     SEEDS,
@@ -32,7 +32,6 @@ from .results import Done, is_in, settings
 from .stats import LEVEL, POWER, pairs_for, visible
 
 PICTURES = Path(__file__).parents[2] / "docs" / "pictures"
-NAMED = tuple(dict.fromkeys(method for group in GROUPS for method in group))
 NOTHING = "No cell of it has been run yet."
 DIGITS = 4
 
@@ -111,28 +110,27 @@ def precision(done: Done) -> str:
 
 
 def questions(done: Done) -> str:
-    """Every setting: the curves of all methods, the paired comparisons, and what else was seen."""
+    """Every setting with a comparison: curves, comparisons, and what else was seen."""
     parts = []
     for setting in settings(done):
+        compared = tables(setting, done)
+        if not compared:
+            continue
         run = {line["method"] for line in done.values() if is_in(line, setting)} - {UNTRAINED}
         own = [method for method in NAMED if method in run]
         own += sorted(run - set(own))
-        if not own:
-            continue
         curved = [m for m in own if m not in RATES or len(losses(setting, m, done)) > 1]
         parts += [f"### {setting.named}", _curve_table(setting, curved, done)]
         if _intervals(setting, done):
             picture = f"pictures/{_picture(setting, 'differences')}"
             parts.append(f"![Differences of held-out loss with their intervals]({picture})")
-        for question, found in tables(setting, done).items():
-            for title, compared in found.items():
+        for question, found in compared.items():
+            for title, rows in found.items():
                 parts += [f"{question}. {title}:"]
-                parts += [table_of(COMPARED, [one.row() for one in compared])]
+                parts += [table_of(COMPARED, [one.row() for one in rows])]
         parts += [
             part for part in (_forgotten(setting, own, done), _routed(setting, own, done)) if part
         ]
-        if missing := [name for name in NAMED if name not in own]:
-            parts.append(f"Not run here: {', '.join(f'`{name}`' for name in missing)}.")
     return "\n\n".join(parts) or NOTHING
 
 
@@ -224,14 +222,15 @@ def _answers(answered: Mapping[str, Any]) -> str:
 
 
 def _curve_table(setting: Setting, methods: Sequence[str], done: Done) -> str:
-    """Losses at seed 0 by learning rate; the best is bold, and what is to do is empty."""
+    """Losses at seed 0 by learning rate; a whole curve's best is bold, what is to do is empty."""
     rates = sorted(
         {rate for m in methods for rate in (*curve(setting, m, done), *losses(setting, m, done))}
     )
     rows = []
     for method in methods:
         known = losses(setting, method, done)
-        best = min(known, key=known.__getitem__) if known else None
+        whole = known and all(rate in known for rate in curve(setting, method, done))
+        best = min(known, key=known.__getitem__) if whole else None
         shown = {rate: f"{loss:.{DIGITS}f}" for rate, loss in known.items()}
         if best is not None:
             shown[best] = f"**{shown[best]}**"

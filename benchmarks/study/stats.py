@@ -63,11 +63,16 @@ def paired_p(differences: Sequence[float]) -> float | None:
     return 2 * (1 - t_cdf(abs(t), len(differences) - 1))
 
 
-def holm(p_values: Mapping[Any, float]) -> dict[Any, float]:
-    """Holm's correction for the number of comparisons."""
-    found, largest = {}, 0.0
+def holm(p_values: Mapping[Any, float], planned: int = 0) -> dict[Any, float]:
+    """Holm's correction for the number of comparisons.
+
+    Args:
+        p_values: Of those that were made.
+        planned: How many there are to be; those that are missing count as the largest.
+    """
+    found, largest, number = {}, 0.0, max(planned, len(p_values))
     for place, name in enumerate(sorted(p_values, key=p_values.__getitem__)):
-        largest = max(largest, min(1.0, p_values[name] * (len(p_values) - place)))
+        largest = max(largest, min(1.0, p_values[name] * (number - place)))
         found[name] = largest
     return found
 

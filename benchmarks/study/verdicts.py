@@ -27,8 +27,10 @@ from .cells import (
     SHORT,
     STRATEGIES,
     TITLES,
+    UNTRAINED,
     Line,
     Setting,
+    losses,
 )
 from .compare import (
     BETTER,
@@ -40,6 +42,7 @@ from .compare import (
     WORSE,
     Comparison,
     Pair,
+    Runs,
     means,
     tables,
 )
@@ -49,7 +52,7 @@ SAID = {
     WORSE: ("did worse than", "did worse than"),
     SAME: ("did as well as", "did as well as"),
     OPEN: ("was not shown to differ from", "were not shown to differ from"),
-    FEW: ("has too few runs to be compared with", "have too few runs to be compared with"),
+    FEW: ("has not all its seeds yet beside", "have not all their seeds yet beside"),
 }
 """Verdict to what is said of a mixture, and of its numbers."""
 WORDS = {
@@ -64,7 +67,6 @@ WORDS = {
     "eva": "numbers by EVA",
 }
 """What methods are called in sentences; the others by their names."""
-NOT_RUN = "not run yet"
 DEFAULTS: dict[str, Sequence[Pair]] = {
     "`segments: 1`": [("uniform-seg4", MIXTURE), ("uniform-seg8", MIXTURE)],
     "`router_rank: null`": [("router-rank16", MIXTURE)],
@@ -110,29 +112,35 @@ class Verdicts:
     def shape(self) -> list[str]:
         """Mixtures and other LoRAs."""
         others = [(name, LORA) for name in SHAPES if name not in (MIXTURE, LORA)]
+        main = self.pairs.get(PRIMARY[0])
+        rates = "" if main is None else f"{main.runs.rate:g} and {main.theirs.rate:g}"
         return [
             self.sentence(PRIMARY[0]),
-            f"Others against `{LORA}`: {self.listed(others)}.",
-            f"Mixtures against a LoRA of as many parameters: {self.listed(EQUALS)}; "
-            f"of as much active rank: {self.listed(ACTIVE)}.",
-            f"Against `{MIXTURE}`: {self.listed((name, MIXTURE) for name in MIXTURES)}.",
+            *([f"Their best learning rates are {rates}."] if rates else []),
+            *self.told(f"Other shapes against `{LORA}`", others),
+            *self.told("Mixtures against a LoRA of as many parameters", EQUALS, both=True),
+            *self.told("Mixtures against a LoRA of as much active rank", ACTIVE, both=True),
+            *self.told(f"Against `{MIXTURE}`", [(name, MIXTURE) for name in MIXTURES]),
         ]
 
     def allocation(self) -> list[str]:
         """Plans against the same number everywhere, and against their controls."""
-        cut = self.listed((name, CUT_MIXTURE) for name in CUT)
+        others = [(name, MIXTURE) for name in PLANS if name != PLAN]
         return [
             self.sentence(PRIMARY[1]),
-            f"Other plans against `{MIXTURE}`: "
-            f"{self.listed((name, MIXTURE) for name in PLANS if name != PLAN)}.",
-            f"Plans against their controls: {self.listed(CONTROLS, both=True)}.",
-            f"With every expert cut into 4, against `{CUT_MIXTURE}`: {cut}.",
+            *self.told(f"Other plans against `{MIXTURE}`", others),
+            *self.told("Plans against their controls", CONTROLS, both=True),
+            *self.told("Estimators", ESTIMATORS, both=True),
+            *self.told(f"Cut into 4, against `{CUT_MIXTURE}`", [(n, CUT_MIXTURE) for n in CUT]),
         ]
 
     def routing(self) -> list[str]:
-        """Routers that do not learn, are shared or not balanced; what they tell of tasks."""
-        found = self.listed((name, MIXTURE) for name in ROUTERS)
-        return [f"Against `{MIXTURE}`, whose routers learn: {found}."]
+        """Routers that do not learn, are shared or not balanced."""
+        learned = [(name, MIXTURE) for name in ROUTERS]
+        return [
+            *self.told(f"Against `{MIXTURE}`, whose routers learn", learned),
+            *self.told(f"Against `{LORA}`", [(name, LORA) for name in ROUTERS]),
+        ]
 
     def short(self) -> str:
         """The main comparisons of a setting that has few; "" if none was run."""
@@ -141,24 +149,47 @@ class Verdicts:
         return self.listed(known, both=True) if set(known) & set(self.pairs) else ""
 
     def forgetting(self) -> list[str]:
-        """How much the losses on the other sets rose over the base model's, set by set."""
+        """How much the losses on the other sets changed, over all methods, and with the rate."""
         before = self.done.get(self.setting.untrained().key)
-        methods = (LORA, MIXTURE, CUT_MIXTURE, PLAN)
+        methods = sorted({line["method"] for line in self.done.values()})
         found = means(self.setting, methods, self.done, lambda line: line["others"])
+        found.pop(UNTRAINED, None)
         if before is None or not found:
-            return ["Not measured yet."]
+            return []
         changes = []
         for name, loss in before["others"].items():
-            said = (f"{one[name] - loss:+.2f} (`{method}`)" for method, one in found.items())
-            changes.append(f"{name} {', '.join(said)}")
-        return [f"The loss on other sets changed by: {'; '.join(changes)}."]
+            rises = {method: one[name] - loss for method, one in found.items()}
+            least, most = (pick(rises, key=rises.__getitem__) for pick in (min, max))
+            changes.append(
+                f"{name} {_change(rises[least])} (`{least}`) to {_change(rises[most])} "
+                f"(`{most}`) on {loss:.2f}"
+            )
+        return [
+            f"Change of the other losses, each method at its best rate: {'; '.join(changes)}.",
+            *self._with_the_rate(before["others"]),
+        ]
+
+    def _with_the_rate(self, before: Mapping[str, float]) -> Iterator[str]:
+        """How one set's loss changes with a LoRA's learning rate, at seed 0."""
+        rates = losses(self.setting, LORA, self.done)
+        name = next(iter(before))
+        if len(rates) > 1:
+            ends = (min(rates), max(rates))
+            lines = [self.done[self.setting.cell(LORA, rate, SEEDS[0]).key] for rate in ends]
+            low, high = (line["others"][name] - before[name] for line in lines)
+            yield (
+                f"The rate matters more (`{LORA}`, seed 0, {name}: {_change(low)} at "
+                f"{ends[0]:g}, {_change(high)} at {ends[1]:g})."
+            )
 
     def defaults(self) -> Iterator[tuple[str, str, str]]:
         """A default, what it was compared with, and whether the study says to change it."""
         for default, pairs in DEFAULTS.items():
             known = [self.pairs[pair] for pair in pairs if pair in self.pairs]
             better = [one for one in known if one.verdict == BETTER]
-            compared = self.listed(pairs, both=True) if pairs else "nothing here varies it"
+            compared = self.listed(pairs, both=True) or "not run yet"
+            if not pairs:
+                compared = "nothing here varies it"
             yield default, compared, "is to change" if better else "stays"
 
     def findings(self) -> list[dict[str, Any]]:
@@ -189,24 +220,45 @@ class Verdicts:
         return {"verdict": one.verdict, **rounded, "seeds": len(one.seeds)}
 
     def sentence(self, pair: Pair) -> str:
-        """One pair with its interval, and the seeds that it takes."""
+        """One pair, its verdict first, with its interval."""
         one = self.pairs.get(pair)
-        method, against = (WORDS.get(name, f"`{name}`") for name in pair)
+        method, against = (self.words(name) for name in pair)
         if one is None:
-            return f"{_capital(method)} and {against} have not been run with the same seeds yet."
-        seeds = f"{len(one.seeds)} seed{'s' * (len(one.seeds) > 1)}"
-        takes = ""
-        if one.verdict in (OPEN, FEW) and one.needed not in ("", *map(str, range(len(SEEDS) + 1))):
-            takes = f"; to find a true difference of {100 * MINIMUM:g} % takes {one.needed} seeds"
+            return f"Not run with the same seeds yet: {method} and {against}."
+        verdict = one.verdict
+        if verdict == FEW:
+            verdict = f"{len(one.seeds)} of {len(SEEDS)} seeds so far"
+        elif verdict == OPEN:
+            bounds = [
+                *(["worse"] if one.high <= MINIMUM else []),
+                *(["better"] if one.low >= -MINIMUM else []),
+            ]
+            if bounds:
+                verdict += f", but not {' or '.join(bounds)} by {100 * MINIMUM:g} %"
+        more = f"; {_more(one)}" if _more(one) else ""
         return (
-            f"{_capital(method)} against {against}: held-out loss {amount(one.middle)} "
-            f"(95 %: {amount(one.low)} to {amount(one.high)}; {seeds}): {one.verdict}{takes}."
+            f"{_capital(verdict)}: {method} against {against}, held-out loss "
+            f"{amount(one.middle)} (95 %: {amount(one.low)} to {amount(one.high)}){more}."
         )
+
+    def words(self, method: str) -> str:
+        """What a method is called; a plan with the numbers of its blocks."""
+        runs = Runs(self.setting, method, self.done).lines
+        blocks = next((line["blocks"] for line in runs.values() if line.get("blocks")), [])
+        named = WORDS.get(method, f"`{method}`")
+        if len(set(blocks)) < 2:
+            return named
+        return f"{named} ({min(blocks):g} to {max(blocks):g} a block)"
+
+    def told(self, what: str, pairs: Sequence[Pair], both: bool = False) -> Iterator[str]:
+        """A sentence on several pairs; none where nothing was run."""
+        if said := self.listed(pairs, both):
+            yield f"{what}: {said}."
 
     def listed(self, pairs: Iterable[Pair], both: bool = False) -> str:
         """Pairs by verdict with their differences; those that were not run are left out."""
         known = [self.pairs[pair] for pair in pairs if pair in self.pairs]
-        return "; ".join(_by_verdict(known, both)) or NOT_RUN
+        return "; ".join(_by_verdict(known, both))
 
 
 def _split(plans: Mapping[str, Mapping[str, Any]]) -> dict[str, tuple[str, dict[str, Any]]]:
@@ -219,16 +271,29 @@ def _split(plans: Mapping[str, Mapping[str, Any]]) -> dict[str, tuple[str, dict[
 
 def _by_verdict(known: Sequence[Comparison], both: bool) -> Iterator[str]:
     for verdict in VERDICTS:
-        own = [
-            f"`{one.method}`"
-            + f" against `{one.against}`" * both
-            + f" ({100 * one.middle:+.2f} %, "
-            f"{100 * one.low:+.2f} to {100 * one.high:+.2f})"
-            for one in known
-            if one.verdict == verdict
-        ]
+        own = [_short(one, both) for one in known if one.verdict == verdict]
         if own:
             yield f"{verdict}: {', '.join(own)}"
+
+
+def _short(one: Comparison, both: bool) -> str:
+    """A method, what it is compared with if wanted, and the figures."""
+    middle, low, high = (100 * value for value in (one.middle, one.low, one.high))
+    figures = [f"{middle:+.2f} %, {low:+.2f} to {high:+.2f}", _more(one)]
+    against = f" against `{one.against}`" if both else ""
+    return f"`{one.method}`{against} ({'; '.join(filter(None, figures))})"
+
+
+def _change(value: float) -> str:
+    return f"{round(value, 2) + 0.0:+.2f}"
+
+
+def _more(one: Comparison) -> str:
+    """How many more parameters are trained, from 2 % on."""
+    percent = round(100 * one.more)
+    if abs(percent) < 2:
+        return ""
+    return f"{abs(percent)} % {'more' if percent > 0 else 'fewer'} parameters"
 
 
 def amount(part: float) -> str:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from benchmarks.study import chart, conclusions, report, results
-from benchmarks.study.cells import GRID, Cell
+from benchmarks.study.cells import GRID, NAMED, Cell
 from benchmarks.study.compare import MINIMUM, comparisons
 from benchmarks.study.stats import pairs_for
 from helpers.study_lines import HERE, add, line
@@ -90,7 +90,7 @@ def test_forgetting_routers_and_answers_are_shown(done):
     forgotten = text.partition("Forgetting")[2].partition("Routers")[0]
     assert f"| `uniform` | 5 | {rise} | {rise} |" in forgotten and "`lora-r40`" in forgotten
     routers = text.partition("Routers:")[2]
-    assert "| `uniform` | 0.500 |  | 25.0 % |  |  |" in routers and "`lora-r40` |" not in routers
+    assert "| `uniform` | 0.500 | 25.0 % |" in routers and "`lora-r40` |" not in routers
     one = done[HERE.cell("uniform", GRID[2], 0).key]
     one["answered"] = {"rows": 50, "right": 5, "interval": [0.0434, 0.2136], "by": "likelihood"}
     assert "| 5 of 50 (4 to 21 %) |" in report.cells(done)
@@ -133,8 +133,15 @@ def test_cells_run_in_two_precisions_stand_side_by_side(done):
     ]
 
 
-def test_what_was_not_run_is_named(done):
-    assert "Not run here: `uniform-seg4`, " in report.questions(done)
+def test_the_page_says_what_every_method_is():
+    """Each method is in the page's table: by its name, or by its plan's and its ending."""
+    page = (report.PICTURES.parent / "study.md").read_text()
+    table = page.partition("## The methods")[2].partition("## Protocol")[0]
+    for name in NAMED:
+        plan, _, end = name.rpartition("-")
+        ending = end in ("opposite", "shuffled", "rank", "seg4") and f"*plan*`-{end}`" in table
+        equal = name.startswith("lora-equal-") and f"`-{name.removeprefix('lora-equal-')}`" in table
+        assert f"`{name}`" in table or ending or equal, name
 
 
 def test_a_picture_has_a_point_for_each_loss(done):

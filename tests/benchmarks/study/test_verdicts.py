@@ -32,7 +32,7 @@ def test_a_verdict_is_that_of_the_figures(done, loss, offsets, noise, verdict):
     assert found.verdict == verdict
     said = Verdicts(HERE, done)
     assert SAID[verdict][1] in said.headline()
-    assert f": {verdict}" in said.sentence(PAIR)
+    assert said.sentence(PAIR).lower().startswith(verdict)
 
 
 def test_many_comparisons_ask_for_more(done):
@@ -49,7 +49,7 @@ def test_many_comparisons_ask_for_more(done):
     assert int(among.needed) > int(alone.needed)
     for name in others:
         del done[HERE.cell(name, GRID[2], 4).key]
-    assert comparisons(HERE, pairs, done)[PAIR].corrected == alone.p, "nothing is asked of those"
+    assert comparisons(HERE, pairs, done)[PAIR].corrected == among.corrected, "they are to come"
     del done[HERE.cell("alphalora-hill", GRID[2], 4).key]
     fewer = comparisons(HERE, [PAIR], done)[PAIR]
     assert fewer.verdict == FEW and fewer.corrected is None
@@ -73,27 +73,29 @@ def test_the_two_main_comparisons_are_corrected_by_themselves(done):
     }
     assert [found[pair].family for pair in PRIMARY] == [2, 2]
     assert found[PAIR].corrected == pytest.approx(found[PAIR].p)  # the larger of two
-    assert found["eva", "uniform"].family == 7  # three plans, and four of them against the LoRA
-    assert found["dense", "uniform"].family == 2
+    sizes = {len(pairs) for own in QUESTIONS.values() for pairs in own.values()}
+    assert found["eva", "uniform"].family + 1 in sizes, "as many as are planned, but for the main"
+    assert found["dense", "uniform"].family == 6
 
 
 def test_the_answer_has_a_line_for_each_question_and_names_what_was_run(done):
     scatter(done, "alphalora-hill", 1.07, *CLOSE)
+    for seed in range(5):
+        done[HERE.cell("alphalora-hill", GRID[2], seed).key]["blocks"] = [4, 6, 5]
     scatter(done, "lora-r40", 1.0, *CLOSE)
     scatter(done, "lora-r16", 1.05, *CLOSE)
     lines = conclusions.answer(done).splitlines()
     assert len(lines) == 5
-    assert "in every block against a LoRA of rank 40: held-out loss 9.9" in lines[0]
-    assert "% higher (95 %: " in lines[0] and ": worse. Others" in lines[0]
-    assert (
-        "of as many parameters: not run yet; of as much active rank: worse: `uniform`" in lines[0]
-    )
-    assert "held-out loss 2.7" in lines[1] and ": better." in lines[1]
-    assert "not run yet" in lines[2] and "Not run yet." in lines[3]
-    assert "bbh +0.00 (`lora-r40`)" in lines[4]
+    assert "Worse: 5 experts of rank 8 in every block against a LoRA of rank 40, held" in lines[0]
+    assert "% higher (95 %: " in lines[0] and f"rates are {GRID[2]:g} and {GRID[2]:g}." in lines[0]
+    assert "of as much active rank: worse: `uniform` against `lora-r16` (+4.7" in lines[0]
+    assert "as many parameters" not in lines[0], "not run"
+    assert "Better: AlphaLoRA's numbers by `hill` (4 to 6 a block) against 5" in lines[1]
+    assert "Not run yet." in lines[2] and "Not run yet." in lines[3]
+    assert "bbh +0.00 (`" in lines[4]
     assert "top-2, did worse than a LoRA of rank 40, and" in conclusions.headline(done)
     assert "(by `hill`) did better than even ones." in conclusions.headline(done)
-    assert len(conclusions.short(done).splitlines()) == 3
+    assert len(conclusions.short(done).splitlines()) == 2
 
 
 def test_other_data_are_answered_apart(done):
@@ -108,18 +110,37 @@ def test_other_data_are_answered_apart(done):
 
 def test_what_was_not_run_has_no_verdict():
     assert SAID[FEW][0] in conclusions.headline({}) and SAID[FEW][1] in conclusions.headline({})
-    assert (
-        conclusions.answer({}).count("not run") + conclusions.answer({}).count("not been run") > 4
-    )
+    assert conclusions.answer({}).lower().count("not run") == 5
 
 
-def test_more_seeds_are_asked_for_only_where_those_there_are_too_few(done):
-    scatter(done, "alphalora-hill", 1.107, 0.008, -0.008, 0.008, -0.008, 0.0)
-    assert "; to find a true difference of 0.5 % takes " in Verdicts(HERE, done).sentence(PAIR)
+def test_an_interval_may_exclude_one_side(done):
     scatter(done, "alphalora-hill", 1.103, 0.0031, -0.0031, 0.0031, -0.0031, 0.0)
+    assert Verdicts(HERE, done).pairs[PAIR].verdict == OPEN
+    said = Verdicts(HERE, done).sentence(PAIR)
+    assert said.startswith("Undecided, but not better by 0.5 %: ")
+    scatter(done, "alphalora-hill", 1.097, 0.0031, -0.0031, 0.0031, -0.0031, 0.0)
+    said = Verdicts(HERE, done).sentence(PAIR)
+    assert said.startswith("Undecided, but not worse by 0.5 %: ")
+    scatter(done, "alphalora-hill", 1.1, 0.02, -0.02, 0.02, -0.02, 0.0)
+    assert Verdicts(HERE, done).sentence(PAIR).startswith("Undecided: ")
+    del done[HERE.cell("alphalora-hill", GRID[2], 2).key]
+    assert Verdicts(HERE, done).sentence(PAIR).startswith("4 of 5 seeds so far: ")
+
+
+def test_more_parameters_are_said(done):
+    scatter(done, "alphalora-hill", 1.1, *CLOSE)
+    assert "parameters" not in Verdicts(HERE, done).sentence(PAIR)
+    for seed in range(5):
+        done[HERE.cell("alphalora-hill", GRID[2], seed).key]["parameters"] = 1259
     found = Verdicts(HERE, done)
-    assert found.pairs[PAIR].verdict == OPEN and int(found.pairs[PAIR].needed) <= 5
-    assert "takes" not in found.sentence(PAIR)
+    assert found.sentence(PAIR).endswith("; 25 % more parameters.")  # than 1,007
+    assert "; 25 % more parameters)" in found.listed([PAIR])
+
+
+def test_forgetting_is_told_with_the_rate(done):
+    (*_, said) = conclusions.answer(done).splitlines()
+    low, high = (f"+{rate:.2f} at {rate:g}" for rate in (GRID[0], GRID[-1]))
+    assert f"(`lora-r40`, seed 0, bbh: {low}, {high})" in said
 
 
 def test_a_default_is_to_change_where_something_else_did_better(done):
@@ -138,6 +159,8 @@ def test_what_was_run_is_counted_with_its_hours(done):
     said = conclusions.effort(done)
     assert said.startswith("So far 16 cells were trained, 16 of them on SmolLM2-135M")
     assert "in 0.1 hours" in said  # 16 of 12 s, and the untrained one not
+    assert "on gsm8k: shape 1 of 31, allocation 0 of" in said
+    assert "methods have not been run there: `uniform-seg4`, " in said and "`lora-r40`" not in said
 
 
 def test_what_has_too_few_seeds_is_no_finding(done):
