@@ -297,7 +297,7 @@ def _cells(done: Mapping[str, Line], device: str) -> Iterator[Cell]:
             for method in group:
                 yield from _curve_cells(setting, method, done)
                 yield from _seeds(setting, method, done)
-            if group is ALLOCATIONS and setting == gsm8k:
+            if CHECKED in group and setting == gsm8k:
                 yield from (gsm8k.cell(CHECKED, rate, 0) for rate in GRID)
 
 

@@ -91,8 +91,15 @@ ELSEWHERE = {
     "torchrun --nproc-per-node=4 -m benchmarks.ranks --engine fsdp2": (
         "tests/scale/test_gpus.py::test_two_gpus_train_like_one"
     ),
-    "python -m benchmarks.study run --hours 8 --data path/to/data --threads 2": (
-        "tests/benchmarks/study/test_run.py::test_a_run_that_is_killed_loses_one_cell_at_most"
+    **dict.fromkeys(
+        (
+            "python -m benchmarks.study run --hours 8 --data path/to/data --threads 1",
+            'grep -v \'"cell": "cpu-bf16/smollm2/gsm8k/320/uniform/0.0032/0"\' '
+            "benchmarks/study/results.jsonl > again.jsonl",
+            "python -m benchmarks.study run --hours 1 --data path/to/data --threads 1 "
+            "--results again.jsonl --cells '*/gsm8k/320/uniform/0.0032/0'",
+        ),
+        "tests/benchmarks/study/test_run.py::test_a_run_that_is_killed_loses_one_cell_at_most",
     ),
     "python -m benchmarks.study list": (
         "tests/benchmarks/study/test_run.py::test_a_run_that_is_killed_loses_one_cell_at_most"

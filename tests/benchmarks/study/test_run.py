@@ -38,6 +38,7 @@ def read(folder):
 
 
 def test_a_run_that_is_killed_loses_one_cell_at_most(benchmark):
+    """And a cell whose line is taken out of the results is run again, to the same digits."""
     make, start = benchmark
     killed, whole = make("killed"), make("whole")
     arguments = ["run", "--hours", "1", "--threads", "1", "--answers", "2", "--data"]
@@ -66,6 +67,16 @@ def test_a_run_that_is_killed_loses_one_cell_at_most(benchmark):
         assert line["commit"] or not (Path(__file__).parents[3] / ".git").exists()
         assert sum(line["seconds"].values()) > 0 and line["threads"] == 1
     assert len({line["digest"] for line in lines}) == 1
+    (key,) = [line["cell"] for line in others if (line["method"], line["seed"]) == ("uniform", 0)]
+    kept = [line for line in (whole / "results.jsonl").open() if f'"cell": "{key}"' not in line]
+    (whole / "results.jsonl").write_text("".join(kept))
+    assert len(kept) == 3
+    child = start(whole, *arguments, str(whole / "data"))
+    assert finished(child, whole / "log.txt").endswith("no cell is left\n")
+    (once,), (again,) = (
+        [line for line in own if line["cell"] == key] for own in (others, read(whole))
+    )
+    assert {k: once.get(k) for k in KEEP} == {k: again.get(k) for k in KEEP}
     shown = finished(start(killed, "list"), log)
     assert shown.endswith(f"{len(keys)} of {len(keys)} cells are done\n")
 
