@@ -74,6 +74,13 @@ def page_text(path):
     return "\n".join(reader.lines) + "\n"
 
 
+@pytest.fixture(autouse=True)
+def no_study(monkeypatch):
+    """What `plan` says of the study changes as that goes on."""
+    nothing = {"where": "nowhere", "plans": []}
+    monkeypatch.setattr("axolotl_alphalora.report.evidence.read_study", lambda: nothing)
+
+
 @pytest.fixture(scope="module", params=FAMILIES)
 def places(request, tmp_path_factory):
     """A model, its YAML, rows and a routed adapter, by the names that the commands use."""
