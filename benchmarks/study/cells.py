@@ -100,7 +100,7 @@ NAMED = tuple(dict.fromkeys(method for group in GROUPS for method in group))
 LORA, MIXTURE, CUT_MIXTURE, PLAN = "lora-r40", "uniform", "uniform-seg4", "alphalora-hill"
 """The methods that stand for a plain LoRA, a mixture, one of more and smaller experts, a plan."""
 PRIMARY = ((MIXTURE, LORA), (PLAN, MIXTURE))
-"""What the study is about, fixed beforehand; p values of these two are corrected by themselves."""
+"""The main comparisons; the p values of these two are corrected by themselves."""
 CONTROLS = (
     *(
         (plan, f"{plan}-{end}")
