@@ -24,7 +24,7 @@ def headline(done: Done) -> str:
 
 
 def short(done: Done) -> str:
-    """The answer for the README: the two main comparisons, with their figures."""
+    """The answer for the README: the main comparisons, with their figures."""
     found = Verdicts(main(done), done)
     return "\n".join(f"- {line}" for line in found.main())
 

@@ -55,10 +55,14 @@ SAID = {
     FEW: ("has not all its seeds yet beside", "have not all their seeds yet beside"),
 }
 """Verdict to what is said of a mixture, and of its numbers."""
+FINE = (CUT_MIXTURE, "lora-equal-seg4")
+"""Many small experts, and a LoRA of as many parameters."""
 WORDS = {
     LORA: "a LoRA of rank 40",
     MIXTURE: "5 experts of rank 8 in every block",
     PLAN: "AlphaLoRA's numbers by `hill`",
+    CUT_MIXTURE: "every expert cut into 4 of rank 2 (`segments: 4`)",
+    FINE[1]: "a LoRA of as many parameters",
     "alphalora-xmin_peak": "AlphaLoRA's numbers by `xmin_peak`",
     "alphalora-ks": "AlphaLoRA's numbers by `ks`",
     "mola-2468": "MoLA's 2-4-6-8",
@@ -106,19 +110,21 @@ class Verdicts:
         )
 
     def main(self) -> list[str]:
-        """The comparisons that the headline rests on, with their figures."""
-        return [self.sentence(pair) for pair in PRIMARY]
+        """The comparisons that the headline rests on, and that of many small experts."""
+        return [self.sentence(pair) for pair in (*PRIMARY, FINE)]
 
     def shape(self) -> list[str]:
         """Mixtures and other LoRAs."""
         others = [(name, LORA) for name in SHAPES if name not in (MIXTURE, LORA)]
         main = self.pairs.get(PRIMARY[0])
         rates = "" if main is None else f"{main.runs.rate:g} and {main.theirs.rate:g}"
+        equal = [pair for pair in EQUALS if pair != FINE]
         return [
             self.sentence(PRIMARY[0]),
             *([f"Their best learning rates are {rates}."] if rates else []),
             *self.told(f"Other shapes against `{LORA}`", others),
-            *self.told("Mixtures against a LoRA of as many parameters", EQUALS, both=True),
+            *([self.sentence(FINE)] if FINE in self.pairs else []),
+            *self.told("Other mixtures against a LoRA of as many parameters", equal, both=True),
             *self.told("Mixtures against a LoRA of as much active rank", ACTIVE, both=True),
             *self.told(f"Against `{MIXTURE}`", [(name, MIXTURE) for name in MIXTURES]),
         ]

@@ -95,7 +95,7 @@ def test_the_answer_has_a_line_for_each_question_and_names_what_was_run(done):
     assert "bbh +0.00 (`" in lines[4]
     assert "top-2, did worse than a LoRA of rank 40, and" in conclusions.headline(done)
     assert "(by `hill`) did better than even ones." in conclusions.headline(done)
-    assert len(conclusions.short(done).splitlines()) == 2
+    assert len(conclusions.short(done).splitlines()) == 3
 
 
 def test_other_data_are_answered_apart(done):
