@@ -16,7 +16,7 @@ from ..blocks import group_by_block
 from ..mixture import Mixture
 from .optimizers import state_bytes
 
-_KINDS = ("experts_per_block", "total_experts", "total_parameters", "memory_mib")
+KINDS = ("experts_per_block", "total_experts", "total_parameters", "memory_mib")
 _WHOLE = ("total_experts", "total_parameters")
 _MIB = 2**20
 _WEIGHT_AND_GRADIENT = 4 + 4
@@ -49,10 +49,10 @@ class Budget:
 
     def __post_init__(self) -> None:
         """Check the numbers."""
-        given = [name for name in _KINDS if getattr(self, name) is not None]
+        given = [name for name in KINDS if getattr(self, name) is not None]
         if len(given) > 1:
             raise ValueError(
-                f"{' and '.join(given)} are both budgets: give only one of {', '.join(_KINDS)}"
+                f"{' and '.join(given)} are both budgets: give only one of {', '.join(KINDS)}"
             )
         for name in given:
             _check_amount(name, getattr(self, name))
@@ -63,7 +63,7 @@ class Budget:
     @property
     def kind(self) -> str | None:
         """The name of the limit that is given, or None."""
-        return next((name for name in _KINDS if getattr(self, name) is not None), None)
+        return next((name for name in KINDS if getattr(self, name) is not None), None)
 
     @property
     def recorded_kind(self) -> Literal["total_experts", "total_parameters", "memory_mib"] | None:

@@ -17,6 +17,7 @@ from pydantic import (
 )
 
 from ..allocation import Budget, registry, resolve_budget
+from ..allocation.budget import KINDS
 from ..allocation.records import check_spend
 from ..files import expanded
 from ..mixture import Mixture
@@ -24,8 +25,6 @@ from ..mixture import Mixture
 ADAPTER = "alphalora"
 BUDGET = tuple(field.name for field in fields(Budget))
 """The keys of the block that make its budget."""
-AMOUNTS = ("experts_per_block", "total_experts", "total_parameters", "memory_mib")
-"""Those of them of which at most one is given."""
 MIXTURE = tuple(field.name for field in fields(Mixture))
 """The keys of the block that say what a mixture looks like in a layer."""
 
@@ -52,7 +51,7 @@ PAPER_ALLOCATION: dict[str, Any] = {
     "granularity": "block",
     "rounding": "largest_remainder",
 }
-"""How they share experts out; the rounding is that of the text (section 3), not the code's."""
+"""How it shares experts out (section 3), without what is wrong in the released code."""
 
 TopK = Annotated[int, Field(ge=1)] | Annotated[float, Field(gt=0, lt=1)]
 
@@ -248,16 +247,15 @@ class AlphaLoraConfigBlock(BaseModel):
         return self
 
     def _fill_in_the_papers(self, given: set[str]) -> None:
-        """Settings that nothing else decides: not the YAML, a plan or another strategy."""
+        """Settings that neither the YAML nor another strategy decides; a plan still may."""
         allocation = self.allocation or {"strategy": "alphalora"}
-        own = allocation.get("strategy") == PAPER_ALLOCATION["strategy"]
-        if own and self.plan is None:
+        decided = set(given)
+        if allocation["strategy"] != PAPER_ALLOCATION["strategy"]:
+            decided |= {*KINDS, "min_experts"}
+        else:
             self.allocation = {**PAPER_ALLOCATION, **allocation}
-        decided = given | set(self.RULED_BY_PLAN if self.plan is not None else ())
-        if not own:
-            decided |= {*AMOUNTS, "min_experts"}
-        elif any(getattr(self, key) is not None for key in AMOUNTS):
-            decided |= set(AMOUNTS)
+            if any(getattr(self, key) is not None for key in KINDS):
+                decided |= set(KINDS)
         for key, value in PAPER.items():
             if key not in decided:
                 setattr(self, key, value)

@@ -75,13 +75,11 @@ class AlphaLoraArgs(BaseModel):
             check_spelling(data, cls.model_fields)
             verb = running_verb()
             check_verb(verb)
+            if verb in RUNS_ADAPTER and not data.get("lora_model_dir"):
+                data = _with_trained_adapter(data, verb)
             if data.get("lora_model_dir"):
-                data = _without(data, "preset")
-            if verb in RUNS_ADAPTER:
-                if not data.get("lora_model_dir"):
-                    data = _with_trained_adapter(data, verb)
-                if data.get("lora_model_dir"):
-                    data = _without(data, "init_")
+                start = ("init_from", "init_split") if verb in RUNS_ADAPTER else ()
+                data = _without(data, "preset", *start)
             if data.get(ADAPTER) is None:
                 return {**data, ADAPTER: {}}
         elif data.get(ADAPTER) is not None:
@@ -152,12 +150,12 @@ def _with_trained_adapter(data: Mapping[str, Any], verb: str) -> Mapping[str, An
     return {**data, "lora_model_dir": str(found)}
 
 
-def _without(data: Mapping[str, Any], start: str) -> Mapping[str, Any]:
+def _without(data: Mapping[str, Any], *keys: str) -> Mapping[str, Any]:
     """Drop keys of the block that say how an adapter begins, where there is one already."""
     block = data.get(ADAPTER)
     if not isinstance(block, Mapping):
         return data
-    kept = {key: value for key, value in block.items() if not str(key).startswith(start)}
+    kept = {key: value for key, value in block.items() if key not in keys}
     return {**data, ADAPTER: kept}
 
 

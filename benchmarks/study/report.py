@@ -147,8 +147,8 @@ def _forgotten(setting: Setting, methods: Sequence[str], done: Done) -> str:
             rows.append([f"`{method}`", str(len(runs)), *map(_spread, rises)])
     if not rows:
         return ""
-    heads = table_of(["method", "seeds", *sets], rows)
-    return f"Forgetting, the rise of other losses (mean and deviation over seeds):\n\n{heads}"
+    found = table_of(["method", "seeds", *sets], rows)
+    return f"Forgetting, the rise of other losses (mean and deviation over seeds):\n\n{found}"
 
 
 def _spread(values: Sequence[float]) -> str:

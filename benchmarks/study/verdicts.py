@@ -184,7 +184,7 @@ class Verdicts:
             lines = [self.done[self.setting.cell(LORA, rate, SEEDS[0]).key] for rate in ends]
             low, high = (line["others"][name] - before[name] for line in lines)
             yield (
-                f"The rate matters more (`{LORA}`, seed 0, {name}: {_change(low)} at "
+                f"With the learning rate (`{LORA}`, seed 0, {name}: {_change(low)} at "
                 f"{ends[0]:g}, {_change(high)} at {ends[1]:g})."
             )
 
@@ -221,7 +221,7 @@ class Verdicts:
         one = self.pairs.get(pair)
         if one is None or one.verdict == FEW:
             return None
-        found = {"difference": one.middle, "low": one.low, "high": one.high}
+        found = {"difference": one.middle, "low": one.low, "high": one.high, "more": one.more}
         rounded = {name: round(value, DIGITS) for name, value in found.items()}
         return {"verdict": one.verdict, **rounded, "seeds": len(one.seeds)}
 

@@ -187,7 +187,8 @@ def test_confidence_is_shown_and_stored(tmp_path, model):
 
 
 def test_a_plan_is_told_what_the_study_found_of_its_kind(tmp_path, model, monkeypatch):
-    found = {"verdict": "undecided", "difference": 0.001, "low": -0.003, "high": 0.005, "seeds": 5}
+    figures = {"difference": 0.001, "low": -0.003, "high": 0.005, "more": 0.0, "seeds": 5}
+    found = {"verdict": "undecided", **figures}
     row = {"strategy": "alphalora", "options": {}, "segments": 1, "named": "its numbers"}
     study = {"where": "a model", "plans": [{**row, "against": {"uniform": found}}]}
     monkeypatch.setattr("axolotl_alphalora.report.evidence.read_study", lambda: study)

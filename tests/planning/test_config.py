@@ -5,8 +5,9 @@ import json
 import pytest
 from pydantic import ValidationError
 
+from axolotl_alphalora.allocation.budget import KINDS
 from axolotl_alphalora.mixture import Mixture
-from axolotl_alphalora.planning.config import AMOUNTS, BUDGET, PAPER, AlphaLoraConfigBlock
+from axolotl_alphalora.planning.config import BUDGET, PAPER, AlphaLoraConfigBlock
 
 
 def test_the_defaults_are_those_of_the_documented_yaml():
@@ -147,7 +148,7 @@ def test_the_preset_paper_is_what_the_paper_uses_whatever_the_defaults_are(monke
     assert (block.router_lr_ratio, block.spend) == (1.0, "experts")
     assert AlphaLoraConfigBlock().top_k == 2
     free = {"preset", "log_blocks_every", "init_from", "init_split", "plan", "max_experts"}
-    rest = set(AlphaLoraConfigBlock.model_fields) - free - {"allocation", *AMOUNTS[1:]}
+    rest = set(AlphaLoraConfigBlock.model_fields) - free - {"allocation", *KINDS[1:]}
     assert rest == set(PAPER), "every key that makes the experts and their training is the paper's"
 
 

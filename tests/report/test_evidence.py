@@ -8,8 +8,8 @@ from helpers.allocating import plan
 MOLA = {"shape": "2468"}
 
 
-def finding(verdict, difference=0.001):
-    own = {"verdict": verdict, "difference": difference, "seeds": 5}
+def finding(verdict, difference=0.001, more=0.0):
+    own = {"verdict": verdict, "difference": difference, "more": more, "seeds": 5}
     return own | {"low": difference - 0.004, "high": difference + 0.004}
 
 
@@ -62,6 +62,15 @@ def test_a_plan_is_told_of_its_own_kind_and_else_by_name_of_the_nearest():
     assert "beside MoLA's 2-4-6-8, " in study_line(plan("mola", options=MOLA), study(*rows))
     cut = plan("mola", options=MOLA, segments=4)
     assert "beside a cut one, " in study_line(cut, study(*rows))
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [(0.25, "with 25 % more parameters)"), (-0.06, "with 6 % fewer parameters)"), (0.01, "seeds)")],
+)
+def test_a_plan_that_trains_more_is_told_so(more, said):
+    line = study_line(plan("uniform"), study(row("uniform", lora=finding("better", more=more))))
+    assert line.endswith(f"{said}.") and (("parameters" in line) == (abs(more) > 0.02))
 
 
 def test_nothing_is_said_of_what_the_study_has_no_answer_on():
