@@ -1,6 +1,7 @@
 """Continuing an adapter: what the YAML leaves out comes from it, for every setting."""
 
 import json
+import shutil
 from dataclasses import fields
 
 import pytest
@@ -133,10 +134,22 @@ def test_every_setting_and_every_key_is_decided():
     assert sorted([*ruled, *ours, *of_the_run]) == sorted(AlphaLoraConfigBlock.model_fields)
 
 
-def test_a_preset_is_for_new_adapters(base, learnt):
-    _, config = continued(base, learnt, "lora_model_dir", {"alphalora.preset": "paper"})
+def test_a_preset_is_for_new_adapters(base, learnt, tmp_path):
+    """The paper's beta of 2.5, which the YAML does not hold, is no contradiction to another."""
+    folder = tmp_path / "by-alphas"
+    shutil.copytree(learnt[0], folder)
+    path = folder / "adapter_config.json"
+    saved = json.loads(path.read_text())
+    saved["plan"]["strategy"] |= {"name": "alphalora", "options": {"beta": 3.0}}
+    path.write_text(json.dumps(saved))
+    values = {"alphalora.preset": "paper", "alphalora.allocation": "alphalora"}
+    found = folder, AlphaLoraConfig.from_pretrained(folder)
+    _, config = continued(base, found, "lora_model_dir", values)
     for name in {*LEARNT, *LAYERS} - {"target_modules"}:
-        assert getattr(config, name) == getattr(learnt[1], name), name
+        assert getattr(config, name) == getattr(found[1], name), name
+    values["alphalora.allocation"] = {"strategy": "alphalora", "beta": 2.5}
+    with pytest.raises(ValueError, match="beta is 2.5 in the YAML and 3.0 in the adapter"):
+        continued(base, found, "lora_model_dir", values)
 
 
 @pytest.mark.parametrize("door", DOORS)
