@@ -82,6 +82,8 @@ CUT = (
 """Plans whose experts are cut, for the question whether a plan helps at a finer shape."""
 ROUTERS = ("fixed-router", "shared-router", "unbalanced")
 """A uniform mixture whose routers do not learn, are shared, or have no load-balancing loss."""
+BUDGETS = ("uniform-2", "alphalora-hill-2")
+"""With 2 experts a block in the mean."""
 SHORT = (
     "lora-r40",
     "uniform",
@@ -93,7 +95,7 @@ SHORT = (
 """For a second base, for many rows and for other data."""
 SKILLS = (*SHORT, "router-rank16")
 """For the quickstart's data."""
-GROUPS = (SHAPES, ALLOCATIONS, CUT, ROUTERS, SKILLS)
+GROUPS = (SHAPES, ALLOCATIONS, CUT, ROUTERS, BUDGETS, SKILLS)
 NAMED = tuple(dict.fromkeys(method for group in GROUPS for method in group))
 """All methods, in the order of the table."""
 
@@ -119,6 +121,8 @@ ESTIMATORS = (
     ("alphalora-ks", "alphalora-xmin_peak"),
 )
 """Other estimators, and the package's default."""
+FEWER = (("alphalora-hill-2", "uniform-2"), ("uniform-2", "lora-r16"))
+"""A plan and a mixture of 2 experts a block: against even numbers, and a LoRA of as much rank."""
 EQUALS = (
     ("uniform", "lora-equal"),
     ("uniform-seg4", "lora-equal-seg4"),
@@ -158,6 +162,7 @@ RATES = {
     "mola-2468-shuffled": "mola-2468",
     **dict.fromkeys((*PLANS, *ROUTERS), "uniform"),
     **dict.fromkeys(CUT, "uniform-seg4"),
+    "alphalora-hill-2": "uniform-2",
 }
 """A method that has no curve, and the one whose rate it takes: the experts are the same, and only
 where they are differs, or how tokens are shared out."""
@@ -285,7 +290,7 @@ def _cells(done: Mapping[str, Line], device: str) -> Iterator[Cell]:
         yield from _curve_cells(gsm8k, method, done)
     yield from _seeds(gsm8k, VARIANCE_OF, done)
     for setting, groups in (
-        (gsm8k, (SHAPES, ALLOCATIONS, ROUTERS, CUT)),
+        (gsm8k, (SHAPES, ALLOCATIONS, ROUTERS, CUT, BUDGETS)),
         (bbh, (SHAPES, ALLOCATIONS, ROUTERS, CUT)),
         (Setting(base=SECOND, device=device), (SHORT,)),
         (Setting(rows=LARGE, device=device), (SHORT,)),

@@ -1,4 +1,7 @@
-"""Pictures of curves and intervals as SVG: the same bytes for the same numbers, by no package."""
+"""Tables, and pictures of curves and intervals as SVG.
+
+The same bytes for the same numbers, and no package draws them.
+"""
 
 from __future__ import annotations
 
@@ -115,3 +118,16 @@ def _text(x: float, y: float, text: str, anchor: str) -> str:
 
 def _line(x: float, y: float, to_x: float, to_y: float) -> str:
     return f'<path d="M{x:.1f} {y:.1f}L{to_x:.1f} {to_y:.1f}" stroke="#dddddd"/>'
+
+
+def table_of(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table in Markdown, without columns that are empty in all rows."""
+    filled = [place for place in range(len(heads)) if any(row[place] for row in rows)]
+    heads, rows = [heads[n] for n in filled], [[row[n] for n in filled] for row in rows]
+    lines = [heads, ["---"] * len(heads), *rows]
+    return "\n".join(f"| {' | '.join(row)} |" for row in lines)
+
+
+def signed(value: float) -> str:
+    """A number with its sign and two digits; nought has a plus."""
+    return f"{round(value, 2) + 0.0:+.2f}"

@@ -17,6 +17,7 @@ from .cells import (
     CUT_MIXTURE,
     EQUALS,
     ESTIMATORS,
+    FEWER,
     LORA,
     MIXTURE,
     MIXTURES,
@@ -29,6 +30,7 @@ from .cells import (
     Setting,
     best_rate,
 )
+from .chart import signed
 from .stats import LEVEL, holm, interval, mean_interval, paired_p, pairs_for
 
 MINIMUM = 0.005
@@ -179,9 +181,9 @@ class Comparison:
             f"{self.runs.rate:g}",
             str(len(self.seeds)),
             f"{fmean(self.runs.losses[seed] for seed in self.seeds):.4f}",
-            f"{100 * self.middle:+.2f} %",
-            f"{100 * self.low:+.2f} to {100 * self.high:+.2f} %",
-            "" if self.others is None else f"{100 * self.others:+.2f} %",
+            f"{signed(100 * self.middle)} %",
+            f"{signed(100 * self.low)} to {signed(100 * self.high)} %",
+            "" if self.others is None else f"{signed(100 * self.others)} %",
             "" if self.p is None else f"{self.p:.3f}",
             "" if self.corrected is None else f"{self.corrected:.3f}",
             self.verdict,
@@ -249,6 +251,7 @@ QUESTIONS: dict[str, dict[str, Sequence[Pair]]] = {
         "Against their controls": CONTROLS,
         "Estimators": ESTIMATORS,
         "Plans against a plain LoRA of rank 40": [(name, LORA) for name in (*PLANS, *CUT)],
+        "With 2 experts a block": FEWER,
     },
     "Routing": {
         "Against routers that learn": [(name, MIXTURE) for name in ROUTERS],

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from axolotl_alphalora.report import evidence
 
-from . import results
+from . import forgetting, results
 from .cells import MAIN, NAMED, SMALL, TITLES
+from .chart import table_of
 from .compare import QUESTIONS, tables
 from .results import Done, is_in, main, settings
 from .verdicts import Verdicts
@@ -44,7 +44,7 @@ def answer(done: Done) -> str:
         "Allocation": found.allocation(),
         "Routing": found.routing(),
         "Other data, more rows, another base": others,
-        "Forgetting": found.forgetting(),
+        "Forgetting": forgetting.told(setting, done),
     }
     return "\n".join(
         f"{number}. **{what}.** {' '.join(said) or 'Not run yet.'}"
@@ -92,11 +92,3 @@ def write_findings(path: Path = results.RESULTS, file: Path = FINDINGS) -> None:
     """Write what the package says of the study."""
     text = json.dumps(findings(results.read(path)), indent=2)
     file.write_text(text + "\n", encoding="utf-8")
-
-
-def table_of(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A table in Markdown, without columns that are empty in all rows."""
-    filled = [place for place in range(len(heads)) if any(row[place] for row in rows)]
-    heads, rows = [heads[n] for n in filled], [[row[n] for n in filled] for row in rows]
-    lines = [heads, ["---"] * len(heads), *rows]
-    return "\n".join(f"| {' | '.join(row)} |" for row in lines)

@@ -278,6 +278,8 @@ _MIXTURES: dict[str, dict[str, Any]] = {
     "shared-router": {"router": "shared"},
     "unbalanced": {"balance": 0.0},
     **{name: _planned(name) for name in (*ALLOCATIONS, *CUT)},
+    "uniform-2": {"experts_per_block": 2},
+    "alphalora-hill-2": {**_planned("alphalora-hill"), "experts_per_block": 2},
 }
 
 METHODS: dict[str, Builder] = {

@@ -10,7 +10,7 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
-from . import chart, conclusions, results
+from . import chart, conclusions, forgetting, results
 from .cells import (
     NAMED,
     PILOT,
@@ -25,8 +25,8 @@ from .cells import (
     curve,
     losses,
 )
+from .chart import table_of
 from .compare import COMPARED, MINIMUM, Runs, means, tables
-from .conclusions import table_of
 from .devices import DEVICES
 from .results import Done, is_in, settings
 from .stats import LEVEL, POWER, pairs_for, visible
@@ -129,32 +129,11 @@ def questions(done: Done) -> str:
                 parts += [f"{question}. {title}:"]
                 parts += [table_of(COMPARED, [one.row() for one in rows])]
         parts += [
-            part for part in (_forgotten(setting, own, done), _routed(setting, own, done)) if part
+            part
+            for part in (forgetting.tables(setting, own, done), _routed(setting, own, done))
+            if part
         ]
     return "\n\n".join(parts) or NOTHING
-
-
-def _forgotten(setting: Setting, methods: Sequence[str], done: Done) -> str:
-    """How much the loss on the text and on the other sets rose over the base model's."""
-    before = done.get(setting.untrained().key)
-    if before is None:
-        return ""
-    sets, rows = list(before["others"]), []
-    for method in methods:
-        runs = [line["others"] for line in Runs(setting, method, done).lines.values()]
-        if runs:
-            rises = ([one[name] - before["others"][name] for one in runs] for name in sets)
-            rows.append([f"`{method}`", str(len(runs)), *map(_spread, rises)])
-    if not rows:
-        return ""
-    found = table_of(["method", "seeds", *sets], rows)
-    return f"Forgetting, the rise of other losses (mean and deviation over seeds):\n\n{found}"
-
-
-def _spread(values: Sequence[float]) -> str:
-    """Mean, and standard deviation where there are several."""
-    apart = f" ± {stdev(values):.2f}" if len(values) > 1 else ""
-    return f"{fmean(values):+.3f}{apart}"
 
 
 def _routed(setting: Setting, methods: Sequence[str], done: Done) -> str:

@@ -15,6 +15,7 @@ from .cells import (
     CUT_MIXTURE,
     EQUALS,
     ESTIMATORS,
+    FEWER,
     LORA,
     MIXTURE,
     MIXTURES,
@@ -27,11 +28,10 @@ from .cells import (
     SHORT,
     STRATEGIES,
     TITLES,
-    UNTRAINED,
     Line,
     Setting,
-    losses,
 )
+from .chart import signed
 from .compare import (
     BETTER,
     FEW,
@@ -43,7 +43,6 @@ from .compare import (
     Comparison,
     Pair,
     Runs,
-    means,
     tables,
 )
 
@@ -137,6 +136,7 @@ class Verdicts:
             *self.told(f"Other plans against `{MIXTURE}`", others),
             *self.told("Plans against their controls", CONTROLS, both=True),
             *self.told("Estimators", ESTIMATORS, both=True),
+            *self.told("With 2 experts a block", FEWER, both=True),
             *self.told(f"Cut into 4, against `{CUT_MIXTURE}`", [(n, CUT_MIXTURE) for n in CUT]),
         ]
 
@@ -144,56 +144,22 @@ class Verdicts:
         """Routers that do not learn, are shared or not balanced."""
         learned = [(name, MIXTURE) for name in ROUTERS]
         return [
-            *self.told(f"Against `{MIXTURE}`, whose routers learn", learned),
-            *self.told(f"Against `{LORA}`", [(name, LORA) for name in ROUTERS]),
+            *self.told(f"Against `{MIXTURE}`, whose routers learn", learned, whole=True),
+            *self.told(f"Against `{LORA}`", [(name, LORA) for name in ROUTERS], whole=True),
         ]
 
     def short(self) -> str:
         """The main comparisons of a setting that has few; "" if none was run."""
         others = [(name, MIXTURE) for name in SHORT if name not in (MIXTURE, LORA)]
         known = [PRIMARY[0], *others]
-        return self.listed(known, both=True) if set(known) & set(self.pairs) else ""
-
-    def forgetting(self) -> list[str]:
-        """How much the losses on the other sets changed, over all methods, and with the rate."""
-        before = self.done.get(self.setting.untrained().key)
-        methods = sorted({line["method"] for line in self.done.values()})
-        found = means(self.setting, methods, self.done, lambda line: line["others"])
-        found.pop(UNTRAINED, None)
-        if before is None or not found:
-            return []
-        changes = []
-        for name, loss in before["others"].items():
-            rises = {method: one[name] - loss for method, one in found.items()}
-            least, most = (pick(rises, key=rises.__getitem__) for pick in (min, max))
-            changes.append(
-                f"{name} {_change(rises[least])} (`{least}`) to {_change(rises[most])} "
-                f"(`{most}`) on {loss:.2f}"
-            )
-        return [
-            f"Change of the other losses, each method at its best rate: {'; '.join(changes)}.",
-            *self._with_the_rate(before["others"]),
-        ]
-
-    def _with_the_rate(self, before: Mapping[str, float]) -> Iterator[str]:
-        """How one set's loss changes with a LoRA's learning rate, at seed 0."""
-        rates = losses(self.setting, LORA, self.done)
-        name = next(iter(before))
-        if len(rates) > 1:
-            ends = (min(rates), max(rates))
-            lines = [self.done[self.setting.cell(LORA, rate, SEEDS[0]).key] for rate in ends]
-            low, high = (line["others"][name] - before[name] for line in lines)
-            yield (
-                f"With the learning rate (`{LORA}`, seed 0, {name}: {_change(low)} at "
-                f"{ends[0]:g}, {_change(high)} at {ends[1]:g})."
-            )
+        return self.listed(known, both=True, whole=True) if set(known) & set(self.pairs) else ""
 
     def defaults(self) -> Iterator[tuple[str, str, str]]:
         """A default, what it was compared with, and whether the study says to change it."""
         for default, pairs in DEFAULTS.items():
             known = [self.pairs[pair] for pair in pairs if pair in self.pairs]
             better = [one for one in known if one.verdict == BETTER]
-            compared = self.listed(pairs, both=True) or "not run yet"
+            compared = self.listed(pairs, both=True, whole=True) or "not run yet"
             if not pairs:
                 compared = "nothing here varies it"
             yield default, compared, "is to change" if better else "stays"
@@ -256,15 +222,28 @@ class Verdicts:
             return named
         return f"{named} ({min(blocks):g} to {max(blocks):g} a block)"
 
-    def told(self, what: str, pairs: Sequence[Pair], both: bool = False) -> Iterator[str]:
-        """A sentence on several pairs; none where nothing was run."""
-        if said := self.listed(pairs, both):
+    def told(
+        self, what: str, pairs: Sequence[Pair], *, both: bool = False, whole: bool = False
+    ) -> Iterator[str]:
+        """A sentence on several pairs, see `listed`; none where nothing was run."""
+        if said := self.listed(pairs, both=both, whole=whole):
             yield f"{what}: {said}."
 
-    def listed(self, pairs: Iterable[Pair], both: bool = False) -> str:
-        """Pairs by verdict with their differences; those that were not run are left out."""
+    def listed(self, pairs: Iterable[Pair], *, both: bool = False, whole: bool = False) -> str:
+        """Pairs by verdict with their differences; those that were not run are left out.
+
+        Args:
+            pairs: Which.
+            both: Whether to name what a method is compared with.
+            whole: Whether to give the intervals, too.
+        """
         known = [self.pairs[pair] for pair in pairs if pair in self.pairs]
-        return "; ".join(_by_verdict(known, both))
+        found = []
+        for verdict in VERDICTS:
+            own = [_short(one, both, whole) for one in known if one.verdict == verdict]
+            if own:
+                found.append(f"{verdict}: {', '.join(own)}")
+        return "; ".join(found)
 
 
 def _split(plans: Mapping[str, Mapping[str, Any]]) -> dict[str, tuple[str, dict[str, Any]]]:
@@ -275,23 +254,13 @@ def _split(plans: Mapping[str, Mapping[str, Any]]) -> dict[str, tuple[str, dict[
     }
 
 
-def _by_verdict(known: Sequence[Comparison], both: bool) -> Iterator[str]:
-    for verdict in VERDICTS:
-        own = [_short(one, both) for one in known if one.verdict == verdict]
-        if own:
-            yield f"{verdict}: {', '.join(own)}"
-
-
-def _short(one: Comparison, both: bool) -> str:
+def _short(one: Comparison, both: bool, whole: bool) -> str:
     """A method, what it is compared with if wanted, and the figures."""
     middle, low, high = (100 * value for value in (one.middle, one.low, one.high))
-    figures = [f"{middle:+.2f} %, {low:+.2f} to {high:+.2f}", _more(one)]
+    interval = f", {signed(low)} to {signed(high)}" if whole else ""
+    figures = [f"{signed(middle)} %{interval}", _more(one)]
     against = f" against `{one.against}`" if both else ""
     return f"`{one.method}`{against} ({'; '.join(filter(None, figures))})"
-
-
-def _change(value: float) -> str:
-    return f"{round(value, 2) + 0.0:+.2f}"
 
 
 def _more(one: Comparison) -> str:

@@ -23,7 +23,9 @@ def results(method, losses, seed=0):
 def test_the_methods_are_those_of_the_table_and_of_its_comparisons():
     named = {name for group in cells.GROUPS for name in group}
     assert named | {cells.UNTRAINED} == set(METHODS)
-    assert {name for pair in (*cells.CONTROLS, *cells.EQUALS) for name in pair} <= named
+    assert {
+        name for pair in (*cells.CONTROLS, *cells.EQUALS, *cells.FEWER) for name in pair
+    } <= named
     assert {*cells.PILOT, cells.VARIANCE_OF} <= named
     assert all("/" not in name for name in METHODS)
 

@@ -94,6 +94,12 @@ def test_plans_by_block_meet_the_budget_of_experts(make_bench, plan):
     assert sum(blocks) == EXPERTS * len(blocks)
 
 
+@pytest.mark.parametrize("plan", ["uniform-2", "alphalora-hill-2"])
+def test_a_smaller_budget_is_met(make_bench, plan):
+    blocks = build(make_bench(), plan).facts["blocks"]
+    assert sum(blocks) == 2 * len(blocks)
+
+
 @pytest.mark.parametrize("plan", ["sensitivity", "sensitivity-opposite", "eva"])
 def test_plans_by_module_have_the_parameters_of_an_even_one(make_bench, plan):
     built = build(make_bench(), plan)

@@ -92,7 +92,8 @@ def test_the_answer_has_a_line_for_each_question_and_names_what_was_run(done):
     assert "as many parameters" not in lines[0], "not run"
     assert "Better: AlphaLoRA's numbers by `hill` (4 to 6 a block) against 5" in lines[1]
     assert "Not run yet." in lines[2] and "Not run yet." in lines[3]
-    assert "bbh +0.00 (`" in lines[4]
+    assert "`lora-r40` against the base model: bbh +0.00, text +0.00." in lines[4]
+    assert "Other plans" not in lines[1], "not run"
     assert "top-2, did worse than a LoRA of rank 40, and" in conclusions.headline(done)
     assert "(by `hill`) did better than even ones." in conclusions.headline(done)
     assert len(conclusions.short(done).splitlines()) == 3
@@ -134,13 +135,8 @@ def test_more_parameters_are_said(done):
         done[HERE.cell("alphalora-hill", GRID[2], seed).key]["parameters"] = 1259
     found = Verdicts(HERE, done)
     assert found.sentence(PAIR).endswith("; 25 % more parameters.")  # than 1,007
-    assert "; 25 % more parameters)" in found.listed([PAIR])
-
-
-def test_forgetting_is_told_with_the_rate(done):
-    (*_, said) = conclusions.answer(done).splitlines()
-    low, high = (f"+{rate:.2f} at {rate:g}" for rate in (GRID[0], GRID[-1]))
-    assert f"(`lora-r40`, seed 0, bbh: {low}, {high})" in said
+    assert found.listed([PAIR]) == "as good: `alphalora-hill` (+0.01 %; 25 % more parameters)"
+    assert " %, -" in found.listed([PAIR], whole=True)
 
 
 def test_a_default_is_to_change_where_something_else_did_better(done):
