@@ -31,6 +31,7 @@ from .functional import (
 )
 from .fused import add_experts, fused_paths
 from .loss_scale import attach_loss
+from .placing import kept_frozen
 from .usage import router_sums
 
 FUSED_DEVICES = ("cpu", "cuda", "meta")
@@ -162,6 +163,12 @@ class AlphaLoraLayer(nn.Module, BaseTunerLayer):
         self.reset_alphalora_parameters(adapter_name, zero_b=config.init_weights)
         self._move_adapter_to_device_of_base_layer(adapter_name)
         self.set_adapter(self.active_adapters)
+
+    def _move_adapter_to_device_of_base_layer(
+        self, adapter_name: str, device: torch.device | None = None
+    ) -> None:
+        with kept_frozen([self], adapter_name):
+            super()._move_adapter_to_device_of_base_layer(adapter_name, device)
 
     def reset_alphalora_parameters(self, adapter_name: str, zero_b: bool = True) -> None:
         """Draw A and router as MoLA does (Kaiming uniform, a = sqrt 5); B is zero, or drawn too.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import warnings
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -14,6 +14,7 @@ from peft import PeftConfig
 from torch import nn
 
 from ..blocks import block_name
+from ..hosts.constants import TRL_REFERENCE, TRL_TRAINED
 from ..hosts.peft import (
     TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING,
     BaseTuner,
@@ -34,6 +35,7 @@ from .fit import (
     weight_shapes,
 )
 from .layer import MERGE_REFUSAL, AlphaLoraLayer
+from .placing import copy_trained, keep_experts_loaded, kept_frozen
 from .targets import heads, is_all_linear, resolve_targets
 from .warm_start import WarmStart
 
@@ -58,7 +60,7 @@ class AlphaLoraModel(BaseTuner):
 
     prefix = "alphalora_"
     tuner_layer_cls = AlphaLoraLayer
-    _started: WarmStart | None = None
+    _start: Callable[[nn.Module, str], None] | None = None
     target_module_mapping: dict[str, Any] = TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
 
     def __init__(
@@ -158,9 +160,10 @@ class AlphaLoraModel(BaseTuner):
         """Replace the targets by AlphaLoRA layers; see [`BaseTuner.inject_adapter`].
 
         The config is resolved in a copy, which is that of the adapted model. A new adapter starts
-        from the LoRA in `init_from`, if there is one.
+        from the LoRA in `init_from`, if there is one; TRL's reference from what it refers to.
         """
-        config: Any = copy.deepcopy(self.peft_config[adapter_name])
+        given = self.peft_config[adapter_name]
+        config: Any = copy.deepcopy(given)
         if state_dict is not None:
             config = config.without_start()
             config.saved = True
@@ -172,9 +175,12 @@ class AlphaLoraModel(BaseTuner):
         config.target_modules = {name for name, count in config.num_experts.items() if count}
         start = WarmStart.of(config)
         if start is not None:
-            start.apply(model, adapter_name)
-            self._started = start
+            self._start = start.apply
             self.peft_config[adapter_name] = config.without_start()
+        elif adapter_name == TRL_REFERENCE and given is self.peft_config.get(TRL_TRAINED):
+            self._start = _copy_trained
+        if self._start is not None:
+            self._start(model, adapter_name)
         _share_blocks(model, adapter_name)
         _tell_tokens(model)
         balancer = find_balancer(model)
@@ -198,10 +204,13 @@ class AlphaLoraModel(BaseTuner):
         yield
 
     def _cast_adapter_dtype(self, adapter_name: str, autocast_adapter_dtype: bool = True) -> None:
-        super()._cast_adapter_dtype(adapter_name, autocast_adapter_dtype)
-        start, self._started = self._started, None
+        layers = adapted_layers(self.model)
+        keep_experts_loaded(layers)
+        with kept_frozen(layers, adapter_name):
+            super()._cast_adapter_dtype(adapter_name, autocast_adapter_dtype)
+        start, self._start = self._start, None
         if start is not None and autocast_adapter_dtype:
-            start.apply(self.model, adapter_name)  # again: the base's dtype had rounded it
+            start(self.model, adapter_name)  # again: the base's dtype had rounded it
 
     def _check_merge_allowed(self) -> None:
         raise ValueError(MERGE_REFUSAL)
@@ -285,6 +294,10 @@ def find_routers(model: nn.Module) -> dict[str, tuple[int, int]]:
         for name in layer.active_adapters
         if name in layer.alphalora_router
     }
+
+
+def _copy_trained(model: nn.Module, adapter_name: str) -> None:
+    copy_trained(adapted_layers(model, adapter_name), adapter_name)
 
 
 def _share_blocks(model: nn.Module, adapter_name: str) -> None:

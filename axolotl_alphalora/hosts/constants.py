@@ -45,3 +45,6 @@ OPTIMIZER = "adamw_torch_fused"
 
 TRL_CONSOLE = "RichProgressCallback"
 """TRL: the callback that writes a trainer's numbers to a console."""
+
+TRL_REFERENCE, TRL_TRAINED = "ref", "default"
+"""TRL: the frozen adapter that it adds to an adapted model, and the one whose values that gets."""

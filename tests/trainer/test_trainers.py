@@ -210,6 +210,41 @@ def test_every_step_gives_the_routers_one_batch_s_balance(base, trainer_folder, 
     assert any("alphalora/router_entropy" in row for row in steps.logs)
 
 
+@pytest.mark.parametrize(
+    ("kind", "row", "options"),
+    [
+        ("DPO", PAIR, {}),
+        ("KTO", ANSWER, {"loss_type": "apo_zero_unpaired"}),
+        ("GRPO", {"prompt": "Say it"}, {"num_generations": 2, "beta": 0.1}),
+    ],
+)
+def test_trl_s_reference_is_the_adapter_as_it_was(base, trainer_folder, kind, row, options):
+    """TRL adds it to a model that comes with an adapter, and copies tensors by a LoRA's names."""
+    import trl
+
+    trained = get_peft_model(LlamaForCausalLM.from_pretrained(base), config())
+    with torch.no_grad():
+        for name, tensor in trained.named_parameters():
+            if "alphalora_B" in name:
+                tensor.normal_()
+    given = {"reward_funcs": lambda completions, **_: [1.0]} if kind == "GRPO" else {}
+    settings = {"use_cpu": True, "bf16": False, "report_to": "none"} | options
+    trainer = getattr(trl, f"{kind}Trainer")(
+        model=trained,
+        args=getattr(trl, f"{kind}Config")(
+            str(trainer_folder), per_device_train_batch_size=2, **settings
+        ),
+        train_dataset=Dataset.from_list([row] * 2),
+        processing_class=AutoTokenizer.from_pretrained(base),
+        **given,
+    )
+    tensors = dict(trainer.model.named_parameters())
+    copies = {name: value for name, value in tensors.items() if name.endswith(".ref")}
+    assert copies and not any(copy.requires_grad for copy in copies.values())
+    for name, copy in copies.items():
+        assert torch.equal(copy, tensors[name.removesuffix("ref") + "default"]), name
+
+
 @pytest.mark.parametrize("name", TRAINERS)
 def test_where_the_callback_is_missing_one_warning_names_it(base, trainer_folder, name):
     with warnings.catch_warnings(record=True) as caught:

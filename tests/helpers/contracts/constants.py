@@ -88,3 +88,12 @@ def OPTIMIZER():
 def TRL_CONSOLE():
     callbacks = pytest.importorskip("trl.trainer.callbacks")
     assert issubclass(getattr(callbacks, constants.TRL_CONSOLE), TrainerCallback)
+
+
+@checks("constants", "TRL_REFERENCE", "TRL_TRAINED")
+def reference():
+    """That its values are those of the trained one is in tests/trainer/test_trainers.py."""
+    trainer = pytest.importorskip("trl.trainer.dpo_trainer")
+    source = inspect.getsource(trainer)
+    assert f'default_config = model.peft_config["{constants.TRL_TRAINED}"]' in source
+    assert f'add_adapter("{constants.TRL_REFERENCE}", default_config)' in source

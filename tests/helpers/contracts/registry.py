@@ -12,6 +12,7 @@ from helpers.models import tiny_llama_config
 
 PACKAGE = Path(__file__).parents[3] / "axolotl_alphalora"
 BOUNDARIES = {
+    "accelerate": PACKAGE / "hosts" / "accelerate.py",
     "constants": PACKAGE / "hosts" / "constants.py",
     "peft": PACKAGE / "hosts" / "peft.py",
     "torch": PACKAGE / "hosts" / "torch.py",

@@ -1,0 +1,28 @@
+"""What accelerate hangs on the modules of a base that does not fit its device."""
+
+from __future__ import annotations
+
+from accelerate.hooks import (
+    remove_hook_from_module,
+)
+from accelerate.utils import (
+    set_module_tensor_to_device,  # also one that is on the meta device
+)
+from torch import nn
+
+
+def keep_loaded(module: nn.Module) -> None:
+    """Have a module keep its tensors where it computes, if accelerate offloads them.
+
+    For modules that hold tensors and are never called: the hook would load them in a call.
+
+    Raises:
+        KeyError: If a tensor is not in what was offloaded.
+    """
+    whole = getattr(module, "_hf_hook", None)
+    hooks = [hook for hook in getattr(whole, "hooks", [whole]) if getattr(hook, "offload", False)]
+    for hook in hooks:
+        values = {name: hook.weights_map[name] for name in hook.original_devices}
+        remove_hook_from_module(module)
+        for name, value in values.items():
+            set_module_tensor_to_device(module, name, hook.execution_device, value=value)
