@@ -115,7 +115,8 @@ class AlphaLoraCallback(TrainerCallback):
             trainer: The trainer; its `log`, `training_step` and `evaluation_loop` are replaced.
 
         Raises:
-            ValueError: If the callback is attached to another trainer already.
+            ValueError: If the callback is attached to another trainer already, or the trainer
+                would run copies of the model in threads.
         """
         if self._trainer is None:
             self._trainer = trainer
@@ -131,6 +132,7 @@ class AlphaLoraCallback(TrainerCallback):
         if balancer is not self._balancer:
             self._balancer = balancer
             if balancer is not None:
+                _check_threads(trainer)
                 balancer.usage = {"train": UsageMeter(), "eval": UsageMeter()}
 
     def on_init_end(self, *args: Any, **kwargs: Any) -> None:
@@ -164,10 +166,9 @@ class AlphaLoraCallback(TrainerCallback):
     def training_step(self, *args: Any, **kwargs: Any) -> Any:
         """The trainer's own; where no loss of the model's tells, micro-batches count equally."""
         trainer, balancer = self._attached()
-        scaler = trainer.accelerator.scaler  # of fp16 training
-        loss_scale = 1.0 if scaler is None else scaler.get_scale()
         before = balancer.scale.default
-        balancer.scale.default = loss_scale / trainer.current_gradient_accumulation_steps
+        accumulated = trainer.current_gradient_accumulation_steps
+        balancer.scale.default = _loss_scale(trainer) / accumulated
         try:
             return self._training_step(*args, **kwargs)
         finally:
@@ -179,6 +180,9 @@ class AlphaLoraCallback(TrainerCallback):
         if balancer is None:
             return self._evaluation_loop(*args, **kwargs)
         balancer.evaluating = True
+        # What a prediction has left, which is never logged.
+        balancer.pop("eval")
+        balancer.usage["eval"] = UsageMeter()
         try:
             return self._evaluation_loop(*args, **kwargs)
         finally:
@@ -257,6 +261,26 @@ class AlphaLoraCallback(TrainerCallback):
             "lower `max_grad_norm`, or in bf16 instead of fp16.",
             trainer.state.global_step,
             where,
+        )
+
+
+def _loss_scale(trainer: Any) -> float:
+    """What fp16 training multiplies the loss by, for its gradients not to vanish; else 1."""
+    if trainer.is_deepspeed_enabled:
+        optimizer = getattr(trainer.model_wrapped, "optimizer", None)
+        return float(getattr(optimizer, "loss_scale", 1.0))
+    scaler = trainer.accelerator.scaler
+    return 1.0 if scaler is None else scaler.get_scale()
+
+
+def _check_threads(trainer: Trainer) -> None:
+    """Refuse `nn.DataParallel`, in which the threads of all GPUs would share a balance's state."""
+    if trainer.args.n_gpu > 1 and not getattr(trainer.model, "is_loaded_in_8bit", False):
+        raise ValueError(
+            f"AlphaLoRA: one process sees {trainer.args.n_gpu} GPUs, and transformers would train "
+            "on all of them with nn.DataParallel, in which the load-balancing loss is wrong. Start "
+            "a process for each (`accelerate launch`, `torchrun`), or show this one a single GPU "
+            "(CUDA_VISIBLE_DEVICES=0)."
         )
 
 

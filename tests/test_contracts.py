@@ -66,6 +66,16 @@ def test_trainers_have_what_the_callback_replaces_and_reads():
     from accelerate import Accelerator
 
     assert "self.scaler" in inspect.getsource(Accelerator.__init__)
+    assert "self.is_deepspeed_enabled" in source and "self.model_wrapped" in source
+
+
+def test_deepspeed_s_optimizers_have_their_loss_scale():
+    pytest.importorskip("deepspeed")
+    from deepspeed.runtime.zero.stage3 import DeepSpeedZeroOptimizer_Stage3
+    from deepspeed.runtime.zero.stage_1_and_2 import DeepSpeedZeroOptimizer
+
+    for optimizer in (DeepSpeedZeroOptimizer, DeepSpeedZeroOptimizer_Stage3):
+        assert isinstance(optimizer.loss_scale, property)
 
 
 def test_classes_that_are_known_by_their_paths_are_there():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..adapter import AlphaLoraConfig, AlphaLoraLayer
 from ..files import ADAPTER_WEIGHTS, KEY_PREFIX
-from ..hosts.peft import ModulesToSaveWrapper
+from ..hosts.peft import ModulesToSaveWrapper, convert_peft_config_for_transformers
 from .factors import Factors
 
 
@@ -73,6 +73,37 @@ def save_lora(
     save_file(tensors, folder / ADAPTER_WEIGHTS, metadata={"format": "pt"})
     config.save_pretrained(str(folder))
     return config
+
+
+def check_targets(modules: Iterable[str], base: Any) -> None:
+    """Check that PEFT will add a LoRA to the modules that it is for.
+
+    In models whose routed experts lie in one tensor, it takes modules with the old names of those
+    (`gate_proj` and its kin) for the experts, also those of a dense or a shared MLP.
+
+    Args:
+        modules: Exact names.
+        base: The base model.
+
+    Raises:
+        ValueError: If it would take some for others; names the first.
+    """
+    from peft import LoraConfig
+
+    config = LoraConfig(target_modules=set(modules))
+    wanted = sorted(config.target_modules)
+    try:
+        convert_peft_config_for_transformers(config, base, None)
+        lost = [name for name in wanted if name not in config.target_modules]
+    except ValueError:  # it wants all or none of the names of experts
+        lost = wanted
+    if lost:
+        raise ValueError(
+            f"PEFT cannot open a LoRA of this {base.config.model_type}: it would take {lost[0]} "
+            f"and {len(lost) - 1} other modules for the routed experts, by their last names. "
+            "Serve the routed adapter instead (`alphalora serve`), or train one without these "
+            "modules (lora_exclude_modules)."
+        )
 
 
 def placed(module: str, prefix: str | None) -> str:

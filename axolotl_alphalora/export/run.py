@@ -13,7 +13,7 @@ from uuid import uuid4
 
 from ..adapter import AlphaLoraLayer, adapted_layers
 from ..evaluation import Divergence, Moments, calibrate, measure_divergence
-from ..files import ADAPTER_CARD, PROBE
+from ..files import ADAPTER_CARD, ADAPTER_CONFIG, PROBE
 from ..hosts.peft import get_peft_model_state_dict
 from ..hosts.transformers import Conv1D
 from ..probe import Probe, make_probe, prompts_of
@@ -22,7 +22,7 @@ from ..samples import Sample
 from .exported import Exported, check_divergence
 from .factors import DEFAULT_METHOD, Factors, Method, build
 from .llama_cpp import GgufType, check_gguf, save_gguf
-from .lora import attach, placed, save_lora
+from .lora import attach, check_targets, placed, save_lora
 
 RECORD = "alphalora_export.json"
 _TOKENIZER = (
@@ -95,7 +95,7 @@ def export_adapter(
     Raises:
         ImportError: If the package `gguf` is needed and missing.
         ValueError: If the output is not empty, the divergence is above `max_kl` or not finite, or
-            llama.cpp or the prefix has no place for a module.
+            PEFT, llama.cpp or the prefix has no place for a module.
     """
     check_output(output)
     if rank == "auto" and max_kl is None:
@@ -103,6 +103,7 @@ def export_adapter(
     layers = adapted_layers(model)
     for layer in layers:
         placed(layer.module_name, prefix)
+    check_targets((layer.module_name for layer in layers), model.get_base_model())
     if gguf is not None:
         _check_gguf(model, layers, gguf, output)
     moments = calibrate(model, calibration, progress=_step(stage, "Calibrating", calibration))
@@ -259,9 +260,7 @@ def _write(
         if gguf is not None:
             config = model.get_base_model().config
             save_gguf(beside or draft / gguf.name, updates, config, dtype=gguf_type)
-        if output.is_dir():
-            output.rmdir()
-        draft.rename(output)
+        _put(draft, output)
         if gguf is not None and beside is not None:
             beside.replace(gguf)
     except BaseException:
@@ -333,7 +332,19 @@ def _tied(model: Any) -> list[str]:
 
 
 def _draft(output: Path) -> Path:
-    return output.parent / f".{output.name}.{uuid4().hex[:8]}"
+    """Where something is written before it is whole: in a directory that is there, or beside."""
+    place = output if output.is_dir() else output.parent
+    return place / f".{output.name}.{uuid4().hex[:8]}"
+
+
+def _put(draft: Path, output: Path) -> None:
+    """Move a whole export to its place; what is cut short there has no config, so is no adapter."""
+    if not output.is_dir():
+        draft.rename(output)
+        return
+    for file in sorted(draft.iterdir(), key=lambda file: file.name == ADAPTER_CONFIG):
+        file.rename(output / file.name)
+    draft.rmdir()
 
 
 def _step(stage: Stages | None, what: str, samples: Sequence[Sample]) -> Any:

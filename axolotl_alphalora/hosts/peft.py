@@ -42,6 +42,9 @@ from peft.utils.integrations import (
 from peft.utils.other import (
     get_pattern_key,  # which key of `rank_pattern` or `alpha_pattern` is a module's
 )
+from peft.utils.transformers_weight_conversion import (
+    convert_peft_config_for_transformers,  # what PEFT makes of a LoRA's targets in some models
+)
 
 from ..registration import register
 

@@ -5,17 +5,25 @@ import json
 import math
 from functools import partial
 from importlib import import_module
+from pathlib import Path
 
 import pytest
 import torch
 from peft import AutoPeftModelForCausalLM, LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file
-from transformers import GPT2Config, GPT2LMHeadModel, LlamaForCausalLM
+from transformers import (
+    DeepseekV3Config,
+    DeepseekV3ForCausalLM,
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaForCausalLM,
+)
 
 from axolotl_alphalora.adapter import AlphaLoraConfig
 from axolotl_alphalora.evaluation import Moments, load_adapted, load_base
 from axolotl_alphalora.export import export_adapter
 from axolotl_alphalora.export.factors import mixed
+from axolotl_alphalora.export.lora import check_targets
 from axolotl_alphalora.report.adapter_sentences import exported as sentences
 from axolotl_alphalora.report.markdown import export_card
 from helpers.balancing import adapted
@@ -241,6 +249,37 @@ def test_a_full_directory_is_refused(saved, tmp_path):
     (tmp_path / "mine").write_text("mine")
     with pytest.raises(ValueError, match="is not empty"):
         exported(saved, tmp_path)
+
+
+@pytest.mark.parametrize("place", ["new", "empty", "linked", "."])
+def test_an_export_goes_where_it_was_asked_to(saved, tmp_path, monkeypatch, place):
+    """A directory that is there may be a mount point or the working directory: it stays."""
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    (tmp_path / "linked").symlink_to(empty)
+    monkeypatch.chdir(empty if place == "." else tmp_path)
+    kept = empty.stat().st_ino
+    exported(saved, Path(place))
+    folder = Path(place).absolute()
+    assert {"adapter_config.json", "adapter_model.safetensors"} <= set(
+        path.name for path in folder.iterdir()
+    )
+    assert not [path for path in folder.iterdir() if path.name.startswith(".")]
+    assert empty.stat().st_ino == kept
+    PeftModel.from_pretrained(LlamaForCausalLM.from_pretrained(saved / "base"), folder)
+
+
+@pytest.mark.refused("Seeing and exporting", "an export of a mixture-of-experts base whose MLP PEFT renames")
+def test_modules_that_peft_takes_for_routed_experts_are_refused_by_name():
+    with torch.device("meta"):
+        base = DeepseekV3ForCausalLM(DeepseekV3Config(num_hidden_layers=2, first_k_dense_replace=1))
+    attention = "model.layers.0.self_attn.o_proj"
+    check_targets([attention], base)
+    dense = [f"model.layers.0.mlp.{name}_proj" for name in ("gate", "up", "down")]
+    for some in (dense, dense[:1]):
+        with pytest.raises(ValueError, match="deepseek_v3.*model.layers.0.mlp"):
+            check_targets([*some, attention], base)
+    check_targets(dense, tiny_llama())
 
 
 def test_a_failure_while_writing_leaves_nothing(saved, tmp_path):

@@ -1,12 +1,14 @@
 """The trainer's side of the load-balancing loss, in the real HF Trainer."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from axolotl_alphalora.adapter import find_balancer, find_routers
 from axolotl_alphalora.adapter.usage import RouterUsage, UsageMeter, summarise
-from axolotl_alphalora.trainer import AlphaLoraCallback, CollapseWatch
+from axolotl_alphalora.trainer import AlphaLoraCallback, CollapseWatch, _loss_scale
 from helpers.balancing import (
     CatchGradients,
     Rows,
@@ -76,6 +78,23 @@ def test_the_loss_scale_of_fp16_is_followed_by_trainers_that_compute_their_own_l
     )
 
 
+def test_deepspeed_s_loss_scale_is_that_of_its_optimizer():
+    """DeepSpeed's engine multiplies the loss itself; there is no fp16 of it on a CPU."""
+    optimizer = SimpleNamespace(loss_scale=64.0)
+    engine = SimpleNamespace(optimizer=optimizer)
+    host = SimpleNamespace(is_deepspeed_enabled=True, model_wrapped=engine)
+    assert _loss_scale(host) == 64.0
+    del optimizer.loss_scale  # in bf16
+    assert _loss_scale(host) == 1.0
+
+
+@pytest.mark.refused("Scale-out", "`nn.DataParallel` (one process, several GPUs)")
+def test_one_process_on_several_gpus_is_refused(tiny_llama, trainer_folder, monkeypatch):
+    monkeypatch.setattr(TrainingArguments, "n_gpu", 2)
+    with pytest.raises(ValueError, match="sees 2 GPUs.*CUDA_VISIBLE_DEVICES"):
+        trainer_for(Trainer, adapted(tiny_llama), uneven_rows(), trainer_folder, 2).train()
+
+
 @pytest.mark.works("Robustness", "NaN in a router is reported with the module's name")
 def test_a_router_that_gives_nan_is_named(tiny_llama, trainer_folder, caplog):
     model = adapted(tiny_llama)
@@ -115,7 +134,11 @@ def test_the_balance_is_logged_for_training_and_evaluation_apart(tiny_llama, tra
     assert all(row["alphalora/aux_loss"] >= 2 - 1e-5 for row in training)
     assert all(row["eval_alphalora/aux_loss"] >= 2 - 1e-5 for row in evaluation)
     assert training[0]["alphalora/aux_loss"] != evaluation[0]["eval_alphalora/aux_loss"]
-    assert "eval_alphalora/aux_loss" in trainer.evaluate()
+    evaluated = trainer.evaluate()
+    assert "eval_alphalora/aux_loss" in evaluated
+    trainer.predict(Rows(uneven_rows()))
+    again = {name: value for name, value in trainer.evaluate().items() if "alphalora" in name}
+    assert again == {name: evaluated[name] for name in again}, "a prediction is not counted"
 
 
 class Tracker(TrainerCallback):

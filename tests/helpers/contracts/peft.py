@@ -191,3 +191,9 @@ def get_pattern_key():
 def lora_variants():
     assert {"use_dora", "alora_invocation_tokens"} <= {*peft_names.lora_variants()}
     assert not {"r", "lora_alpha", "lora_dropout"} & {*peft_names.lora_variants()}
+
+
+@checks("peft")
+def convert_peft_config_for_transformers():
+    """What it does to the names of a dense MLP is in tests/export/test_run.py."""
+    takes(peft_names.convert_peft_config_for_transformers, "peft_config", "model", "conversions")
