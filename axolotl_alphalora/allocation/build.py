@@ -212,7 +212,7 @@ def _decide(registered: Registered, problem: Problem) -> tuple[dict[str, int], d
     name = registered.strategy.name
     try:
         scores = registered.score(problem)
-        _check_scores(scores, problem)
+        _check_scores(scores, problem, negative=registered.allocates)
         numbers = _by_module(registered.allocate(problem, scores), problem)
         check_numbers(numbers, problem)
         numbers = deal(numbers, scores, problem)
@@ -225,15 +225,17 @@ def _decide(registered: Registered, problem: Problem) -> tuple[dict[str, int], d
     return numbers, {unit: float(scores[unit]) for unit in scores}
 
 
-def _check_scores(scores: Mapping[str, Any], problem: Problem) -> None:
+def _check_scores(scores: Mapping[str, Any], problem: Problem, negative: bool) -> None:
+    """Check what a strategy returned; only shares of a budget cannot be negative."""
     if not scores:
         return
     _check_names(scores, problem.units, "score", "unit")
     for unit, value in scores.items():
         if isinstance(value, bool) or not isinstance(value, Real):
             raise TypeError(f"the score of {unit!r} is {value!r}, not a number")
-        if not (math.isfinite(value) and float(value) >= 0):
-            raise ValueError(f"the score of {unit!r} is {value}: it must be finite, 0 or larger")
+        if not (math.isfinite(value) and (negative or float(value) >= 0)):
+            least = "" if negative else ", 0 or larger"
+            raise ValueError(f"the score of {unit!r} is {value}: it must be finite{least}")
 
 
 def _by_module(counts: Mapping[str, Any], problem: Problem) -> dict[str, int]:

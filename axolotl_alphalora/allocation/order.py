@@ -24,9 +24,9 @@ def deal(
         problem: What was decided, with the option.
 
     Returns:
-        Module name to number: with `opposite` the unit with the k-th highest score has the k-th
-        smallest number; with `shuffled` the units' numbers are permuted at random. The
-        permutation depends on the seed and the units alone.
+        Module name to number: with `opposite` the unit with the k-th largest number gets the k-th
+        smallest, of equal ones the higher score less; with `shuffled` the units' numbers are
+        permuted at random. The permutation depends on the seed and the units alone.
 
     Raises:
         ValueError: If there are no scores, or nothing else comes of it than the strategy's plan.
@@ -40,11 +40,17 @@ def deal(
         )
     groups = alike(problem.shapes, problem.units)
     _check(options.order, groups, numbers, scores, problem.units)
+
+    def rank(dealt: tuple[list[int], str]) -> tuple[int, float]:
+        # By number first: EVA's, and those of other packages, need not follow their scores.
+        hand, unit = dealt
+        return -sum(hand), -scores[unit]
+
     dealt = dict(numbers)
     for place, units in enumerate(groups):
         hands = [[numbers[name] for name in problem.units[unit]] for unit in units]
         if options.order == "opposite":
-            units = sorted(units, key=lambda unit: -scores[unit])
+            units = [unit for _, unit in sorted(zip(hands, units, strict=True), key=rank)]
             hands.sort(key=lambda hand: (sum(hand), hand))
         else:
             random.Random(f"{options.order_seed} {place}").shuffle(hands)
@@ -54,7 +60,7 @@ def deal(
         advice = (
             f"order_seed {options.order_seed} happens to deal them so: take another"
             if options.order == "shuffled"
-            else "its numbers run against its scores already"
+            else "units of the same shapes have the same sum: leave it out"
         )
         raise ValueError(f"order: {options.order} gives the same plan as order: scores, {advice}")
     return dealt

@@ -66,6 +66,11 @@ class Registered:
         return self._has("score")
 
     @property
+    def allocates(self) -> bool:
+        """Whether it has an `allocate` hook, so that its scores are no shares of the budget."""
+        return self._has("allocate")
+
+    @property
     def fields(self) -> dict[str, FieldInfo]:
         """Its options: its own ones, then those of every strategy with scores if it has any."""
         shared = Options.model_fields if self.scored else {}
@@ -85,7 +90,7 @@ class Registered:
         Raises:
             TypeError: If it returns something else than a mapping.
         """
-        if self._has("allocate"):
+        if self.allocates:
             return self._call("allocate", problem=problem, scores=scores)
         if not scores:
             raise ValueError("its score hook returned no scores, and it has no allocate hook")

@@ -90,13 +90,14 @@ def check_targets(modules: Iterable[str], base: Any) -> None:
     """
     from peft import LoraConfig
 
-    config = LoraConfig(target_modules=set(modules))
-    wanted = sorted(config.target_modules)
+    wanted = sorted(modules)
+    config = LoraConfig(target_modules=list(wanted))
     try:
         convert_peft_config_for_transformers(config, base, None)
-        lost = [name for name in wanted if name not in config.target_modules]
+        kept = set(config.target_modules or ())
     except ValueError:  # it wants all or none of the names of experts
-        lost = wanted
+        kept = set()
+    lost = [name for name in wanted if name not in kept]
     if lost:
         raise ValueError(
             f"PEFT cannot open a LoRA of this {base.config.model_type}: it would take {lost[0]} "

@@ -54,7 +54,7 @@ def _control(plan: Plan) -> list[str]:
     if plan.control is None:
         return []
     how = {
-        "opposite": "the other way round, the fewest to the highest score",
+        "opposite": "the other way round, the fewest to what had the most",
         "shuffled": f"at random with order_seed {plan.strategy['options'].get('order_seed')}",
     }[plan.control]
     name = plan.strategy["name"]

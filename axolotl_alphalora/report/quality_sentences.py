@@ -10,7 +10,7 @@ from statistics import median
 from typing import TYPE_CHECKING
 
 from ..allocation import Plan
-from ..blocks import kind_in_stack
+from ..blocks import group_by_unit, kind_in_stack, stack_of
 from .findings import POOR_DISTANCE, SHORT_TAIL, Findings, is_poor
 from .words import WARNING, first_of, listed, plural
 
@@ -150,7 +150,32 @@ def _quantised(findings: Findings) -> list[str]:
     ]
 
 
+def _unlike(findings: Findings) -> tuple[str, str] | None:
+    """Two units of a stack that hold layers of other kinds than each other, if kinds count."""
+    if findings.settings.normalize:
+        return None
+    seen: dict[str, tuple[frozenset[str], str]] = {}
+    for unit, names in group_by_unit(
+        (row.module for row in findings.matrices), findings.granularity
+    ).items():
+        if stack_of(names[0]) == names[0]:
+            continue
+        kinds = frozenset(map(kind_in_stack, names))
+        first, other = seen.setdefault(stack_of(names[0]), (kinds, unit))
+        if kinds != first:
+            return other, unit
+    return None
+
+
 def _ranking(findings: Findings) -> list[str]:
+    units = _UNITS[findings.granularity]
+    unlike = _unlike(findings)
+    if unlike is not None:
+        return [
+            f"{WARNING}{unlike[0]} and {unlike[1]} hold layers of different kinds, and kinds "
+            f"differ in alpha whatever their training: these {units} are ranked by their kinds "
+            "as much as by how well they are trained. Set `normalize: true`."
+        ]
     share, judged = findings.most_trust, findings.trust is not None
     if share is None:
         return []
@@ -160,7 +185,6 @@ def _ranking(findings: Findings) -> list[str]:
             "starts; --confidence resamples the spectra and says how much of the ranking is noise."
         ]
     most = "" if judged else "at most "
-    units = _UNITS[findings.granularity]
     said = (
         f"{most}{share:.0%} of the variance between the {units}' alphas is more than the errors of "
         f"the fits explain. {_judged(findings)}"

@@ -27,7 +27,8 @@ _IDENTITY_ROWS = 1024
 def layer_weight(name: str, module: nn.Module) -> tuple[Tensor, str | None]:
     """Return a linear layer's weight in a floating dtype.
 
-    `torch.nn.Linear` and transformers' `Conv1D` are read as they are, bitsandbytes' 4-bit and
+    `torch.nn.Linear`, those of its subclasses that transformers' models have, and transformers'
+    `Conv1D` are read as they are, bitsandbytes' 4-bit and
     8-bit layers, HQQ's, and torchao's weights by their packages' own dequantisation. GPTQ and AWQ
     layers of gptqmodel are applied to the identity, which gives their weight whatever the layout
     of its codes.
@@ -47,8 +48,10 @@ def layer_weight(name: str, module: nn.Module) -> tuple[Tensor, str | None]:
     """
     for kind in type(module).__mro__:
         reader = _READERS.get(f"{kind.__module__}.{kind.__qualname__}")
-        # A subclass may store its weight in its own way; of gptqmodel's, all can be applied.
-        if reader is not None and (kind is type(module) or reader is _applied):
+        # A subclass may store its weight in its own way; of gptqmodel's, all can be applied, and
+        # those of transformers' models (Falcon's) compute otherwise and store the same.
+        known = kind is type(module) or reader is _applied or _of_a_model(module)
+        if reader is not None and known:
             return reader(name, module)
     found = f"{type(module).__module__}.{type(module).__qualname__}"
     raise TypeError(
@@ -56,6 +59,14 @@ def layer_weight(name: str, module: nn.Module) -> tuple[Tensor, str | None]:
         f"{', '.join(sorted(_READERS))} are supported. Analyse the full-precision checkpoint "
         "instead."
     )
+
+
+def _of_a_model(module: nn.Module) -> bool:
+    """Whether a class comes with a model of transformers and its weight is that of a `Linear`."""
+    if not type(module).__module__.startswith("transformers.models."):
+        return False
+    sizes = getattr(module, "out_features", None), getattr(module, "in_features", None)
+    return isinstance(module, nn.Linear) and tuple(module.weight.shape) == sizes
 
 
 def _plain(name: str, module: nn.Module) -> tuple[Tensor, str | None]:

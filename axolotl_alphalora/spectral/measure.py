@@ -18,11 +18,15 @@ from .live import WeightSource
 from .model_files import UnreadableCheckpoint
 from .power_law import PowerLawFit
 from .reading import Spectra, read_spectra
-from .scores import bootstrap_alphas, interval, reliability, unit_errors, unit_scores
+from .scores import (
+    FEW_EIGENVALUES,
+    bootstrap_alphas,
+    interval,
+    reliability,
+    unit_errors,
+    unit_scores,
+)
 from .spectrum import default_window, pool
-
-FEW_EIGENVALUES = 20
-"""An alpha from fewer eigenvalues than this is noted as weak."""
 
 SPREAD = 1.05
 """A spectrum has no tail if its largest eigenvalue is not above this times its smallest."""
@@ -39,7 +43,7 @@ def assess(
     `MIN_EIGENVALUES` eigenvalues, or with ones that
     are equal to within a factor of `SPREAD` (an orthogonal matrix, rounded), has no alpha;
     its note says so, and so do the notes of rank-deficient matrices and of those with fewer than
-    `FEW_EIGENVALUES` eigenvalues, whose alphas stand.
+    `FEW_EIGENVALUES` eigenvalues, whose alphas are shown.
 
     Args:
         spectra: The spectra.
@@ -147,7 +151,7 @@ def measure(
     cache = cache or Cache(None)
     window = settings.window_shape()
     if window == "auto":
-        window = default_window(shapes.values())
+        window = default_window(shapes, FEW_EIGENVALUES)
         settings = replace(settings, window=f"{window[0]}x{window[1]}")
     assert not isinstance(window, str)
     try:

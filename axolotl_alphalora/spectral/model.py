@@ -191,10 +191,13 @@ class BaseModel:
         options: dict[str, Any]
         if self._gguf is not None:
             place, options = str(self._gguf.parent), {"gguf_file": self._gguf.name}
+            # In fp32 it need not fit a GPU; single matrices go there.
             dtype: Any = torch.float32
+            device: Any = "cpu"
         else:
             place, options = self.name, {"revision": self._revision}
             dtype = "auto"
+            device = 0 if torch.cuda.is_available() else "cpu"
         config = load_config(place, trust_remote_code=self._trust_remote_code, **options)
         if self._gguf is None:
             from ..hosts.transformers import AutoHfQuantizer
@@ -205,7 +208,7 @@ class BaseModel:
         model, report = factory.from_pretrained(
             place,
             dtype=dtype,
-            device_map={"": 0 if torch.cuda.is_available() else "cpu"},
+            device_map={"": device},
             trust_remote_code=self._trust_remote_code,
             output_loading_info=True,
             **options,

@@ -20,6 +20,9 @@ from ..settings import AGGREGATES, MatrixQuality
 from .estimators import fit_ascending, fit_power_law
 from .spectrum import pool
 
+FEW_EIGENVALUES = 20
+"""An alpha from fewer eigenvalues than this is noted as weak, and does not count beside others."""
+
 _SMALLEST_ALPHA = 1.0
 _EQUAL = 1e-12
 
@@ -36,7 +39,9 @@ def unit_scores(
     `self_attn.q_proj`. Kinds differ more in alpha than blocks do, so units compare only over
     the same kinds, which decides the rules for a matrix without an exponent:
 
-    - it counts with the mean exponent of its kind over the other blocks;
+    - it counts with the mean exponent of its kind over the other blocks, and so does one whose
+      exponent is from fewer than `FEW_EIGENVALUES` eigenvalues (unless all are): those of a router
+      or a gate are wild enough to take a whole budget;
     - where no matrix of its kind has an exponent, the kind is left out of every unit;
     - a unit in which nothing is left gets the mean of the other units' scores.
 
@@ -138,24 +143,25 @@ def _counted(
     if aggregate not in _AGGREGATES:
         raise ValueError(f"unknown aggregate {aggregate!r}: choose one of {', '.join(AGGREGATES)}")
     matrices = {quality.module: quality for quality in qualities}
-    alphas: dict[str, list[float]] = {}
-    for name, quality in matrices.items():
-        if quality.alpha is not None:
-            alphas.setdefault(kind_in_stack(name), []).append(quality.alpha)
-    if not alphas:
+    known = {name: one.alpha for name, one in matrices.items() if one.alpha is not None}
+    if not known:
         raise ValueError("no matrix has a power-law exponent")
+    many = {n: a for n, a in known.items() if matrices[n].numerical_rank >= FEW_EIGENVALUES}
+    counted = many or known
+    alphas: dict[str, list[float]] = {}
+    for name, alpha in counted.items():
+        alphas.setdefault(kind_in_stack(name), []).append(alpha)
     means = {kind: fmean(values) for kind, values in alphas.items()}
     spreads = {kind: pstdev(values) for kind, values in alphas.items()}
     centre, spread = fmean(means.values()), fmean(spreads.values())
 
     def row(name: str, kind: str) -> _Row:
-        quality = matrices[name]
-        alpha, scale = means[kind] if quality.alpha is None else quality.alpha, 1.0
+        alpha, scale = counted.get(name, means[kind]), 1.0
         if normalize:
             flat = spreads[kind] <= _EQUAL * means[kind]
             scale = 0.0 if flat else spread / spreads[kind]
             alpha = max(_SMALLEST_ALPHA, centre + (alpha - means[kind]) * scale)
-        return _Row(name, kind, alpha, scale, math.prod(quality.shape))
+        return _Row(name, kind, alpha, scale, math.prod(matrices[name].shape))
 
     return {
         unit: [row(name, kind_in_stack(name)) for name in names if kind_in_stack(name) in means]

@@ -15,10 +15,11 @@ follow from it: the fewest that cover every entry.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
 
 import torch
 from torch import Tensor
+
+from ..blocks import Shapes
 
 
 def window_grid(shape: tuple[int, int], window: tuple[int, int]) -> list[tuple[int, int]]:
@@ -45,15 +46,27 @@ def window_grid(shape: tuple[int, int], window: tuple[int, int]) -> list[tuple[i
     return [(row, column) for row in rows for column in columns]
 
 
-def default_window(shapes: Iterable[tuple[int, int]]) -> tuple[int, int]:
+def default_window(shapes: Shapes, least: int = 1) -> tuple[int, int]:
     """Return the largest square window that fits into all matrices.
 
+    Args:
+        shapes: Name of a matrix to its shape.
+        least: A side below this is refused, unless no matrix has a longer one.
+
     Raises:
-        ValueError: If there are none.
+        ValueError: If there are none, or the smallest leaves a window that is too small.
     """
-    side = min((min(shape) for shape in shapes), default=0)
+    sides = {name: min(shape) for name, shape in shapes.items()}
+    side = min(sides.values(), default=0)
     if side < 1:
         raise ValueError("a window needs at least one non-empty matrix to fit into")
+    if side < least <= max(sides.values()):
+        smallest = min(sides, key=sides.__getitem__)
+        raise ValueError(
+            f"window: auto is the largest square that fits into all matrices, and {smallest} "
+            f"leaves one of {side} x {side}, in which there is no tail to fit: leave such layers "
+            "out of the targets (lora_exclude_modules), or measure whole matrices (window: null)"
+        )
     return side, side
 
 

@@ -209,6 +209,23 @@ def test_a_strategy_of_another_package_has_it_without_a_line(site):
     assert experts(control) == experts(made)[::-1] != experts(made)
 
 
+def test_numbers_that_do_not_follow_their_scores_are_turned_round_all_the_same(site):
+    """EVA's are few where the variance lies in few components, which makes its score high."""
+    source = (
+        "@hookimpl\ndef score(problem):\n"
+        "    return {u: 9.0 - int(u[-1]) - 20 * (u[-1] == '5') for u in problem.units}\n\n"
+        "@hookimpl\ndef allocate(problem):\n"
+        "    return {u: int(u[-1]) + 2 for u in problem.units}\n"
+    )
+    site.install("stranger", source, name="odd")
+    made, control = (
+        plan("odd", SHAPES, options=order, budget={"total_experts": 27})
+        for order in ({}, {"order": "opposite"})
+    )
+    assert experts(made) == [2, 3, 4, 5, 6, 7] and experts(control) == [7, 6, 5, 4, 3, 2]
+    assert made.units[-1].score == -16, "a score beside numbers may be negative"
+
+
 def test_a_hook_that_returns_no_scores_leaves_nothing_to_go_by(site):
     source = (
         "@hookimpl\ndef score(problem):\n    return None\n\n"

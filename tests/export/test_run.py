@@ -269,7 +269,7 @@ def test_an_export_goes_where_it_was_asked_to(saved, tmp_path, monkeypatch, plac
     PeftModel.from_pretrained(LlamaForCausalLM.from_pretrained(saved / "base"), folder)
 
 
-@pytest.mark.refused("Seeing and exporting", "an export of a mixture-of-experts base whose MLP PEFT renames")
+@pytest.mark.refused("Seeing and exporting", "export of an MLP that PEFT takes for routed experts")
 def test_modules_that_peft_takes_for_routed_experts_are_refused_by_name():
     with torch.device("meta"):
         base = DeepseekV3ForCausalLM(DeepseekV3Config(num_hidden_layers=2, first_k_dense_replace=1))

@@ -63,6 +63,28 @@ def test_a_ranking_that_rests_on_noise_is_a_warning_with_the_figure():
     assert sound[-1].startswith("Ranking: 9")
 
 
+def test_units_of_different_kinds_are_not_ranked_without_normalising():
+    """Every fourth block of a hybrid model has attention where the others have another mixer."""
+    hybrid = [
+        row
+        for i, alpha in enumerate((3.0, 5.0, 2.0, 4.0))
+        for row in (
+            matrix(f"layers.{i}", alpha),
+            matrix(f"layers.{i}", 6.0, "self_attn.o_proj" if i == 3 else "linear_attn.out_proj"),
+        )
+    ]
+    said = explain(findings(hybrid, "hill"))[-1]
+    assert said.startswith(f"{WARNING}layers.0 and layers.3 hold layers of different kinds")
+    assert said.endswith("Set `normalize: true`.")
+    whole = findings(hybrid, "hill")
+    equal = replace(whole, settings=replace(whole.settings, normalize=True))
+    assert "different kinds" not in explain(equal)[-1]
+    alone = [*blocks(3.0, 5.0, 2.0), matrix("lm_head", 4.0, "")]
+    assert "different kinds" not in explain(findings(alone, "hill"))[-1]
+    towers = [*blocks(3.0, 5.0), *(matrix(f"vision.{i}", 4.0, "fc") for i in range(2))]
+    assert "different kinds" not in explain(findings(towers, "hill"))[-1]
+
+
 def test_a_ranking_whose_tails_were_searched_for_is_judged_by_resampling_only():
     rows = blocks(3.0, 5.0, 2.0)
     assert "not judged yet" in explain(findings(rows))[-1]

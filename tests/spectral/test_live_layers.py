@@ -3,6 +3,7 @@
 import pytest
 import torch
 from torch import nn
+from transformers.models.falcon.modeling_falcon import FalconLinear
 from transformers.pytorch_utils import Conv1D
 
 from axolotl_alphalora.spectral import live
@@ -287,3 +288,19 @@ def test_quantisation_hardly_changes_the_hill_alphas_of_a_real_model(smollm2, ki
         for each in (original, weight)
     )
     assert 0 < abs(before - after) <= SHIFTS[quantise]
+
+
+def test_a_linear_layer_of_a_transformers_model_is_read_and_another_subclass_is_not():
+    """Falcon's computes its product by hand, and stores what `torch.nn.Linear` does."""
+    layer = FalconLinear(COLUMNS, ROWS, bias=False)
+    weight, quantisation = layer_weight("h.0.mlp.up", layer)
+    assert torch.equal(weight, layer.weight) and quantisation is None
+    layer.weight = nn.Parameter(torch.ones(ROWS * COLUMNS // 8, 1))
+    with pytest.raises(TypeError, match="FalconLinear"):
+        layer_weight("h.0.mlp.up", layer)
+
+    class Own(nn.Linear):
+        pass
+
+    with pytest.raises(TypeError, match="Own"):
+        layer_weight("h.0.mlp.up", Own(COLUMNS, ROWS))

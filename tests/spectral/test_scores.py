@@ -22,6 +22,7 @@ class Row:
     module: str
     shape: tuple[int, int]
     alpha: float | None
+    numerical_rank: int = 100
 
 
 def rows(alphas):
@@ -167,6 +168,21 @@ def test_a_kind_without_any_alpha_is_left_out():
     only = {block: {"attn.q": 2.0 + block} for block in range(3)}
     assert unit_scores(rows(alphas)) == unit_scores(rows(only))
     assert unit_scores(rows(alphas), "parameters") == unit_scores(rows(only), "parameters")
+
+
+def test_an_exponent_of_a_few_eigenvalues_counts_with_its_kind_s_mean_or_not_at_all():
+    found = [
+        Row("h.0.mlp.up", (64, 64), 4.0),
+        Row("h.0.router", (4, 64), 1383.0, numerical_rank=4),
+        Row("h.1.mlp.up", (64, 64), 5.0),
+        Row("h.1.router", (4, 64), 2.0, numerical_rank=4),
+    ]
+    assert unit_scores(found) == {"h.0": 4.0, "h.1": 5.0}
+    found[1].numerical_rank = 20
+    assert unit_scores(found) == {"h.0": (4 + 1383) / 2, "h.1": (5 + 1383) / 2}
+    for row in found:
+        row.numerical_rank = 4
+    assert unit_scores(found) == {"h.0": (4 + 1383) / 2, "h.1": (5 + 2) / 2}, "a tiny model"
 
 
 def test_a_block_without_any_alpha_gets_the_mean_of_the_others():

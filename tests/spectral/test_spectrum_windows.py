@@ -60,10 +60,17 @@ def test_a_window_that_does_not_fit_is_refused(window):
 
 
 def test_the_default_window_is_the_largest_square_that_fits_all():
-    assert default_window([(576, 576), (192, 576), (1536, 576)]) == (192, 192)
-    assert default_window([(30, 7)]) == (7, 7)
+    assert default_window({"q": (576, 576), "k": (192, 576), "up": (1536, 576)}) == (192, 192)
+    assert default_window({"q": (30, 7)}) == (7, 7)
     with pytest.raises(ValueError, match="at least one non-empty matrix"):
-        default_window([])
+        default_window({})
+
+
+def test_a_gate_of_one_row_leaves_no_window():
+    shapes = {"mlp.up_proj": (96, 64), "mlp.shared_expert_gate": (1, 64)}
+    with pytest.raises(ValueError, match="shared_expert_gate leaves one of 1 x 1.*lora_exclude"):
+        default_window(shapes, least=20)
+    assert default_window({"q": (8, 8), "k": (2, 8)}, least=20) == (2, 2), "a tiny model"
 
 
 @pytest.mark.parametrize("elements", [1, 400, 10**6])
@@ -98,7 +105,7 @@ def test_each_window_is_pooled_by_its_own_threshold():
 
 def test_windows_remove_the_bias_of_the_aspect_ratio():
     """Two random matrices that differ in nothing but their shape."""
-    window = default_window([(64, 64), (64, 512)])
+    window = default_window({"square": (64, 64), "wide": (64, 512)})
     plain, windowed = [], []
     for shape in ((64, 64), (64, 512)):
         weight = matrix(*shape)

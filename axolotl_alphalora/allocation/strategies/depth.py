@@ -92,14 +92,19 @@ def as_numbers(value: Any, digits: bool) -> list[float]:
 
 
 def by_depth(
-    blocks: Mapping[str, Sequence[str]], value: Callable[[int, int], float], outside: float
+    blocks: Mapping[str, Sequence[str]],
+    value: Callable[[int, int], float],
+    outside: float,
+    least: int = 1,
 ) -> dict[str, float]:
     """Give every block a value by its place.
 
     Args:
         blocks: Names of the blocks, in order, to the names of their modules.
         value: Takes a block's place in its stack, from 0, and the number of blocks there.
-        outside: Value of a layer that is in no stack of blocks, such as a projector.
+        outside: Value of a layer that is in no stack of blocks, such as a projector, or in one
+            that is too short for a depth.
+        least: Blocks that a stack must have, where another has them.
 
     Raises:
         ValueError: Whatever `value` raises, with the name of the stack.
@@ -109,6 +114,8 @@ def by_depth(
     for block, modules in blocks.items():
         if stack_of(modules[0]) != modules[0]:
             stacks.setdefault(stack_of(modules[0]), []).append(block)
+    if max(map(len, stacks.values()), default=0) >= least:
+        stacks = {stack: members for stack, members in stacks.items() if len(members) >= least}
     for stack, members in stacks.items():
         for place, block in enumerate(members):
             try:

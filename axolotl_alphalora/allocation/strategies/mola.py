@@ -55,10 +55,11 @@ def score(problem: Problem) -> dict[str, float]:
 
     L blocks are cut into G consecutive groups as equal as can be: the first L mod G groups have
     one block more. Each stack of blocks (a vision tower, a decoder) is cut by itself; a layer
-    outside any stack (a projector) gets the shape's mean.
+    outside any stack (a projector) gets the shape's mean, and so does a stack with fewer blocks
+    than the shape has numbers (a list of projectors) beside a longer one.
 
     Raises:
-        ValueError: If a stack has fewer blocks than the shape has numbers.
+        ValueError: If no stack has as many blocks as the shape has numbers.
     """
     shape = problem.options.shape
 
@@ -70,7 +71,7 @@ def score(problem: Problem) -> dict[str, float]:
         group = place // (size + 1) if place < start else larger + (place - start) // size
         return float(shape[group])
 
-    return by_depth(problem.units, number, outside=fmean(shape))
+    return by_depth(problem.units, number, outside=fmean(shape), least=len(shape))
 
 
 @hookimpl

@@ -111,7 +111,7 @@ def test_a_layer_outside_any_stack_gets_the_mean():
 
 
 def test_a_stack_with_too_few_blocks_is_named():
-    shapes = {**model(2, stack="vision.layers"), **model(4, stack="text.layers")}
+    shapes = {**model(2, stack="vision.layers"), **model(3, stack="text.layers")}
     with pytest.raises(
         StrategyError, match=r"strategy 'mola': vision\.layers: 4 numbers in shape .*, but 2 blocks"
     ):
@@ -142,3 +142,12 @@ def test_numbers_that_break_a_bound_are_refused():
         plan("mola", model(4), options={"shape": 2468}, budget={"max_experts": 6})
     with pytest.raises(StrategyError, match="'mola': .* gets 0 experts, fewer than min_experts 1"):
         plan("mola", model(4), options={"shape": "0246"})
+
+
+def test_a_short_list_of_projectors_beside_a_tower_gets_the_mean():
+    """Qwen3-VL has three of them, which look like a stack of blocks."""
+    shapes = model(8) | model(3, stack="visual.merger_list")
+    found = plan("mola", shapes, options={"shape": 2468})
+    numbers = {unit.name: unit.experts for unit in found.units}
+    assert [numbers[f"model.layers.{i}"] for i in range(8)] == [2, 2, 4, 4, 6, 6, 8, 8]
+    assert {numbers[f"visual.merger_list.{i}"] for i in range(3)} == {5}
