@@ -7,19 +7,22 @@ program, this file names the base and the adapter apart and starts the harness.
 
 from __future__ import annotations
 
+import json
 import os
 import shlex
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import click
+import yaml
 
-from ..files import ADAPTER_CONFIG, read_adapter_config
+from ..files import ADAPTER_CONFIG, expanded, read_adapter_config
 from ..planning.keys import read_yaml
-from ..plugin.host import REQUIREMENT
+from ..plugin.host import OUTPUT_DIR, REQUIREMENT
 from .options import FilePath, errors_in_words
 
 
@@ -50,13 +53,15 @@ def lm_eval(config: Path, options: tuple[str, ...]) -> None:
     path = os.environ.get("PATH", "")
     with TemporaryDirectory() as folder:
         # The host starts `lm_eval` by its name.
-        script = Path(folder) / "lm_eval"
-        command = f'{shlex.quote(sys.executable)} -m {__name__} "$@" {shlex.join(options)}'
-        script.write_text(f"#!/bin/sh\nexec {command}\n")
+        script, given = Path(folder) / "lm_eval", Path(folder) / config.name
+        settings = shlex.quote(json.dumps(model_settings(keys)))
+        command = f'{shlex.quote(sys.executable)} -m {__name__} {settings} "$@"'
+        script.write_text(f"#!/bin/sh\nexec {command} {shlex.join(options)}\n")
         script.chmod(0o755)
+        given.write_text(yaml.safe_dump(with_defaults(keys)))
         os.environ["PATH"] = f"{folder}{os.pathsep}{path}"
         try:
-            lm_eval_command.callback(config=str(config), cloud=None)
+            lm_eval_command.callback(config=str(given), cloud=None)
         except subprocess.CalledProcessError as error:
             raise click.ClickException(
                 f"lm_eval failed ({error.returncode}); see above."
@@ -65,19 +70,69 @@ def lm_eval(config: Path, options: tuple[str, ...]) -> None:
             os.environ["PATH"] = path
 
 
-def with_base_model(arguments: Sequence[str]) -> list[str]:
+def with_defaults(keys: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a YAML's keys with what Axolotl's `lm-eval`, which reads them raw, needs of them.
+
+    It would look for the adapter on the hub where there is a `hub_model_id`.
+
+    Args:
+        keys: The YAML.
+    """
+    output = expanded(str(keys.get("output_dir") or OUTPUT_DIR))
+    return {
+        **keys,
+        "output_dir": output,
+        "lm_eval_model": keys.get("lm_eval_model") or output,
+        "lm_eval_batch_size": keys.get("lm_eval_batch_size") or _BATCH_SIZE,
+    }
+
+
+_BATCH_SIZE = 8
+"""Axolotl's own default, which its `lm-eval` does not fill in."""
+
+
+def model_settings(keys: Mapping[str, Any]) -> dict[str, Any]:
+    """Return how a YAML's base model is to be loaded, as lm_eval's `--model_args`.
+
+    Args:
+        keys: The YAML.
+    """
+    half = {
+        "bfloat16": ("bf16", "bfloat16"),
+        "float16": ("fp16", "float16"),
+    }
+    wanted = (dtype for dtype, names in half.items() if any(keys.get(name) for name in names))
+    named = any(keys.get(name) is not None for names in half.values() for name in names)
+    found: dict[str, Any] = {"dtype": next(wanted, "float32" if named else "auto")}
+    if keys.get("trust_remote_code"):
+        found["trust_remote_code"] = True
+    if keys.get("revision_of_model"):
+        found["revision"] = keys["revision_of_model"]
+    return found
+
+
+def with_base_model(arguments: Sequence[str], base: Mapping[str, Any]) -> list[str]:
     """Replace `pretrained=ADAPTER` in lm_eval's arguments by the adapter's base and `peft=`.
 
     Args:
         arguments: The command line after the program's name.
+        base: How the base is to be loaded, see `model_settings`; the adapter's own revision of it
+            counts where there is none.
     """
     changed = list(arguments)
     at = changed.index("--model_args") + 1
     settings = dict(part.split("=", 1) for part in changed[at].split(","))
     adapter = settings["pretrained"]
     if (Path(adapter) / ADAPTER_CONFIG).is_file():
-        base = read_adapter_config(Path(adapter))["base_model_name_or_path"]
-        settings |= {"pretrained": base, "peft": adapter, "tokenizer": adapter}
+        saved = read_adapter_config(Path(adapter))
+        settings |= {
+            "pretrained": saved["base_model_name_or_path"],
+            "peft": adapter,
+            "tokenizer": adapter,
+        }
+        if saved.get("revision"):
+            settings["revision"] = saved["revision"]
+    settings |= base
     changed[at] = ",".join(f"{key}={value}" for key, value in settings.items())
     return changed
 
@@ -87,5 +142,5 @@ if __name__ == "__main__":
 
     from .. import adapter  # noqa: F401  the method, which the process must know
 
-    sys.argv[1:] = with_base_model(sys.argv[1:])
+    sys.argv[1:] = with_base_model(sys.argv[2:], json.loads(sys.argv[1]))
     cli_evaluate()

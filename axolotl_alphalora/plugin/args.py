@@ -226,13 +226,24 @@ def _sharded_by(cfg: Mapping[str, Any]) -> str | None:
 
 
 def _check_learning_rates(cfg: Mapping[str, Any]) -> None:
-    """Refuse learning rates of our own where DeepSpeed makes the optimizer."""
-    factors = lr_ratios(cfg.get("loraplus_lr_ratio"), cfg[ADAPTER]["router_lr_ratio"])
-    if factors and "optimizer" in _deepspeed_settings(cfg):
+    """Refuse learning rates of our own where something else sets one for all."""
+    if not lr_ratios(cfg.get("loraplus_lr_ratio"), cfg[ADAPTER]["router_lr_ratio"]):
+        return
+    keys = "`loraplus_lr_ratio` and `alphalora.router_lr_ratio` do nothing where"
+    settings = _deepspeed_settings(cfg)
+    for block, advice in (
+        ("optimizer", "and set `optimizer` in the YAML"),
+        ("scheduler", "and set `lr_scheduler` in the YAML"),
+    ):
+        if block in settings:
+            raise ValueError(
+                f"{keys} the DeepSpeed configuration names the {block}. Remove its `{block}` "
+                f"block, {advice}."
+            )
+    if cfg.get("lr_scheduler") == "one_cycle":
         raise ValueError(
-            "`loraplus_lr_ratio` and `alphalora.router_lr_ratio` do nothing where the DeepSpeed "
-            "configuration names the optimizer. Remove its `optimizer` block, and set "
-            "`optimizer` in the YAML."
+            f"{keys} `lr_scheduler: one_cycle` gives all parameters one rate. Use another "
+            "`lr_scheduler`, or remove them."
         )
 
 

@@ -94,9 +94,7 @@ class AlphaLoraPlugin(BasePlugin):
         save_whole(model)
         assert self._allocation is not None
         block = self._allocation.block
-        factors = lr_ratios(cfg.loraplus_lr_ratio, block.router_lr_ratio)
-        if factors:
-            scale_learning_rates(trainer, factors)
+        scale_learning_rates(trainer, lr_ratios(cfg.loraplus_lr_ratio, block.router_lr_ratio))
         if not cfg.lora_model_dir:
             warn_when_evaluated(trainer)
         callback = AlphaLoraCallback(block.log_blocks_every)

@@ -6,6 +6,7 @@ the finished optimizer's groups are split, so that every optimizer of the host i
 
 from __future__ import annotations
 
+import math
 import os
 import shutil
 from collections.abc import Mapping
@@ -38,7 +39,7 @@ def lr_ratios(loraplus_lr_ratio: float | None, router_lr_ratio: float) -> dict[s
 
 
 def scale_learning_rates(trainer: Any, factors: Mapping[str, float]) -> None:
-    """Have a trainer split the groups of the optimizer that it will create.
+    """Have a trainer split the groups of the optimizer that it will create, and keep their ratios.
 
     Args:
         trainer: An HF Trainer, or one derived from it.
@@ -54,6 +55,7 @@ def scale_learning_rates(trainer: Any, factors: Mapping[str, float]) -> None:
         finally:
             trainer.args.loraplus_lr_ratio = given
         split_groups(optimizer, trainer.model, factors)
+        optimizer.register_load_state_dict_pre_hook(check_ratios)
         return optimizer
 
     trainer.create_optimizer = create_optimizer
@@ -94,6 +96,33 @@ def split_groups(
             "`optimizer`."
         )
     optimizer.param_groups[:] = groups
+
+
+def check_ratios(optimizer: Any, state: Mapping[str, Any]) -> None:
+    """Check that a checkpoint's learning rates have the ratios of an optimizer's.
+
+    A resumed run goes on with the rates of its checkpoint, so that others would do nothing.
+
+    Args:
+        optimizer: The optimizer, before it takes over the state.
+        state: A state that another one has saved.
+
+    Raises:
+        ValueError: If they have not; names the keys.
+    """
+    groups = optimizer.param_groups, state["param_groups"]
+    own, saved = ([group.get("initial_lr") for group in of] for of in groups)
+    if len(own) == len(saved):
+        pairs = [pair for pair in zip(own, saved, strict=True) if None not in pair]
+        if all(math.isclose(a * saved[0], b * own[0], rel_tol=1e-6) for a, b in pairs):
+            return
+    raise ValueError(
+        "The learning rates of the checkpoint's groups of parameters are "
+        f"{', '.join(map(str, saved))}, and those of this run {', '.join(map(str, own))}: "
+        "`alphalora.router_lr_ratio`, `loraplus_lr_ratio` or another key with a rate of its own "
+        "has changed, and a resumed run keeps the checkpoint's. Set it back, or start a new run "
+        "from the adapter (`lora_model_dir`)."
+    )
 
 
 def _kind(name: str, factors: Mapping[str, float]) -> str | None:

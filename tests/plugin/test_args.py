@@ -93,6 +93,14 @@ def test_other_adapters_are_left_alone():
             ["goes by activations", "`deepspeed` shards", "alphalora.plan: plan.json"],
         ),
         (
+            {"alphalora": {"router_lr_ratio": 0.1}, "lr_scheduler": "one_cycle"},
+            ["do nothing where `lr_scheduler: one_cycle`"],
+        ),
+        (
+            {"loraplus_lr_ratio": 4, "deepspeed": {"scheduler": {"type": "WarmupLR"}}},
+            ["DeepSpeed configuration names the scheduler", "`lr_scheduler`"],
+        ),
+        (
             {"alphalora": {"memory_mib": 50}, "lora_modules_to_save": ["embed_tokens"]},
             ["alphalora.memory_mib", "`lora_modules_to_save`"],
         ),

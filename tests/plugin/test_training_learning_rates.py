@@ -4,7 +4,7 @@ import pytest
 import torch
 from transformers.optimization import Adafactor
 
-from axolotl_alphalora.plugin.training import lr_ratios, split_groups
+from axolotl_alphalora.plugin.training import check_ratios, lr_ratios, split_groups
 from helpers.balancing import adapted
 
 
@@ -54,3 +54,38 @@ def test_an_optimizer_without_the_parameters_is_refused(tiny_llama):
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.1)
     with pytest.raises(ValueError, match="SGD does not hold the experts"):
         split_groups(optimizer, model, {"alphalora_B": 4.0})
+
+
+def optimizer_of(model, factors):
+    """An optimizer as a run has it when its checkpoint is loaded: with a scheduler."""
+    optimizer = torch.optim.AdamW(trainable(model), lr=0.25)
+    if factors:
+        split_groups(optimizer, model, factors)
+    optimizer.register_load_state_dict_pre_hook(check_ratios)
+    torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 0.5)
+    return optimizer
+
+
+@pytest.mark.parametrize(
+    ("before", "now"),
+    [
+        ({}, {"alphalora_router": 0.1}),
+        ({"alphalora_router": 0.1}, {}),
+        ({"alphalora_router": 4.0}, {"alphalora_router": 8.0}),
+        ({"alphalora_B": 4.0}, {"alphalora_router": 4.0, "alphalora_B": 4.0}),
+    ],
+)
+def test_other_ratios_than_the_checkpoint_s_are_refused_on_resume(tiny_llama, before, now):
+    model = adapted(tiny_llama)
+    saved = optimizer_of(model, before).state_dict()
+    optimizer_of(model, before).load_state_dict(saved)
+    with pytest.raises(ValueError, match="`alphalora.router_lr_ratio`.*Set it back"):
+        optimizer_of(model, now).load_state_dict(saved)
+
+
+def test_another_learning_rate_with_the_same_ratios_is_the_host_s_matter(tiny_llama):
+    model, factors = adapted(tiny_llama), {"alphalora_B": 4.0}
+    saved = optimizer_of(model, factors).state_dict()
+    for group in saved["param_groups"]:
+        group["initial_lr"] /= 10
+    optimizer_of(model, factors).load_state_dict(saved)

@@ -178,7 +178,7 @@ def test_lm_eval_scores_the_adapter(host, trained, tmp_path):
         "metric_list": [{"metric": "acc"}],
     }
     (tmp_path / "words.yaml").write_text(yaml.safe_dump(task))
-    config = host.write(tmp_path, output_dir=str(trained.out), lm_eval_batch_size=3)
+    config = host.write(tmp_path, output_dir=str(trained.out), hub_model_id="nobody/nothing")
     config.write_text(config.read_text() + "lm_eval_tasks: [words]\n")
     run = host.command(
         tmp_path, "alphalora", "lm-eval", str(config), "--include_path", str(tmp_path)

@@ -113,7 +113,7 @@ def test_a_layer_outside_any_stack_gets_the_mean():
 def test_a_stack_with_too_few_blocks_is_named():
     shapes = {**model(2, stack="vision.layers"), **model(3, stack="text.layers")}
     with pytest.raises(
-        StrategyError, match=r"strategy 'mola': vision\.layers: 4 numbers in shape .*, but 2 blocks"
+        StrategyError, match=r"strategy 'mola': text\.layers: 4 numbers in shape .*, but 3 blocks"
     ):
         plan("mola", shapes, options={"shape": 2468})
 
