@@ -7,7 +7,7 @@ command line.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -15,6 +15,7 @@ from typing import Any
 
 from ..allocation import CONTROLS, Budget, Plan, registry
 from ..allocation.registry import read_value
+from ..files import ADAPTER_CONFIG
 from ..settings import ESTIMATORS, QualitySettings
 from .config import ADAPTER
 from .keys import (
@@ -64,9 +65,10 @@ def read_source(source: str | Path, strategy: str | None = None) -> Source:
 
     Raises:
         ValueError: If the YAML is none, a key in it is wrong, the saved plan cannot be read, or the
-            LoRA to start from is not there; names file and key.
+            LoRA or adapter to start from is not there; names file and key.
     """
     config, path = _read(str(source))
+    notes = tuple(_notes(config, path))
     block = read_block(config)
     request = plan_request(config, block)
     if block.init_from is not None and not Path(block.init_from).is_dir():
@@ -88,7 +90,7 @@ def read_source(source: str | Path, strategy: str | None = None) -> Source:
             budget = common_budget(request.budget, saved[1])
             request = with_budget(changed(request, strategy), budget)
         saved = None
-    return Source(request, saved, config, path, _notes(config))
+    return Source(request, saved, config, path, notes)
 
 
 def common_budget(given: Budget | None, plan: Plan) -> Budget:
@@ -150,13 +152,27 @@ def _read(source: str) -> tuple[dict[str, Any], Path | None]:
         raise ValueError(f"{path}: {error}") from error
 
 
-def _notes(cfg: dict[str, Any]) -> tuple[str, ...]:
-    if cfg.get("adapter") != ADAPTER or cfg.get("plugins"):
-        return ()
-    return (
-        f"`adapter: {ADAPTER}` needs `plugins: [{PLUGIN}]`, without which `axolotl train` does not "
-        "know it.",
-    )
+def _notes(cfg: dict[str, Any], path: Path | None) -> Iterator[str]:
+    """What is to be said of a configuration beside its plan."""
+    if cfg.get("adapter") == ADAPTER and not cfg.get("plugins"):
+        yield (
+            f"`adapter: {ADAPTER}` needs `plugins: [{PLUGIN}]`, without which `axolotl train` does "
+            "not know it."
+        )
+    for key in ("lora_model_dir", "resume_from_checkpoint"):
+        adapter = cfg.get(key)
+        if not isinstance(adapter, str):
+            continue
+        on_hub = re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", adapter) and not Path(adapter).exists()
+        if not on_hub and not (Path(adapter) / ADAPTER_CONFIG).is_file():
+            raise ValueError(
+                f"{path}: `{key}`: {adapter} has no {ADAPTER_CONFIG}. Name the directory that a "
+                "run has saved its adapter in."
+            )
+        yield (
+            f"The run goes on with the adapter of `{key}: {adapter}`, whose numbers of experts "
+            "rule: this plan would be that of a new one."
+        )
 
 
 AS_GIVEN = "as given"

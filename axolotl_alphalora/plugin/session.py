@@ -102,16 +102,23 @@ class HostModel:
 
 
 def _overrides(config: Path, directory: str) -> dict[str, Any]:
-    """What differs from the run: an adapter that costs nothing to plan, and no output."""
+    """What differs from the run: one process, an adapter that costs nothing, and no output."""
     raw = read_yaml(config)
     plugins = list(raw.get("plugins") or [])
+    targets = any(raw.get(key) for key in ("lora_target_linear", "lora_target_modules"))
     return {
         "adapter": ADAPTER,
         "plugins": plugins if PLUGIN in plugins else [*plugins, PLUGIN],
-        ADAPTER: {"allocation": "uniform"},
+        ADAPTER: {"allocation": "uniform", "experts_per_block": 1, "top_k": 1},
+        # A YAML that continues an adapter may leave these out.
+        "lora_r": raw.get("lora_r") or 1,
+        "lora_alpha": raw.get("lora_alpha") or 1,
+        **({} if targets else {"lora_target_linear": True}),
         "output_dir": directory,
         "lora_model_dir": None,
         "resume_from_checkpoint": None,
+        # A single process has nobody to share the weights with.
+        **dict.fromkeys(("deepspeed", "fsdp", "fsdp_config")),
     }
 
 

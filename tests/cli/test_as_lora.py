@@ -268,7 +268,9 @@ def test_what_differs_is_said(made, tmp_path, model, run):
     assert "# output_dir is still ./out: name another one." in text
     assert "sqrt(N)" in text
     path = tmp_path / "config.yml"
-    path.write_text(yaml.safe_dump(base_yaml(base_model=str(model), lora_model_dir="adapter")))
+    (tmp_path / "adapter_config.json").write_text("{}")
+    keys = base_yaml(base_model=str(model), lora_model_dir=str(tmp_path))
+    path.write_text(yaml.safe_dump(keys))
     result = run("plan", path, "--as-lora")
     assert result.exit_code == 1 and "`lora_model_dir` names an AlphaLoRA adapter" in result.output
 

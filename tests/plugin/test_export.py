@@ -25,6 +25,21 @@ def exported(host, trained):
     return run
 
 
+def test_a_yaml_of_several_gpus_that_continues_an_adapter_gives_its_rows(host, trained, tmp_path):
+    """One process reads them; what the adapter would say need not stand in the YAML."""
+    left_out = dict.fromkeys(("lora_r", "lora_alpha", "lora_target_linear", "lora_dropout"), ...)
+    zero = {"zero_optimization": {"stage": 3}, "train_micro_batch_size_per_gpu": 1}
+    (tmp_path / "zero3.json").write_text(json.dumps(zero))
+    config = host.write(
+        tmp_path, deepspeed="zero3.json", lora_model_dir=str(trained.out), **left_out
+    )
+    argv = ["alphalora", "inspect", str(trained.out), "--data", str(config), "--json"]
+    run = host.command(tmp_path, *argv, "--samples", "4")
+    assert run.code == 0, run.log[-4000:]
+    found = json.loads(run.log[run.log.index('{\n  "format"') :])
+    assert found["data"]["rows"] == {"data.jsonl": 4}
+
+
 def logits(model, ids):
     with torch.no_grad():
         return model.eval()(input_ids=ids).logits
