@@ -152,7 +152,8 @@ def _message(error: Exception) -> str:
     lines = []
     for item in error.errors():
         where = ".".join([*prefix, *(str(part) for part in item["loc"])])
-        lines.append(f"`{where}`: {item['msg'].removeprefix('Value error, ')}")
+        said = item["msg"].removeprefix("Value error, ")
+        lines.append(f"`{where}`: {said}" if where else said)
     return "\n".join(lines)
 
 

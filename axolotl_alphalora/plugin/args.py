@@ -21,6 +21,7 @@ from ..planning.keys import as_written, check_adapter, check_spelling
 from . import host, quantization, refusals
 from .checkpoints import trained_adapter
 from .host import OUTPUT_DIR, running_verb
+from .options import where_trl_wraps
 from .quantised_base import check_checkpoint
 from .training import lr_ratios
 from .verbs import RUNS_ADAPTER, check_verb, warn_fresh_adapter
@@ -142,6 +143,12 @@ def _with_trained_adapter(data: Mapping[str, Any], verb: str) -> Mapping[str, An
         if verb == "inference":  # an evaluation warns later, beside its result
             warn_fresh_adapter("axolotl inference")
         return data
+    if verb == "evaluate" and where_trl_wraps(found, data):
+        raise ValueError(
+            f"`axolotl evaluate` with `rl: {data['rl']}` would not evaluate the adapter in "
+            f"{found}, but a fresh one, which Axolotl lets TRL add. The run's log has its "
+            "evaluations (`eval_loss`), and `axolotl inference` runs the adapter."
+        )
     host.get_logger(__name__).info(
         "AlphaLoRA: axolotl %s runs the adapter in %s, since no `lora_model_dir` was given.",
         verb,

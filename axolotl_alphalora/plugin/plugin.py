@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..planning import ADAPTER
@@ -22,6 +23,7 @@ class AlphaLoraPlugin(BasePlugin):
     def __init__(self) -> None:
         super().__init__()
         self._allocation: Allocation | None = None
+        self._config: Any = None
 
     def register(self, cfg: Any) -> None:
         """Refuse, before the host's validators, what they would give their adapters' advice on."""
@@ -68,10 +70,11 @@ class AlphaLoraPlugin(BasePlugin):
 
         assert self._allocation is not None
         if config_only:
-            return None, adapter_config(cfg, self._allocation, model)
-        adapted, config = adapt(cfg, self._allocation, model)
+            self._config = adapter_config(cfg, self._allocation, model)
+            return None, self._config
+        adapted, self._config = adapt(cfg, self._allocation, model)
         # For GDPO the host would have TRL wrap the wrapped model a second time.
-        return adapted, None if cfg.rl == "gdpo" else config
+        return adapted, None if cfg.rl == "gdpo" else self._config
 
     def add_callbacks_post_trainer(self, cfg: Any, trainer: Trainer) -> list[TrainerCallback]:
         """Connect the load-balancing loss and the learning rates with the trainer."""
@@ -82,6 +85,7 @@ class AlphaLoraPlugin(BasePlugin):
         from .training import (
             describe_in_cards,
             lr_ratios,
+            save_beside_weights_only,
             save_whole,
             scale_learning_rates,
         )
@@ -92,6 +96,7 @@ class AlphaLoraPlugin(BasePlugin):
             return []
         describe_in_cards(trainer)
         save_whole(model)
+        save_beside_weights_only(self._config, Path(cfg.output_dir))
         assert self._allocation is not None
         block = self._allocation.block
         scale_learning_rates(trainer, lr_ratios(cfg.loraplus_lr_ratio, block.router_lr_ratio))

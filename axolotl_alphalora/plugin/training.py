@@ -14,7 +14,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
-from ..files import ADAPTER_CARD, ADAPTER_CONFIG, write_whole
+from ..files import ADAPTER_CARD, ADAPTER_CONFIG, ADAPTER_WEIGHTS, write_whole
 from ..report.markdown import experts_section
 
 if TYPE_CHECKING:
@@ -167,6 +167,26 @@ def save_whole(model: Any) -> None:
                 os.replace(file, target)
 
     model.save_pretrained = save_pretrained
+
+
+def save_beside_weights_only(config: Any, folder: Path) -> None:
+    """Have a run's settings not be written over those of an adapter that is there.
+
+    The host writes them before it trains, for a look at them: a run that dies before its own
+    adapter is whole would leave an earlier one with settings that are not its own.
+
+    Args:
+        config: The adapter's configuration; its `save_pretrained` is replaced.
+        folder: The run's output directory.
+    """
+    save = config.save_pretrained
+
+    def save_pretrained(save_directory: str | os.PathLike, **kwargs: Any) -> None:
+        target = Path(save_directory)
+        if target.resolve() != folder.resolve() or not (target / ADAPTER_WEIGHTS).exists():
+            save(save_directory, **kwargs)
+
+    config.save_pretrained = save_pretrained
 
 
 _START, _END = "<!-- axolotl-alphalora -->", "<!-- /axolotl-alphalora -->"

@@ -9,6 +9,7 @@ from axolotl.utils.dict import DictDefault
 from pydantic import ValidationError
 
 from axolotl_alphalora.planning.config import AlphaLoraConfigBlock
+from axolotl_alphalora.plugin import args
 from helpers.settings import validate
 
 pytestmark = pytest.mark.usefixtures("plugin")
@@ -122,3 +123,13 @@ def test_a_saved_adapter_brings_its_own_shape():
 
 def test_excluded_modules_reach_the_loader():
     assert validate(lora_exclude_modules=["lm_head"]).lora_exclude_modules == ["lm_head"]
+
+
+@pytest.mark.refused("Verbs", "`evaluate` on the run of DPO, IPO or KTO")
+@pytest.mark.parametrize("rl", ["dpo", "kto"])
+def test_an_evaluation_that_would_be_of_a_fresh_adapter_is_refused(tmp_path, monkeypatch, rl):
+    monkeypatch.setattr(args, "running_verb", lambda: "evaluate")
+    for name in ("adapter_config.json", "adapter_model.safetensors"):
+        (tmp_path / name).write_text("{}")
+    with pytest.raises(ValidationError, match="would not evaluate the adapter in .*`eval_loss`"):
+        validate(rl=rl, output_dir=str(tmp_path))

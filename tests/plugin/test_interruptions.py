@@ -27,9 +27,9 @@ def whole(host, tmp_path_factory):
     return host.train(tmp_path_factory.mktemp("whole"), **SETTINGS)
 
 
-def struck(host, folder, **plan):
+def struck(host, folder, changes=None, **plan):
     (folder / "sabotage.json").write_text(json.dumps(plan))
-    run = host.run(folder, "train", **SETTINGS)
+    run = host.run(folder, "train", **SETTINGS | (changes or {}))
     (folder / "sabotage.json").unlink()
     return run
 
@@ -81,10 +81,15 @@ def test_the_final_adapter_is_there_whole_or_not_at_all(host, whole, tmp_path):
     shutil.copytree(whole.out, tmp_path / "out")
     for checkpoint in (tmp_path / "out").glob("checkpoint-*"):
         shutil.rmtree(checkpoint)
-    old = (tmp_path / "out" / WEIGHTS).read_bytes()
-    run = struck(host, tmp_path, when=2, signal=int(signal.SIGKILL))
+    names = (WEIGHTS, "adapter_config.json")
+    old = {name: (tmp_path / "out" / name).read_bytes() for name in names}
+    # In one process it computes the same.
+    other = {"alphalora": {"experts_per_block": 3, "balance_over": "global_batch"}}
+    run = struck(host, tmp_path, other, when=2, signal=int(signal.SIGKILL))
     assert run.code == -9
-    assert (run.out / WEIGHTS).read_bytes() == old
+    assert {name: (run.out / name).read_bytes() for name in names} == old
+    begun = json.loads((run.out / "checkpoint-2" / names[1]).read_text())
+    assert begun["balance_over"] == "global_batch"
     last = load_file(run.out / "checkpoint-2" / WEIGHTS)
     assert all(last[name].equal(want) for name, want in load_file(whole.out / WEIGHTS).items())
 
