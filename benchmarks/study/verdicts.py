@@ -56,10 +56,13 @@ SAID = {
 """Verdict to what is said of a mixture, and of its numbers."""
 FINE = (CUT_MIXTURE, "lora-equal-seg4")
 """Many small experts, and a LoRA of as many parameters."""
+CONTROL = (PLAN, f"{PLAN}-opposite")
+"""A plan, and its numbers the other way round: whether it matters which blocks get more."""
 WORDS = {
     LORA: "a LoRA of rank 40",
     MIXTURE: "5 experts of rank 8 in every block",
     PLAN: "AlphaLoRA's numbers by `hill`",
+    CONTROL[1]: "the same numbers the other way round",
     CUT_MIXTURE: "every expert cut into 4 of rank 2 (`segments: 4`)",
     FINE[1]: "a LoRA of as many parameters",
     "alphalora-xmin_peak": "AlphaLoRA's numbers by `xmin_peak`",
@@ -109,8 +112,8 @@ class Verdicts:
         )
 
     def main(self) -> list[str]:
-        """The comparisons that the headline rests on, and that of many small experts."""
-        return [self.sentence(pair) for pair in (*PRIMARY, FINE)]
+        """The comparisons that the headline rests on, that of a plan's ends, of small experts."""
+        return [self.sentence(pair) for pair in (*PRIMARY, CONTROL, FINE)]
 
     def shape(self) -> list[str]:
         """Mixtures and other LoRAs."""
@@ -131,10 +134,12 @@ class Verdicts:
     def allocation(self) -> list[str]:
         """Plans against the same number everywhere, and against their controls."""
         others = [(name, MIXTURE) for name in PLANS if name != PLAN]
+        controls = [pair for pair in CONTROLS if pair != CONTROL]
         return [
             self.sentence(PRIMARY[1]),
+            *([self.sentence(CONTROL)] if CONTROL in self.pairs else []),
             *self.told(f"Other plans against `{MIXTURE}`", others),
-            *self.told("Plans against their controls", CONTROLS, both=True),
+            *self.told("Plans against other controls", controls, both=True),
             *self.told("Estimators", ESTIMATORS, both=True),
             *self.told("With 2 experts a block", FEWER, both=True),
             *self.told(f"Cut into 4, against `{CUT_MIXTURE}`", [(n, CUT_MIXTURE) for n in CUT]),
@@ -218,7 +223,7 @@ class Verdicts:
         runs = Runs(self.setting, method, self.done).lines
         blocks = next((line["blocks"] for line in runs.values() if line.get("blocks")), [])
         named = WORDS.get(method, f"`{method}`")
-        if len(set(blocks)) < 2:
+        if len(set(blocks)) < 2 or method == CONTROL[1]:
             return named
         return f"{named} ({min(blocks):g} to {max(blocks):g} a block)"
 

@@ -93,10 +93,14 @@ def test_the_answer_has_a_line_for_each_question_and_names_what_was_run(done):
     assert "Better: AlphaLoRA's numbers by `hill` (4 to 6 a block) against 5" in lines[1]
     assert "Not run yet." in lines[2] and "Not run yet." in lines[3]
     assert "`lora-r40` against the base model: bbh +0.00, text +0.00." in lines[4]
-    assert "Other plans" not in lines[1], "not run"
+    assert "Other plans" not in lines[1] and "the other way round" not in lines[1], "not run"
+    scatter(done, "alphalora-hill-opposite", 1.07, *CLOSE)
+    said = conclusions.answer(done).splitlines()[1]
+    assert "As good: AlphaLoRA's numbers by `hill` (4 to 6 a block) against the same numb" in said
+    del done[HERE.cell("alphalora-hill-opposite", GRID[2], 0).key]
     assert "top-2, did worse than a LoRA of rank 40, and" in conclusions.headline(done)
     assert "(by `hill`) did better than even ones." in conclusions.headline(done)
-    assert len(conclusions.short(done).splitlines()) == 3
+    assert len(conclusions.short(done).splitlines()) == 4
 
 
 def test_other_data_are_answered_apart(done):
