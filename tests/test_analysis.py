@@ -2,6 +2,7 @@
 
 import json
 import sys
+from types import SimpleNamespace
 
 import pandas
 import pytest
@@ -85,8 +86,13 @@ def test_options_reach_the_measurement_and_are_recorded(directory):
     }
     assert 0 <= table.attrs["trust"] <= 1
     matrices = [
-        type("Row", (), {"module": r.module, "shape": (r.rows, r.columns), "alpha": r.alpha})
-        for r in table.itertuples()
+        SimpleNamespace(
+            module=row.module,
+            shape=(row.rows, row.columns),
+            alpha=row.alpha,
+            numerical_rank=row.numerical_rank,
+        )
+        for row in table.itertuples()
     ]
     scores = unit_scores(matrices, "median", True)
     assert table.set_index("module")["block_score"].iloc[0] == pytest.approx(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from axolotl_alphalora.report import evidence
 from . import forgetting, results
 from .cells import MAIN, NAMED, SMALL, TITLES
 from .chart import table_of
-from .compare import QUESTIONS, tables
+from .compare import QUESTIONS, means, tables
 from .results import Done, is_in, main, settings
 from .verdicts import Verdicts
 
@@ -42,7 +43,7 @@ def answer(done: Done) -> str:
     lines = {
         "Shape": found.shape(),
         "Allocation": found.allocation(),
-        "Routing": found.routing(),
+        "Routing": [*found.routing(), *_told_of_tasks(done)],
         "Other data, more rows, another base": others,
         "Forgetting": forgetting.told(setting, done),
     }
@@ -50,6 +51,22 @@ def answer(done: Done) -> str:
         f"{number}. **{what}.** {' '.join(said) or 'Not run yet.'}"
         for number, (what, said) in enumerate(lines.items(), 1)
     )
+
+
+def _told_of_tasks(done: Done) -> Iterator[str]:
+    """How much the routers' choices give away of the task, where there are several tasks."""
+    for setting in settings(done):
+        found = means(setting, NAMED, done, lambda line: line["routers"])
+        told = {method: one[TOLD] for method, one in found.items() if TOLD in one}
+        if told:
+            shown = ", ".join(f"`{method}` {value:.3f}" for method, value in told.items())
+            yield (
+                f"What the choice of an expert tells of a token's task on {setting.data} (mutual "
+                f"information; 0: nothing, 1: all): {shown}."
+            )
+
+
+TOLD = "specialisation"
 
 
 def effort(done: Done) -> str:

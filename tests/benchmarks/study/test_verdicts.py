@@ -113,6 +113,15 @@ def test_other_data_are_answered_apart(done):
     assert said in elsewhere
 
 
+def test_what_the_routers_know_of_tasks_is_told_where_there_are_several(done):
+    assert "of a token's task" not in conclusions.answer(done)
+    for seed in range(5):
+        line = done[HERE.cell("uniform", GRID[2], seed).key]
+        line["routers"] = {**line["routers"], "specialisation": 0.02 + 0.01 * seed}
+    said = conclusions.answer(done).splitlines()[2]
+    assert "of a token's task on gsm8k" in said and "1: all): `uniform` 0.040." in said
+
+
 def test_what_was_not_run_has_no_verdict():
     assert SAID[FEW][0] in conclusions.headline({}) and SAID[FEW][1] in conclusions.headline({})
     assert conclusions.answer({}).lower().count("not run") == 5
