@@ -275,7 +275,8 @@ def _loss_scale(trainer: Any) -> float:
 
 def _check_threads(trainer: Trainer) -> None:
     """Refuse `nn.DataParallel`, in which the threads of all GPUs would share a balance's state."""
-    if trainer.args.n_gpu > 1 and not getattr(trainer.model, "is_loaded_in_8bit", False):
+    quantised = ("is_loaded_in_8bit", "is_loaded_in_4bit")  # which transformers leaves alone
+    if trainer.args.n_gpu > 1 and not any(getattr(trainer.model, q, False) for q in quantised):
         raise ValueError(
             f"AlphaLoRA: one process sees {trainer.args.n_gpu} GPUs, and transformers would train "
             "on all of them with nn.DataParallel, in which the load-balancing loss is wrong. Start "

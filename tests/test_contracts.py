@@ -55,6 +55,7 @@ def check_imports(path: Path) -> None:
 def test_trainers_have_what_the_callback_replaces_and_reads():
     takes(Trainer.log, "self", "logs")
     takes(Trainer.training_step, "self", "model", "inputs")
+    takes(Trainer._load_optimizer_and_scheduler, "self", "checkpoint")
     assert callable(Trainer.evaluation_loop) and callable(Trainer.is_world_process_zero)
     source = inspect.getsource(Trainer)
     for attribute in (

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from ..hosts.accelerate import computes_on
 from ..hosts.peft import (
     BaseTunerLayer,
     in_out_features,
@@ -167,6 +168,8 @@ class AlphaLoraLayer(nn.Module, BaseTunerLayer):
     def _move_adapter_to_device_of_base_layer(
         self, adapter_name: str, device: torch.device | None = None
     ) -> None:
+        if device is None:
+            device = computes_on(self.get_base_layer())
         with kept_frozen([self], adapter_name):
             super()._move_adapter_to_device_of_base_layer(adapter_name, device)
 

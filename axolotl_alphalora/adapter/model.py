@@ -173,14 +173,15 @@ class AlphaLoraModel(BaseTuner):
         )
         # PEFT shortens long lists to suffixes, which mean other modules in another model.
         config.target_modules = {name for name, count in config.num_experts.items() if count}
-        start = WarmStart.of(config)
-        if start is not None:
-            self._start = start.apply
+        warm, start = WarmStart.of(config), None
+        if warm is not None:
+            start = warm.apply
             self.peft_config[adapter_name] = config.without_start()
         elif adapter_name == TRL_REFERENCE and given is self.peft_config.get(TRL_TRAINED):
-            self._start = _copy_trained
-        if self._start is not None:
-            self._start(model, adapter_name)
+            start = _copy_trained
+        if start is not None:
+            start(model, adapter_name)
+        self._start = start
         _share_blocks(model, adapter_name)
         _tell_tokens(model)
         balancer = find_balancer(model)

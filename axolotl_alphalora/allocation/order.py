@@ -39,7 +39,7 @@ def deal(
             f"order: {options.order} needs scores, and the strategy returned none: leave it out"
         )
     groups = alike(problem.shapes, problem.units)
-    _check(options.order, groups, numbers, scores, problem.units)
+    _check(options.order, groups, numbers, problem.units)
 
     def rank(dealt: tuple[list[int], str]) -> tuple[int, float]:
         # By number first: EVA's, and those of other packages, need not follow their scores.
@@ -93,7 +93,6 @@ def _check(
     order: str,
     groups: Sequence[Sequence[str]],
     numbers: Mapping[str, int],
-    scores: Mapping[str, float],
     units: Mapping[str, Sequence[str]],
 ) -> None:
     """Refuse what cannot be dealt otherwise."""
@@ -113,8 +112,3 @@ def _check(
                 "get the same"
             )
         raise ValueError(f"order: {order} has nothing to deal, since {why}: leave it out")
-    if order == "opposite" and all(len({scores[unit] for unit in group}) == 1 for group in uneven):
-        raise ValueError(
-            "order: opposite has nothing to turn round, since the scores of units with unequal "
-            "numbers are equal: leave it out, or take order: shuffled"
-        )

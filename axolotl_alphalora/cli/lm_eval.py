@@ -132,6 +132,8 @@ def with_base_model(arguments: Sequence[str], base: Mapping[str, Any]) -> list[s
         }
         if saved.get("revision"):
             settings["revision"] = saved["revision"]
+    else:  # the YAML's revision is that of another model
+        base = {key: value for key, value in base.items() if key != "revision"}
     settings |= base
     changed[at] = ",".join(f"{key}={value}" for key, value in settings.items())
     return changed

@@ -92,18 +92,20 @@ def check_targets(modules: Iterable[str], base: Any) -> None:
 
     wanted = sorted(modules)
     config = LoraConfig(target_modules=list(wanted))
+    advice = (
+        "Serve the routed adapter instead (`alphalora serve`), or train one without these modules "
+        "(lora_exclude_modules)."
+    )
+    where = f"PEFT cannot open a LoRA of this {base.config.model_type}:"
     try:
         convert_peft_config_for_transformers(config, base, None)
-        kept = set(config.target_modules or ())
-    except ValueError:  # it wants all or none of the names of experts
-        kept = set()
-    lost = [name for name in wanted if name not in kept]
+    except ValueError as error:  # it wants all or none of the names of experts
+        raise ValueError(f"{where} {error} {advice}") from error
+    lost = [name for name in wanted if name not in set(config.target_modules or ())]
     if lost:
         raise ValueError(
-            f"PEFT cannot open a LoRA of this {base.config.model_type}: it would take {lost[0]} "
-            f"and {len(lost) - 1} other modules for the routed experts, by their last names. "
-            "Serve the routed adapter instead (`alphalora serve`), or train one without these "
-            "modules (lora_exclude_modules)."
+            f"{where} it would take {lost[0]} for one of the routed experts, by its last name. "
+            f"{advice}"
         )
 
 

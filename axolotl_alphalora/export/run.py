@@ -25,6 +25,7 @@ from .llama_cpp import GgufType, check_gguf, save_gguf
 from .lora import attach, check_targets, placed, save_lora
 
 RECORD = "alphalora_export.json"
+_DRAFT = ".exporting-"
 _TOKENIZER = (
     "tokenizer*",
     "special_tokens_map.json",
@@ -43,7 +44,8 @@ def check_output(output: Path) -> None:
         ValueError: If there is something already.
         OSError: If nothing can be written there.
     """
-    if output.exists() and (not output.is_dir() or any(output.iterdir())):
+    there = output.iterdir() if output.is_dir() else [output] if output.exists() else []
+    if any(not path.name.startswith(_DRAFT) for path in there):
         raise ValueError(f"{output} is not empty: name a new directory with --output.")
     draft = _draft(output)
     draft.mkdir(parents=True)
@@ -334,16 +336,22 @@ def _tied(model: Any) -> list[str]:
 def _draft(output: Path) -> Path:
     """Where something is written before it is whole: in a directory that is there, or beside."""
     place = output if output.is_dir() else output.parent
-    return place / f".{output.name}.{uuid4().hex[:8]}"
+    return place / f"{_DRAFT}{uuid4().hex[:8]}"
 
 
 def _put(draft: Path, output: Path) -> None:
-    """Move a whole export to its place; what is cut short there has no config, so is no adapter."""
+    """Move a whole export to its place; killed in between, it has no config, so is no adapter."""
     if not output.is_dir():
         draft.rename(output)
         return
-    for file in sorted(draft.iterdir(), key=lambda file: file.name == ADAPTER_CONFIG):
-        file.rename(output / file.name)
+    files = sorted(draft.iterdir(), key=lambda file: file.name == ADAPTER_CONFIG)
+    try:
+        for file in files:
+            file.rename(output / file.name)
+    except BaseException:
+        for file in files:
+            (output / file.name).unlink(missing_ok=True)
+        raise
     draft.rmdir()
 
 

@@ -43,6 +43,9 @@ NF4: Mapping[str, Any] = {
 OPTIMIZER = "adamw_torch_fused"
 """Axolotl: the optimizer of a YAML that names none."""
 
+SCHEDULER_FILE = "scheduler.pt"
+"""transformers: what a checkpoint keeps of the learning rates."""
+
 TRL_CONSOLE = "RichProgressCallback"
 """TRL: the callback that writes a trainer's numbers to a console."""
 

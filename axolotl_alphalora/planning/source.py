@@ -163,7 +163,8 @@ def _notes(cfg: dict[str, Any], path: Path | None) -> Iterator[str]:
         adapter = cfg.get(key)
         if not isinstance(adapter, str):
             continue
-        on_hub = re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", adapter) and not Path(adapter).exists()
+        may_be = key == "lora_model_dir" and not Path(adapter).parent.is_dir()
+        on_hub = may_be and re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", adapter)
         if not on_hub and not (Path(adapter) / ADAPTER_CONFIG).is_file():
             raise ValueError(
                 f"{path}: `{key}`: {adapter} has no {ADAPTER_CONFIG}. Name the directory that a "

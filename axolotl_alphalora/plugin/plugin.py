@@ -84,8 +84,8 @@ class AlphaLoraPlugin(BasePlugin):
         from ..trainer import AlphaLoraCallback
         from .training import (
             describe_in_cards,
+            keep_settings,
             lr_ratios,
-            save_beside_weights_only,
             save_whole,
             scale_learning_rates,
         )
@@ -96,7 +96,7 @@ class AlphaLoraPlugin(BasePlugin):
             return []
         describe_in_cards(trainer)
         save_whole(model)
-        save_beside_weights_only(self._config, Path(cfg.output_dir))
+        keep_settings(self._config, Path(cfg.output_dir))
         assert self._allocation is not None
         block = self._allocation.block
         scale_learning_rates(trainer, lr_ratios(cfg.loraplus_lr_ratio, block.router_lr_ratio))

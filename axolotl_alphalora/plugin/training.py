@@ -8,13 +8,16 @@ from __future__ import annotations
 
 import math
 import os
+import pickle
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from ..files import ADAPTER_CARD, ADAPTER_CONFIG, ADAPTER_WEIGHTS, write_whole
+from ..hosts.constants import SCHEDULER_FILE
 from ..report.markdown import experts_section
 
 if TYPE_CHECKING:
@@ -39,7 +42,7 @@ def lr_ratios(loraplus_lr_ratio: float | None, router_lr_ratio: float) -> dict[s
 
 
 def scale_learning_rates(trainer: Any, factors: Mapping[str, float]) -> None:
-    """Have a trainer split the groups of the optimizer that it will create, and keep their ratios.
+    """Have a trainer split the groups of its optimizer, and resume with the same ratios alone.
 
     Args:
         trainer: An HF Trainer, or one derived from it.
@@ -55,10 +58,20 @@ def scale_learning_rates(trainer: Any, factors: Mapping[str, float]) -> None:
         finally:
             trainer.args.loraplus_lr_ratio = given
         split_groups(optimizer, trainer.model, factors)
-        optimizer.register_load_state_dict_pre_hook(check_ratios)
         return optimizer
 
-    trainer.create_optimizer = create_optimizer
+    if factors:
+        trainer.create_optimizer = create_optimizer
+    load = trainer._load_optimizer_and_scheduler
+
+    def load_optimizer_and_scheduler(checkpoint: str | None) -> None:
+        saved = _saved_rates(checkpoint)
+        own = getattr(trainer.lr_scheduler, "base_lrs", None)
+        if saved and own:
+            check_ratios(saved, own, trainer.args.learning_rate, factors.values())
+        load(checkpoint)
+
+    trainer._load_optimizer_and_scheduler = load_optimizer_and_scheduler
 
 
 def split_groups(
@@ -98,31 +111,58 @@ def split_groups(
     optimizer.param_groups[:] = groups
 
 
-def check_ratios(optimizer: Any, state: Mapping[str, Any]) -> None:
-    """Check that a checkpoint's learning rates have the ratios of an optimizer's.
+def _saved_rates(checkpoint: str | None) -> list[float]:
+    """The learning rates that the groups of a checkpoint began with; empty if it has none."""
+    import torch
+
+    file = Path(checkpoint or "") / SCHEDULER_FILE
+    if not file.is_file():
+        return []
+    with suppress(pickle.UnpicklingError):  # then the host says what is wrong with it
+        return torch.load(file, map_location="cpu", weights_only=True).get("base_lrs") or []
+    return []
+
+
+def check_ratios(
+    saved: Sequence[float], own: Sequence[float], rate: float, factors: Iterable[float]
+) -> None:
+    """Check that a checkpoint's learning rates have the ratios of a run's.
 
     A resumed run goes on with the rates of its checkpoint, so that others would do nothing.
 
     Args:
-        optimizer: The optimizer, before it takes over the state.
-        state: A state that another one has saved.
+        saved: Those of the checkpoint's groups of parameters.
+        own: Those of the run's; there may be other groups with the same rates.
+        rate: The run's learning rate.
+        factors: What multiplies it in some groups.
 
     Raises:
-        ValueError: If they have not; names the keys.
+        ValueError: If the ratios differ; names the keys.
     """
-    groups = optimizer.param_groups, state["param_groups"]
-    own, saved = ([group.get("initial_lr") for group in of] for of in groups)
-    if len(own) == len(saved):
-        pairs = [pair for pair in zip(own, saved, strict=True) if None not in pair]
-        if all(math.isclose(a * saved[0], b * own[0], rel_tol=1e-6) for a, b in pairs):
-            return
+    ratios = {1.0, *factors}
+    base = saved[0]
+    if len(saved) == len(own):
+        base = next((s for s, o in zip(saved, own, strict=True) if _among(o, [rate])), base)
+    absolute = [one for one in own if not _among(one, [ratio * rate for ratio in ratios])]
+    known = [*(ratio * base for ratio in ratios), *absolute]
+    if all(_among(ratio * base, saved) for ratio in ratios) and all(
+        _among(one, known) for one in saved
+    ):
+        return
     raise ValueError(
-        "The learning rates of the checkpoint's groups of parameters are "
-        f"{', '.join(map(str, saved))}, and those of this run {', '.join(map(str, own))}: "
-        "`alphalora.router_lr_ratio`, `loraplus_lr_ratio` or another key with a rate of its own "
-        "has changed, and a resumed run keeps the checkpoint's. Set it back, or start a new run "
-        "from the adapter (`lora_model_dir`)."
+        f"The learning rates of the checkpoint are {_listed(saved)}, and those of this run "
+        f"{_listed(own)}: `alphalora.router_lr_ratio`, `loraplus_lr_ratio` or another key with a "
+        "rate of its own has changed, and a resumed run keeps the checkpoint's. Set it back, or "
+        "start a new run from the adapter (`lora_model_dir`)."
     )
+
+
+def _among(value: float, others: Iterable[float]) -> bool:
+    return any(math.isclose(value, other, rel_tol=1e-6) for other in others)
+
+
+def _listed(rates: Iterable[float]) -> str:
+    return ", ".join(f"{rate:g}" for rate in dict.fromkeys(rates))
 
 
 def _kind(name: str, factors: Mapping[str, float]) -> str | None:
@@ -169,8 +209,8 @@ def save_whole(model: Any) -> None:
     model.save_pretrained = save_pretrained
 
 
-def save_beside_weights_only(config: Any, folder: Path) -> None:
-    """Have a run's settings not be written over those of an adapter that is there.
+def keep_settings(config: Any, folder: Path) -> None:
+    """Have a run's first writing of its settings leave those of an adapter that is there.
 
     The host writes them before it trains, for a look at them: a run that dies before its own
     adapter is whole would leave an earlier one with settings that are not its own.
@@ -182,6 +222,7 @@ def save_beside_weights_only(config: Any, folder: Path) -> None:
     save = config.save_pretrained
 
     def save_pretrained(save_directory: str | os.PathLike, **kwargs: Any) -> None:
+        vars(config).pop("save_pretrained", None)
         target = Path(save_directory)
         if target.resolve() != folder.resolve() or not (target / ADAPTER_WEIGHTS).exists():
             save(save_directory, **kwargs)

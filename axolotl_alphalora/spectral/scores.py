@@ -106,8 +106,9 @@ def unit_errors(
     """
     rows = _counted(qualities, aggregate, normalize, granularity)
     known: dict[str, list[float]] = {}
-    for row in (row for members in rows.values() for row in members if row.module in errors):
-        known.setdefault(row.kind, []).append(errors[row.module])
+    for row in (row for members in rows.values() for row in members):
+        if row.own and row.module in errors:
+            known.setdefault(row.kind, []).append(errors[row.module])
     typical = {kind: _root_mean_square(values) for kind, values in known.items()}
     found = {}
     for unit, members in rows.items():
@@ -115,7 +116,9 @@ def unit_errors(
         if left:
             weights = [row.size if aggregate == "parameters" else 1 for row in left]
             parts = (
-                weight * row.scale * errors.get(row.module, typical[row.kind])
+                weight
+                * row.scale
+                * (errors.get(row.module, typical[row.kind]) if row.own else typical[row.kind])
                 for row, weight in zip(left, weights, strict=True)
             )
             found[unit] = math.hypot(*parts) / sum(weights)
@@ -127,11 +130,15 @@ def unit_errors(
 
 @dataclass(frozen=True)
 class _Row:
-    """A matrix as it counts; `scale` is how much of its exponent's error that keeps."""
+    """A matrix as it counts.
+
+    `own` says whether with its own exponent, `scale` how much of that one's error it keeps.
+    """
 
     module: str
     kind: str
     alpha: float
+    own: bool
     scale: float
     size: int
 
@@ -161,7 +168,7 @@ def _counted(
             flat = spreads[kind] <= _EQUAL * means[kind]
             scale = 0.0 if flat else spread / spreads[kind]
             alpha = max(_SMALLEST_ALPHA, centre + (alpha - means[kind]) * scale)
-        return _Row(name, kind, alpha, scale, math.prod(matrices[name].shape))
+        return _Row(name, kind, alpha, name in counted, scale, math.prod(matrices[name].shape))
 
     return {
         unit: [row(name, kind_in_stack(name)) for name in names if kind_in_stack(name) in means]

@@ -169,8 +169,9 @@ def test_on_a_half_precision_base_frozen_adapters_stay_frozen(tmp_path):
 
 
 @pytest.mark.works("PEFT", "a base that is offloaded to the CPU (not to disk)")
-def test_experts_of_an_offloaded_base_are_kept_on_the_device():
-    model = adapted("linear").eval()
+def test_experts_of_an_offloaded_base_are_kept_on_the_device(tmp_path):
+    model, other = adapted("linear").eval(), adapted("linear", seed=4).eval()
+    other.save_pretrained(tmp_path)
     expected = outputs(model)
     base = model.get_base_model()
     cpu_offload(base, execution_device=torch.device("cpu"))
@@ -179,6 +180,13 @@ def test_experts_of_an_offloaded_base_are_kept_on_the_device():
     model.base_model._cast_adapter_dtype("default")  # as PEFT does at the end of loading
     assert not layer.alphalora_A["default"].is_meta and layer.base_layer.weight.is_meta
     assert_same(outputs(model), expected)
+    model.load_adapter(tmp_path, "other")
+    model.set_adapter("other")
+    assert_same(outputs(model), outputs(other))
+    new = get_peft_model(
+        cpu_offload(fresh("linear"), execution_device=torch.device("cpu")), config("linear")
+    )
+    assert not any(p.is_meta for n, p in new.named_parameters() if "alphalora" in n)
 
 
 @pytest.mark.refused("PEFT", "a base that is offloaded to disk")

@@ -154,10 +154,10 @@ def test_where_nothing_can_be_dealt_it_is_said(changes, message, order):
         by_alphas(**changes, order=order)
 
 
-def test_equal_scores_have_no_order_to_turn_round():
-    with pytest.raises(StrategyError, match="scores of units with unequal numbers are equal"):
-        by_alphas(alphas=[2.0] * 6, budget={"total_experts": 33}, order="opposite")
-    assert by_alphas(alphas=[2.0] * 6, budget={"total_experts": 33}, order="shuffled")
+def test_what_is_left_over_among_equal_scores_goes_the_other_way_round():
+    alike = {"alphas": [2.0] * 6, "budget": {"total_experts": 33}}
+    assert experts(by_alphas(**alike)) == [6, 6, 6, 5, 5, 5]
+    assert experts(by_alphas(**alike, order="opposite")) == [5, 5, 5, 6, 6, 6]
 
 
 def test_a_seed_that_deals_the_same_plan_is_named():

@@ -49,4 +49,6 @@ def test_the_base_is_loaded_as_the_yaml_says(tmp_path, keys, dtype):
 
 def test_a_whole_model_is_left_as_it_is(tmp_path):
     arguments = [part.format(tmp_path) for part in ARGUMENTS]
-    assert f"pretrained={tmp_path}," in with_base_model(arguments, {})[3]
+    base = model_settings({"bf16": True, "revision_of_model": "v2"})
+    changed = with_base_model(arguments, base)[3]
+    assert changed == f"pretrained={tmp_path},dtype=bfloat16"

@@ -316,17 +316,21 @@ def test_what_is_wrong_is_said_in_one_sentence(tmp_path, model, changes, message
 
 
 @pytest.mark.parametrize("key", ["lora_model_dir", "resume_from_checkpoint"])
-def test_an_adapter_that_the_run_goes_on_with_is_named(tmp_path, model, key):
+def test_an_adapter_that_the_run_goes_on_with_is_named(tmp_path, model, key, monkeypatch):
     adapter = tmp_path / "adapter"
     missing = plan(config(tmp_path, model, **{key: str(adapter)}))
     assert missing.exit_code == 1
+    (tmp_path / "outputs").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert plan(config(tmp_path, model, **{key: "outputs/missing"})).exit_code == 1
     assert f"`{key}`: {adapter} has no adapter_config.json" in " ".join(missing.output.split())
     adapter.mkdir()
     (adapter / "adapter_config.json").write_text("{}")
     said = plan(config(tmp_path, model, **{key: str(adapter)}))
     assert said.exit_code == 0
     assert "whose numbers of experts rule: this plan would be that" in " ".join(said.output.split())
-    assert plan(config(tmp_path, model, **{key: "someone/adapter"})).exit_code == 0, "on the hub"
+    on_hub = plan(config(tmp_path, model, **{key: "someone/adapter"})).exit_code
+    assert on_hub == (0 if key == "lora_model_dir" else 1)
 
 
 def test_a_yaml_that_is_none(tmp_path):

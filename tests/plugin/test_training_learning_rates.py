@@ -2,10 +2,16 @@
 
 import pytest
 import torch
+from transformers import Trainer, TrainingArguments
 from transformers.optimization import Adafactor
 
-from axolotl_alphalora.plugin.training import check_ratios, lr_ratios, split_groups
-from helpers.balancing import adapted
+from axolotl_alphalora.plugin.training import (
+    check_ratios,
+    lr_ratios,
+    scale_learning_rates,
+    split_groups,
+)
+from helpers.balancing import Rows, adapted, uneven_rows
 
 
 def trainable(model):
@@ -56,36 +62,59 @@ def test_an_optimizer_without_the_parameters_is_refused(tiny_llama):
         split_groups(optimizer, model, {"alphalora_B": 4.0})
 
 
-def optimizer_of(model, factors):
-    """An optimizer as a run has it when its checkpoint is loaded: with a scheduler."""
-    optimizer = torch.optim.AdamW(trainable(model), lr=0.25)
-    if factors:
-        split_groups(optimizer, model, factors)
-    optimizer.register_load_state_dict_pre_hook(check_ratios)
-    torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 0.5)
-    return optimizer
+@pytest.mark.parametrize(
+    ("saved", "own", "factors"),
+    [
+        ([1e-3, 1e-3], [1e-3], []),  # a group without parameters
+        ([1e-3, 1e-4, 1e-3], [1e-3, 1e-4], [0.1]),
+        ([1e-3, 4e-3], [2e-3, 8e-3], [4.0]),  # another learning rate is the host's matter
+        ([1e-3, 4e-3, 5e-5], [2e-3, 8e-3, 5e-5], [4.0]),  # beside an embedding_lr
+        ([5e-5, 1e-3], [5e-5, 2e-3], []),
+    ],
+)
+def test_a_run_resumes_with_the_ratios_of_its_checkpoint(saved, own, factors):
+    check_ratios(saved, own, max(own) if not factors else own[0], factors)
 
 
 @pytest.mark.parametrize(
-    ("before", "now"),
+    ("saved", "own", "factors"),
     [
-        ({}, {"alphalora_router": 0.1}),
-        ({"alphalora_router": 0.1}, {}),
-        ({"alphalora_router": 4.0}, {"alphalora_router": 8.0}),
-        ({"alphalora_B": 4.0}, {"alphalora_router": 4.0, "alphalora_B": 4.0}),
+        ([1e-3], [1e-3, 1e-4], [0.1]),
+        ([1e-3, 1e-4], [1e-3], []),
+        ([1e-3, 4e-3], [1e-3, 8e-3], [8.0]),
+        ([1e-3, 4e-3, 5e-5], [1e-3, 8e-3, 5e-5], [8.0]),
+        ([1e-3, 4e-3], [1e-3, 4e-3, 1e-4], [4.0, 0.1]),
     ],
 )
-def test_other_ratios_than_the_checkpoint_s_are_refused_on_resume(tiny_llama, before, now):
-    model = adapted(tiny_llama)
-    saved = optimizer_of(model, before).state_dict()
-    optimizer_of(model, before).load_state_dict(saved)
+def test_other_ratios_than_the_checkpoint_s_are_refused(saved, own, factors):
     with pytest.raises(ValueError, match="`alphalora.router_lr_ratio`.*Set it back"):
-        optimizer_of(model, now).load_state_dict(saved)
+        check_ratios(saved, own, own[0], factors)
 
 
-def test_another_learning_rate_with_the_same_ratios_is_the_host_s_matter(tiny_llama):
-    model, factors = adapted(tiny_llama), {"alphalora_B": 4.0}
-    saved = optimizer_of(model, factors).state_dict()
-    for group in saved["param_groups"]:
-        group["initial_lr"] /= 10
-    optimizer_of(model, factors).load_state_dict(saved)
+@pytest.mark.parametrize("optim", ["adamw_torch", "adamw_bnb_8bit"])
+def test_a_changed_ratio_is_refused_by_the_trainer_whatever_its_optimizer(
+    tiny_llama, trainer_folder, optim
+):
+    def trained(factors, checkpoint=None):
+        trainer = Trainer(
+            adapted(tiny_llama),
+            TrainingArguments(
+                str(trainer_folder),
+                max_steps=1 if checkpoint is None else 2,
+                save_steps=1,
+                optim=optim,
+                use_cpu=True,
+                report_to="none",
+            ),
+            train_dataset=Rows(uneven_rows()),
+        )
+        trainer.args.loraplus_lr_ratio = None  # as all arguments of Axolotl have it
+        scale_learning_rates(trainer, factors)
+        trainer.train(resume_from_checkpoint=checkpoint)
+
+    trained({"alphalora_router": 4.0})
+    checkpoint = str(trainer_folder / "checkpoint-1")
+    for other in ({"alphalora_router": 8.0}, {}):
+        with pytest.raises(ValueError, match="learning rates of the checkpoint are"):
+            trained(other, checkpoint)
+    trained({"alphalora_router": 4.0}, checkpoint)

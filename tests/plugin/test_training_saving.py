@@ -1,9 +1,12 @@
 """An adapter's files are put in place only when all of them are written."""
 
+import json
+
 import pytest
 from peft import PeftModel
 
-from axolotl_alphalora.plugin.training import save_whole
+from axolotl_alphalora import AlphaLoraConfig
+from axolotl_alphalora.plugin.training import keep_settings, save_whole
 from helpers.balancing import adapted
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
@@ -55,3 +58,22 @@ def test_other_processes_write_nothing(tiny_llama, tmp_path):
     save_whole(model)
     model.save_pretrained(tmp_path / "rank1", is_main_process=False)
     assert not files(tmp_path)
+
+
+def test_only_the_first_writing_leaves_the_settings_that_are_there(tmp_path):
+    """That of the host before it trains; Axolotl's FSDP2 writes the last ones by the config too."""
+    old, new = AlphaLoraConfig(r=2), AlphaLoraConfig(r=4)
+    old.save_pretrained(tmp_path)
+    (tmp_path / "adapter_model.safetensors").touch()
+
+    def rank():
+        return json.loads((tmp_path / "adapter_config.json").read_text())["r"]
+
+    keep_settings(new, tmp_path)
+    new.save_pretrained(tmp_path)
+    assert rank() == 2
+    new.save_pretrained(tmp_path)
+    assert rank() == 4
+    keep_settings(old, tmp_path / "empty")
+    old.save_pretrained(tmp_path / "empty")
+    assert (tmp_path / "empty" / "adapter_config.json").is_file()

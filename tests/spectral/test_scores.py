@@ -254,6 +254,14 @@ def test_missing_errors_follow_the_rule():
         unit_errors(rows(alphas), {})
 
 
+def test_the_error_of_an_exponent_that_does_not_count_does_not_count():
+    few = Row("h.0.q", (64, 64), 900.0, numerical_rank=4)
+    found = [few, Row("h.1.q", (64, 64), 4.0), Row("h.2.q", (64, 64), 5.0)]
+    errors = {"h.0.q": 345.0, "h.1.q": 0.3, "h.2.q": 0.4}
+    typical = math.sqrt((0.3**2 + 0.4**2) / 2)
+    assert unit_errors(found, errors) == pytest.approx({"h.0": typical, "h.1": 0.3, "h.2": 0.4})
+
+
 def test_the_median_is_the_plain_one():
     alphas = {0: {"attn.q": 2.0, "attn.k": 9.0, "mlp.up": 3.0}}
     assert unit_scores(rows(alphas), "median") == {"model.layers.0": median([2.0, 9.0, 3.0])}

@@ -8,7 +8,7 @@ from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from axolotl_alphalora.adapter import find_balancer, find_routers
 from axolotl_alphalora.adapter.usage import RouterUsage, UsageMeter, summarise
-from axolotl_alphalora.trainer import AlphaLoraCallback, CollapseWatch, _loss_scale
+from axolotl_alphalora.trainer import AlphaLoraCallback, CollapseWatch, _check_threads, _loss_scale
 from helpers.balancing import (
     CatchGradients,
     Rows,
@@ -93,6 +93,8 @@ def test_one_process_on_several_gpus_is_refused(tiny_llama, trainer_folder, monk
     monkeypatch.setattr(TrainingArguments, "n_gpu", 2)
     with pytest.raises(ValueError, match="sees 2 GPUs.*CUDA_VISIBLE_DEVICES"):
         trainer_for(Trainer, adapted(tiny_llama), uneven_rows(), trainer_folder, 2).train()
+    quantised = SimpleNamespace(is_loaded_in_4bit=True)  # which transformers does not replicate
+    _check_threads(SimpleNamespace(args=SimpleNamespace(n_gpu=2), model=quantised))
 
 
 @pytest.mark.works("Robustness", "NaN in a router is reported with the module's name")

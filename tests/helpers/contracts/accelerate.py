@@ -27,6 +27,12 @@ def set_module_tensor_to_device():
 
 
 @checks("accelerate")
+def computes_on():
+    assert host.computes_on(offloaded()) == torch.device("cpu")
+    assert host.computes_on(nn.Linear(3, 2)) is None
+
+
+@checks("accelerate")
 def keep_loaded():
     layer = offloaded()
     _, hook = layer._hf_hook.hooks

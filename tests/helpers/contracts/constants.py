@@ -85,6 +85,13 @@ def OPTIMIZER():
 
 
 @checks("constants")
+def SCHEDULER_FILE():
+    from transformers.trainer import SCHEDULER_NAME
+
+    assert constants.SCHEDULER_FILE == SCHEDULER_NAME
+
+
+@checks("constants")
 def TRL_CONSOLE():
     callbacks = pytest.importorskip("trl.trainer.callbacks")
     assert issubclass(getattr(callbacks, constants.TRL_CONSOLE), TrainerCallback)
