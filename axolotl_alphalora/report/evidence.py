@@ -21,7 +21,7 @@ PLAINER = {
 _SAID = {
     "better": "did worse",
     "worse": "did better",
-    "as good": "did as well",
+    "within 0.5 %": "came within 0.5 % of it",
     "undecided": "was not shown to do better or worse",
 }
 """Verdict on a plan to what is said of the plainer one."""
@@ -43,7 +43,7 @@ def read_study() -> dict[str, Any]:
 
 
 def study_line(plan: Plan, study: Mapping[str, Any] | None = None) -> str | None:
-    """Say whether a uniform mixture or a plain LoRA did as well as plans of a kind, in the study.
+    """Say how a uniform mixture and a plain LoRA did beside plans of a kind, in the study.
 
     Args:
         plan: The plan.

@@ -222,7 +222,12 @@ class Setting:
     @property
     def named(self) -> str:
         """What it is called on the page."""
-        return f"{TITLES.get(self.base, self.base)}, {self.rows} rows of {self.data}, {self.device}"
+        return f"{self.short}, {self.device}"
+
+    @property
+    def short(self) -> str:
+        """The same without the device."""
+        return f"{TITLES.get(self.base, self.base)}, {self.rows} rows of {self.data}"
 
     def untrained(self) -> Cell:
         """The cell that measures the base model as it is."""
@@ -273,6 +278,16 @@ def best_rate(setting: Setting, method: str, done: Mapping[str, Line]) -> float 
     return min(rates, key=known.__getitem__)
 
 
+def further(device: str = "cpu") -> list[Setting]:
+    """Another base, more rows and other data, on which a few methods are run."""
+    return [
+        Setting(base=SECOND, device=device),
+        Setting(rows=LARGE, device=device),
+        Setting(data="commonsense", device=device),
+        Setting(data="skills", device=device),
+    ]
+
+
 def table(done: Mapping[str, Line], device: str = "cpu") -> list[Cell]:
     """All cells that are known by now, in order, those that are done included.
 
@@ -292,10 +307,7 @@ def _cells(done: Mapping[str, Line], device: str) -> Iterator[Cell]:
     for setting, groups in (
         (gsm8k, (SHAPES, ALLOCATIONS, ROUTERS, CUT, BUDGETS)),
         (bbh, (SHAPES, ALLOCATIONS, ROUTERS, CUT)),
-        (Setting(base=SECOND, device=device), (SHORT,)),
-        (Setting(rows=LARGE, device=device), (SHORT,)),
-        (Setting(data="commonsense", device=device), (SHORT,)),
-        (Setting(data="skills", device=device), (SKILLS,)),
+        *((one, (SKILLS if one.data == "skills" else SHORT,)) for one in further(device)),
     ):
         yield setting.untrained()
         for group in groups:

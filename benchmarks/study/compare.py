@@ -41,7 +41,7 @@ the study (1.1075 and 1.1188, one seed, one rate): less than that would not deci
 """
 
 
-BETTER, WORSE, SAME, OPEN, FEW = "better", "worse", "as good", "undecided", "too few seeds"
+BETTER, WORSE, SAME, OPEN, FEW = "better", "worse", "within 0.5 %", "undecided", "too few seeds"
 VERDICTS = (BETTER, SAME, OPEN, WORSE, FEW)
 """What may come of a comparison, see `Comparison.verdict`."""
 
@@ -83,7 +83,7 @@ COMPARED = (
     "p, Holm",
     "verdict",
     f"seeds for {100 * MINIMUM:g} %",
-    "tasks",
+    "better on tasks",
 )
 """Heads of a table of comparisons, see `Comparison.row`."""
 
@@ -129,7 +129,7 @@ class Comparison:
     def verdict(self) -> str:
         """One of `VERDICTS`.
 
-        Without all seeds there is none. As good asks for an interval within the least difference
+        Without all seeds there is none. The third asks for an interval within the least difference
         that matters; better and worse for one on one side of 0, and a p below 0.05 after
         correction.
         """

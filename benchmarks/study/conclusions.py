@@ -10,7 +10,7 @@ from typing import Any
 from axolotl_alphalora.report import evidence
 
 from . import forgetting, results
-from .cells import MAIN, NAMED, SMALL, TITLES
+from .cells import MAIN, NAMED, PRIMARY, SMALL, TITLES, Setting, further
 from .chart import table_of
 from .compare import QUESTIONS, means, tables
 from .results import Done, is_in, main, settings
@@ -20,26 +20,41 @@ FINDINGS = Path(evidence.__file__).with_name("study.json")
 
 
 def headline(done: Done) -> str:
-    """The answer in one sentence."""
-    return Verdicts(main(done), done).headline()
+    """The answer in two sentences, and how the mixture does on other data."""
+    found = [Verdicts(main(done), done).headline(), *_elsewhere(done)]
+    return " ".join(found)
 
 
 def short(done: Done) -> str:
     """The answer for the README: the main comparisons, with their figures."""
-    found = Verdicts(main(done), done)
-    return "\n".join(f"- {line}" for line in found.main())
+    lines = [*Verdicts(main(done), done).main(), *_elsewhere(done)]
+    return "\n".join(f"- {line}" for line in lines)
+
+
+def _elsewhere(done: Done) -> Iterator[str]:
+    """How a mixture does beside a LoRA on other data, more rows and other bases."""
+    for setting in _others(done):
+        found = Verdicts(setting, done)
+        if PRIMARY[0] in found.pairs:
+            yield f"On {setting.short}: {found.sentence(PRIMARY[0])}"
+
+
+def _others(done: Done) -> list[Setting]:
+    own = main(done)
+    known = [one for one in settings(done) if one.device == own.device]
+    return [one for one in known if one != own]
 
 
 def answer(done: Done) -> str:
     """The answer, a line for each question."""
     setting = main(done)
     found = Verdicts(setting, done)
-    others = [
-        f"On {other.named}: {said}."
-        for other in settings(done)
-        if (other.base, other.data, other.rows) != (setting.base, setting.data, setting.rows)
-        and (said := Verdicts(other, done).short())
-    ]
+    said = {other: told for other in _others(done) if (told := Verdicts(other, done).short())}
+    wanted = [Setting(data="bbh", device=setting.device), *further(setting.device)]
+    missing = [other.short for other in wanted if other not in said]
+    others = [f"On {other.short}: {told}." for other, told in said.items()]
+    if said and missing:
+        others.append(f"Not compared yet: {'; '.join(missing)}.")
     lines = {
         "Shape": found.shape(),
         "Allocation": found.allocation(),
@@ -83,8 +98,9 @@ def effort(done: Done) -> str:
         reached.append(f"{question.lower()} {whole} of {pairs}")
     run = {line["method"] for line in done.values() if is_in(line, setting)}
     missing = [method for method in NAMED if method not in run]
+    others = "" if counted == len(trained) else f"{counted} of them "
     return (
-        f"So far {len(trained)} cells were trained, {counted} of them on {TITLES[MAIN]} with at "
+        f"So far {len(trained)} cells (training runs) were done, {others}on {TITLES[MAIN]} with at "
         f"least {SMALL} rows, in {hours:.1f} hours of one thread on a machine with other work on "
         f"it. Comparisons that have all their seeds on {setting.data}: {', '.join(reached)}. "
         f"{len(missing)} of {len(NAMED)} methods have not been run there: "
@@ -95,7 +111,7 @@ def effort(done: Done) -> str:
 def defaults(done: Done) -> str:
     """What could change a default of the package, and whether it does."""
     rows = [list(row) for row in Verdicts(main(done), done).defaults()]
-    return table_of(["default", "compared", "so far"], rows)
+    return table_of(["default", "another setting against it (minus: it is better)", "so far"], rows)
 
 
 def findings(done: Done) -> dict[str, Any]:

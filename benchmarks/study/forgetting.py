@@ -69,7 +69,8 @@ def told(setting: Setting, done: Done) -> list[str]:
         return []
     own = ", ".join(f"{name} {signed(fmean(found))}" for name, found in rises.items())
     return [
-        f"Other losses after training, `{LORA}` against the base model: {own}.",
+        f"What training adds to the other losses (nats a label; more is more forgetting): `{LORA}` "
+        f"{own}.",
         *_against(setting, done),
         *_with_the_rate(setting, done),
     ]
@@ -97,7 +98,7 @@ def _against(setting: Setting, done: Done) -> Iterator[str]:
         number = sum(map(len, known.values()))
         yield (
             f"Of the {number} differences to it that have all seeds, {len(shown)} have an interval "
-            f"without 0 ({LEVEL * number:.0f} would by chance)"
+            f"without 0 ({LEVEL * number:.0f} would by chance, were they independent)"
             + (f": {', '.join(shown)}." if shown else ".")
         )
 
@@ -112,7 +113,7 @@ def _with_the_rate(setting: Setting, done: Done) -> Iterator[str]:
         lines = [done[setting.cell(LORA, rate, SEEDS[0]).key] for rate in ends]
         low, high = (line["others"][name] - before[name] for line in lines)
         yield (
-            f"With the learning rate (`{LORA}`, seed 0, {name}: {signed(low)} at "
+            f"At other learning rates (`{LORA}`, seed 0, {name}: {signed(low)} at "
             f"{ends[0]:g}, {signed(high)} at {ends[1]:g})."
         )
 

@@ -12,6 +12,7 @@ from typing import Any
 
 from . import chart, conclusions, forgetting, results
 from .cells import (
+    LORA,
     NAMED,
     PILOT,
     RATES,
@@ -120,7 +121,8 @@ def questions(done: Done) -> str:
         own = [method for method in NAMED if method in run]
         own += sorted(run - set(own))
         curved = [m for m in own if m not in RATES or len(losses(setting, m, done)) > 1]
-        parts += [f"### {setting.named}", _curve_table(setting, curved, done)]
+        parts += [f"### {setting.named}", *_scale(setting, done)]
+        parts.append(_curve_table(setting, curved, done))
         if _intervals(setting, done):
             picture = f"pictures/{_picture(setting, 'differences')}"
             parts.append(f"![Differences of held-out loss with their intervals]({picture})")
@@ -136,6 +138,21 @@ def questions(done: Done) -> str:
     return "\n\n".join(parts) or NOTHING
 
 
+def _scale(setting: Setting, done: Done) -> Iterator[str]:
+    """What the loss is before training and after that of a plain LoRA."""
+    before = done.get(setting.untrained().key)
+    runs = Runs(setting, LORA, done)
+    if before is None or not runs.lines:
+        return
+    after = fmean(runs.losses.values())
+    parameters = next(iter(runs.lines.values()))["parameters"]
+    yield (
+        f"The held-out loss is {before['held_out']['loss']:.{DIGITS}f} before training, and "
+        f"{after:.{DIGITS}f} after that of `{LORA}`, which has {parameters:,} parameters. "
+        f"{100 * MINIMUM:g} % of it are {MINIMUM * after:.{DIGITS}f}."
+    )
+
+
 def _routed(setting: Setting, methods: Sequence[str], done: Done) -> str:
     """What the routers did on the held-out rows."""
     found = means(setting, methods, done, lambda line: line["routers"])
@@ -146,7 +163,8 @@ def _routed(setting: Setting, methods: Sequence[str], done: Done) -> str:
         ]
         for method, numbers in found.items()
     ]
-    return f"Routers:\n\n{table_of(['method', *ROUTED], rows)}" if rows else ""
+    said = "Routers (entropy 1: experts are chosen evenly; dead: with under a tenth of their share)"
+    return f"{said}:\n\n{table_of(['method', *ROUTED], rows)}" if rows else ""
 
 
 def _share(value: float) -> str:

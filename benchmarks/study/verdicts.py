@@ -49,23 +49,26 @@ from .compare import (
 SAID = {
     BETTER: ("did better than", "did better than"),
     WORSE: ("did worse than", "did worse than"),
-    SAME: ("did as well as", "did as well as"),
+    SAME: ("was within 0.5 % of", "were within 0.5 % of"),
     OPEN: ("was not shown to differ from", "were not shown to differ from"),
     FEW: ("has not all its seeds yet beside", "have not all their seeds yet beside"),
 }
 """Verdict to what is said of a mixture, and of its numbers."""
+CUT_PAIR = (CUT_MIXTURE, LORA)
 FINE = (CUT_MIXTURE, "lora-equal-seg4")
 """Many small experts, and a LoRA of as many parameters."""
+DEFAULT = ("alphalora-xmin_peak", MIXTURE)
+"""The plan that a user gets who says nothing, and a uniform mixture."""
 CONTROL = (PLAN, f"{PLAN}-opposite")
 """A plan, and its numbers the other way round: whether it matters which blocks get more."""
 WORDS = {
     LORA: "a LoRA of rank 40",
-    MIXTURE: "5 experts of rank 8 in every block",
+    MIXTURE: "5 experts in every block",
     PLAN: "AlphaLoRA's numbers by `hill`",
     CONTROL[1]: "the same numbers the other way round",
-    CUT_MIXTURE: "every expert cut into 4 of rank 2 (`segments: 4`)",
+    CUT_MIXTURE: "20 quarter experts (`segments: 4`)",
     FINE[1]: "a LoRA of as many parameters",
-    "alphalora-xmin_peak": "AlphaLoRA's numbers by `xmin_peak`",
+    "alphalora-xmin_peak": "AlphaLoRA's numbers by `xmin_peak`, the default",
     "alphalora-ks": "AlphaLoRA's numbers by `ks`",
     "mola-2468": "MoLA's 2-4-6-8",
     "mola-8642": "MoLA's 8-6-4-2",
@@ -104,28 +107,33 @@ class Verdicts:
 
     def headline(self) -> str:
         """The answer in one sentence: a mixture against a LoRA, a plan against a mixture."""
-        shape, plan = (self.pairs[pair].verdict if pair in self.pairs else FEW for pair in PRIMARY)
+        shape, plan, control = (
+            self.pairs[pair].verdict if pair in self.pairs else FEW for pair in (*PRIMARY, CONTROL)
+        )
+        numbers = self.words(PLAN).replace("numbers", "uneven numbers")
         where = f"{TITLES[self.setting.base]} and {self.setting.data}"
         return (
             f"On {where} a mixture of 5 experts of rank 8, top-2, {SAID[shape][0]} a LoRA of rank "
-            f"40, and AlphaLoRA's uneven numbers (by `hill`) {SAID[plan][1]} even ones."
+            f"40. {numbers} {SAID[plan][1]} even ones, and {SAID[control][1]} "
+            f"{WORDS[CONTROL[1]]}."
         )
 
     def main(self) -> list[str]:
-        """The comparisons that the headline rests on, that of a plan's ends, of small experts."""
-        return [self.sentence(pair) for pair in (*PRIMARY, CONTROL, FINE)]
+        """The comparisons that the headline rests on, the default plan and small experts."""
+        shown = (PRIMARY[0], CUT_PAIR, PRIMARY[1], CONTROL, DEFAULT)
+        return [self.sentence(pair) for pair in shown]
 
     def shape(self) -> list[str]:
         """Mixtures and other LoRAs."""
-        others = [(name, LORA) for name in SHAPES if name not in (MIXTURE, LORA)]
+        others = [(name, LORA) for name in SHAPES if name not in (MIXTURE, LORA, CUT_MIXTURE)]
         main = self.pairs.get(PRIMARY[0])
         rates = "" if main is None else f"{main.runs.rate:g} and {main.theirs.rate:g}"
         equal = [pair for pair in EQUALS if pair != FINE]
         return [
             self.sentence(PRIMARY[0]),
             *([f"Their best learning rates are {rates}."] if rates else []),
+            *(self.sentence(pair) for pair in (CUT_PAIR, FINE) if pair in self.pairs),
             *self.told(f"Other shapes against `{LORA}`", others),
-            *([self.sentence(FINE)] if FINE in self.pairs else []),
             *self.told("Other mixtures against a LoRA of as many parameters", equal, both=True),
             *self.told("Mixtures against a LoRA of as much active rank", ACTIVE, both=True),
             *self.told(f"Against `{MIXTURE}`", [(name, MIXTURE) for name in MIXTURES]),
@@ -133,11 +141,11 @@ class Verdicts:
 
     def allocation(self) -> list[str]:
         """Plans against the same number everywhere, and against their controls."""
-        others = [(name, MIXTURE) for name in PLANS if name != PLAN]
+        others = [(name, MIXTURE) for name in PLANS if (name, MIXTURE) not in (PRIMARY[1], DEFAULT)]
         controls = [pair for pair in CONTROLS if pair != CONTROL]
         return [
             self.sentence(PRIMARY[1]),
-            *([self.sentence(CONTROL)] if CONTROL in self.pairs else []),
+            *(self.sentence(pair) for pair in (CONTROL, DEFAULT) if pair in self.pairs),
             *self.told(f"Other plans against `{MIXTURE}`", others),
             *self.told("Plans against other controls", controls, both=True),
             *self.told("Estimators", ESTIMATORS, both=True),
@@ -204,19 +212,19 @@ class Verdicts:
             return f"Not run with the same seeds yet: {method} and {against}."
         verdict = one.verdict
         if verdict == FEW:
-            verdict = f"{len(one.seeds)} of {len(SEEDS)} seeds so far"
+            verdict = _seeds(one)
         elif verdict == OPEN:
             bounds = [
                 *(["worse"] if one.high <= MINIMUM else []),
                 *(["better"] if one.low >= -MINIMUM else []),
             ]
             if bounds:
-                verdict += f", but not {' or '.join(bounds)} by {100 * MINIMUM:g} %"
-        more = f"; {_more(one)}" if _more(one) else ""
-        return (
-            f"{_capital(verdict)}: {method} against {against}, held-out loss "
-            f"{amount(one.middle)} (95 %: {amount(one.low)} to {amount(one.high)}){more}."
-        )
+                verdict += f" ({100 * MINIMUM:g} % {' or '.join(bounds)} is ruled out)"
+        elif verdict == SAME and one.low * one.high > 0:
+            verdict += f", and {'worse' if one.middle > 0 else 'better'} by less"
+        middle, low, high = _figures(one)
+        figures = "; ".join(filter(None, [f"{middle} % ({low} to {high})", _more(one)]))
+        return f"{_capital(verdict)}: {method} against {against}: {figures}."
 
     def words(self, method: str) -> str:
         """What a method is called; a plan with the numbers of its blocks."""
@@ -261,11 +269,22 @@ def _split(plans: Mapping[str, Mapping[str, Any]]) -> dict[str, tuple[str, dict[
 
 def _short(one: Comparison, both: bool, whole: bool) -> str:
     """A method, what it is compared with if wanted, and the figures."""
-    middle, low, high = (100 * value for value in (one.middle, one.low, one.high))
-    interval = f", {signed(low)} to {signed(high)}" if whole else ""
-    figures = [f"{signed(middle)} %{interval}", _more(one)]
+    middle, low, high = _figures(one)
+    figures = [f"{middle} %, {low} to {high}" if whole else f"{middle} %"]
+    if one.verdict == FEW:
+        figures.append(_seeds(one))
     against = f" against `{one.against}`" if both else ""
-    return f"`{one.method}`{against} ({'; '.join(filter(None, figures))})"
+    return f"`{one.method}`{against} ({'; '.join([*figures, *filter(None, [_more(one)])])})"
+
+
+def _figures(one: Comparison) -> tuple[str, str, str]:
+    """The difference and the ends of its interval, in percent."""
+    middle, low, high = (signed(100 * value) for value in (one.middle, one.low, one.high))
+    return middle, low, high
+
+
+def _seeds(one: Comparison) -> str:
+    return f"{len(one.seeds)} of {len(SEEDS)} seeds so far"
 
 
 def _more(one: Comparison) -> str:
@@ -274,11 +293,6 @@ def _more(one: Comparison) -> str:
     if abs(percent) < 2:
         return ""
     return f"{abs(percent)} % {'more' if percent > 0 else 'fewer'} parameters"
-
-
-def amount(part: float) -> str:
-    """A difference of loss in words: `0.23 % lower`."""
-    return f"{100 * abs(part):.2f} % {'lower' if part < 0 else 'higher'}"
 
 
 def _capital(text: str) -> str:

@@ -25,14 +25,14 @@ def study(*rows):
 def test_a_plan_is_told_how_the_plainer_ones_did_with_their_intervals():
     line = study_line(
         plan("mola", options=MOLA),
-        study(row("mola", uniform=finding("undecided"), lora=finding("as good", -0.002))),
+        study(row("mola", uniform=finding("undecided"), lora=finding("within 0.5 %", -0.002))),
     )
     assert line == (
         "In our study (a model, 9 rows; docs/study.md of axolotl-alphalora), beside a plan, the "
         "same number of experts in every block (`allocation: uniform`) was not shown to do better "
         "or worse (the plan's loss 0.10 % higher, 95 %: -0.30 to +0.50 %, 5 seeds), and a plain "
-        "LoRA of the same total rank did as well (the plan's loss 0.20 % lower, 95 %: -0.60 to "
-        "+0.20 %, 5 seeds)."
+        "LoRA of the same total rank came within 0.5 % of it (the plan's loss 0.20 % lower, 95 %: "
+        "-0.60 to +0.20 %, 5 seeds)."
     )
 
 
@@ -41,7 +41,7 @@ def test_a_plan_is_told_how_the_plainer_ones_did_with_their_intervals():
     [
         ("better", "did worse"),
         ("worse", "did better"),
-        ("as good", "did as well"),
+        ("within 0.5 %", "came within 0.5 % of it"),
         ("undecided", "was not shown to do better or worse"),
     ],
 )

@@ -51,7 +51,7 @@ def test_the_answer_counts_the_intervals_without_nought(forgetful):
     said = conclusions.answer(forgetful).splitlines()[4]
     assert "`uniform` against that LoRA: bbh +0.20 (+0.10 to +0.30), text +0.00" in said
     assert "Of the 4 differences to it that have all seeds, 1 have an interval without 0" in said
-    assert "by chance): `uniform` bbh +0.20." in said
+    assert "by chance, were they independent): `uniform` bbh +0.20." in said
 
 
 def test_what_one_seed_says_has_no_interval(done):

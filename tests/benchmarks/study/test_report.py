@@ -18,6 +18,12 @@ def test_a_curve_shows_every_rate_with_the_best_in_bold(done):
     assert "| `uniform-seg4` |  |  |  |  |" in text
 
 
+def test_the_scale_of_the_losses_is_said(done):
+    text = report.questions(done)
+    assert "is 2.0000 before training, and 1.0020 after that of `lora-r40`, which has 1,008" in text
+    assert f"0.5 % of it are {0.005 * 1.002:.4f}." in text
+
+
 def test_a_method_without_a_curve_is_compared_but_has_none_shown(done):
     one = line("mola-2468", GRID[2], 0, 1.2)
     text = report.questions(done | {one["cell"]: one})
@@ -46,7 +52,7 @@ def test_methods_are_compared_pair_by_pair(done):
     (found,) = comparisons(HERE, pairs, done).values()
     own = dict(zip(report.COMPARED, found.row(), strict=True))
     assert own["method"] == "`lora-r40`" and own["against"] == "`uniform`"
-    assert own["seeds"] == "5" and own["tasks"] == ""
+    assert own["seeds"] == "5" and own["better on tasks"] == ""
     assert own["difference"] == "-9.07 %"  # 0.1 of 1.102
     assert own["held-out loss"] == "1.0020"
 
@@ -81,12 +87,12 @@ def test_tasks_are_counted_on_which_a_method_is_the_better_one(done):
         own = {"gsm8k": one["held_out"]["loss"], "sums": sums, "words": words}
         one["held_out"]["by_task"] = own
     (found,) = comparisons(HERE, [("dense", "uniform")], done).values()
-    assert dict(zip(report.COMPARED, found.row(), strict=True))["tasks"] == "2 of 3"
+    assert dict(zip(report.COMPARED, found.row(), strict=True))["better on tasks"] == "2 of 3"
 
 
 def test_routers_and_answers_are_shown(done):
     text = report.questions(done)
-    routers = text.partition("Routers:")[2]
+    routers = text.partition("Routers (")[2]
     assert "| `uniform` | 0.500 | 25.0 % |" in routers and "`lora-r40` |" not in routers
     one = done[HERE.cell("uniform", GRID[2], 0).key]
     one["answered"] = {"rows": 50, "right": 5, "interval": [0.0434, 0.2136], "by": "likelihood"}
