@@ -83,9 +83,9 @@ def test_classes_that_are_known_by_their_paths_are_there():
     import transformers
 
     from axolotl_alphalora.adapter.layer import FRESH_OUTPUT
-    from axolotl_alphalora.spectral import definition, live
+    from axolotl_alphalora.spectral import definition, layers
 
-    for path in {*FRESH_OUTPUT, *live._READERS}:
+    for path in {*FRESH_OUTPUT, *layers._READERS}:
         module, _, name = path.rpartition(".")
         if find_spec(module.partition(".")[0]) is not None:
             assert isinstance(getattr(import_module(module), name), type), path

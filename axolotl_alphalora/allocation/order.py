@@ -40,17 +40,13 @@ def deal(
         )
     groups = alike(problem.shapes, problem.units)
     _check(options.order, groups, numbers, problem.units)
-
-    def rank(dealt: tuple[list[int], str]) -> tuple[int, float]:
-        # By number first: EVA's, and those of other packages, need not follow their scores.
-        hand, unit = dealt
-        return -sum(hand), -scores[unit]
-
     dealt = dict(numbers)
     for place, units in enumerate(groups):
         hands = [[numbers[name] for name in problem.units[unit]] for unit in units]
         if options.order == "opposite":
-            units = [unit for _, unit in sorted(zip(hands, units, strict=True), key=rank)]
+            # By number first: EVA's, and those of other packages, need not follow their scores.
+            held = {unit: sum(hand) for unit, hand in zip(units, hands, strict=True)}
+            units = sorted(units, key=lambda unit: (-held[unit], -scores[unit]))
             hands.sort(key=lambda hand: (sum(hand), hand))
         else:
             random.Random(f"{options.order_seed} {place}").shuffle(hands)

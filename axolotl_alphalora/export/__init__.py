@@ -3,7 +3,8 @@
 from .exported import Exported
 from .factors import DEFAULT_METHOD, METHODS, build
 from .llama_cpp import GGUF_TYPES
-from .run import check_output, export_adapter
+from .output import check_output
+from .run import export_adapter
 
 __all__ = [
     "DEFAULT_METHOD",

@@ -3,53 +3,23 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
-from uuid import uuid4
 
 from ..adapter import AlphaLoraLayer, adapted_layers
 from ..evaluation import Divergence, Moments, calibrate, measure_divergence
-from ..files import ADAPTER_CARD, ADAPTER_CONFIG, PROBE
-from ..hosts.peft import get_peft_model_state_dict
-from ..hosts.transformers import Conv1D
+from ..files import ADAPTER_CARD, PROBE
 from ..probe import Probe, make_probe, prompts_of
 from ..progress import Stages
 from ..samples import Sample
 from .exported import Exported, check_divergence
 from .factors import DEFAULT_METHOD, Factors, Method, build
-from .llama_cpp import GgufType, check_gguf, save_gguf
-from .lora import attach, check_targets, placed, save_lora
-
-RECORD = "alphalora_export.json"
-_DRAFT = ".exporting-"
-_TOKENIZER = (
-    "tokenizer*",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "chat_template*",
-    "vocab.*",
-    "merges.txt",
-    "*.model",
-)
-
-
-def check_output(output: Path) -> None:
-    """Check that an export can be written, before any work is done for it.
-
-    Raises:
-        ValueError: If there is something already.
-        OSError: If nothing can be written there.
-    """
-    there = output.iterdir() if output.is_dir() else [output] if output.exists() else []
-    if any(not path.name.startswith(_DRAFT) for path in there):
-        raise ValueError(f"{output} is not empty: name a new directory with --output.")
-    draft = _draft(output)
-    draft.mkdir(parents=True)
-    draft.rmdir()
+from .llama_cpp import GgufType, check_gguf
+from .lora import attach, check_targets, placed
+from .output import RECORD, check_output, is_inside, write_export
 
 
 def export_adapter(
@@ -144,7 +114,7 @@ def export_adapter(
         files[PROBE] = probe.to_json()
     if card is not None:
         files[ADAPTER_CARD] = card(found)
-    _write(model, layers, updates, adapter, output, files, prefix, gguf, gguf_type)
+    write_export(model, layers, updates, adapter, output, files, prefix, gguf, gguf_type)
     return found
 
 
@@ -211,65 +181,13 @@ def lowest(high: int, enough: Callable[[int], bool]) -> int:
 def _check_gguf(model: Any, layers: Sequence[AlphaLoraLayer], gguf: Path, output: Path) -> None:
     names = [layer.module_name for layer in layers]
     check_gguf(names, model.get_base_model().config, _whole(model))
-    if gguf.is_dir() or not (gguf.parent.is_dir() or _inside(gguf, output)):
+    if gguf.is_dir() or not (gguf.parent.is_dir() or is_inside(gguf, output)):
         raise ValueError(f"--gguf {gguf}: name a file in a directory that is there.")
 
 
 def _whole(model: Any) -> list[str]:
     """The modules that the adapter holds whole."""
     return sorted(model.peft_config["default"].modules_to_save or ())
-
-
-def _inside(file: Path, folder: Path) -> bool:
-    return file.parent.resolve() == folder.resolve()
-
-
-def _write(
-    model: Any,
-    layers: Sequence[AlphaLoraLayer],
-    updates: Mapping[str, Factors],
-    adapter: Path,
-    output: Path,
-    files: Mapping[str, str],
-    prefix: str | None,
-    gguf: Path | None,
-    gguf_type: GgufType,
-) -> None:
-    """Write all of the export beside where it belongs, and move it there when it is whole."""
-    saved = get_peft_model_state_dict(model)
-    draft = _draft(output)
-    beside = None if gguf is None or _inside(gguf, output) else _draft(gguf)
-    try:
-        draft.mkdir()
-        save_lora(
-            draft,
-            updates,
-            model.peft_config["default"],
-            {
-                key: value
-                for key, value in saved.items()
-                if "alphalora_" not in key and ".base_layer." not in key
-            },
-            dtype=layers[0].alphalora_A["default"].dtype,
-            fan_in_fan_out=any(isinstance(layer.get_base_layer(), Conv1D) for layer in layers),
-            prefix=prefix,
-        )
-        for pattern in _TOKENIZER:
-            for file in adapter.glob(pattern):
-                shutil.copy2(file, draft)
-        for name, text in files.items():
-            (draft / name).write_text(text, encoding="utf-8")
-        if gguf is not None:
-            config = model.get_base_model().config
-            save_gguf(beside or draft / gguf.name, updates, config, dtype=gguf_type)
-        _put(draft, output)
-        if gguf is not None and beside is not None:
-            beside.replace(gguf)
-    except BaseException:
-        shutil.rmtree(draft, ignore_errors=True)
-        if beside is not None:
-            beside.unlink(missing_ok=True)
-        raise
 
 
 def _measured(
@@ -331,28 +249,6 @@ def _tied(model: Any) -> list[str]:
         for layer in adapted_layers(model)
         if uses[id(layer.get_base_layer().weight)] > 1
     ]
-
-
-def _draft(output: Path) -> Path:
-    """Where something is written before it is whole: in a directory that is there, or beside."""
-    place = output if output.is_dir() else output.parent
-    return place / f"{_DRAFT}{uuid4().hex[:8]}"
-
-
-def _put(draft: Path, output: Path) -> None:
-    """Move a whole export to its place; killed in between, it has no config, so is no adapter."""
-    if not output.is_dir():
-        draft.rename(output)
-        return
-    files = sorted(draft.iterdir(), key=lambda file: file.name == ADAPTER_CONFIG)
-    try:
-        for file in files:
-            file.rename(output / file.name)
-    except BaseException:
-        for file in files:
-            (output / file.name).unlink(missing_ok=True)
-        raise
-    draft.rmdir()
 
 
 def _step(stage: Stages | None, what: str, samples: Sequence[Sample]) -> Any:

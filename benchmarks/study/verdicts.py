@@ -68,7 +68,7 @@ WORDS = {
     CONTROL[1]: "the same numbers the other way round",
     CUT_MIXTURE: "20 quarter experts (`segments: 4`)",
     FINE[1]: "a LoRA of as many parameters",
-    "alphalora-xmin_peak": "AlphaLoRA's numbers by `xmin_peak`, the default",
+    "alphalora-xmin_peak": "AlphaLoRA's numbers by `xmin_peak`",
     "alphalora-ks": "AlphaLoRA's numbers by `ks`",
     "mola-2468": "MoLA's 2-4-6-8",
     "mola-8642": "MoLA's 8-6-4-2",
@@ -233,7 +233,8 @@ class Verdicts:
         named = WORDS.get(method, f"`{method}`")
         if len(set(blocks)) < 2 or method == CONTROL[1]:
             return named
-        return f"{named} ({min(blocks):g} to {max(blocks):g} a block)"
+        default = "the default, " if method == DEFAULT[0] else ""
+        return f"{named} ({default}{min(blocks):g} to {max(blocks):g} a block)"
 
     def told(
         self, what: str, pairs: Sequence[Pair], *, both: bool = False, whole: bool = False

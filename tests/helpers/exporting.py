@@ -3,11 +3,14 @@
 import pytest
 import torch
 from peft import PeftModel
+from transformers import LlamaForCausalLM
 
 from axolotl_alphalora.adapter import AlphaLoraConfig
+from axolotl_alphalora.evaluation import load_adapted
 from axolotl_alphalora.export import export_adapter
 from axolotl_alphalora.export.factors import Factors
 from axolotl_alphalora.export.lora import save_lora
+from axolotl_alphalora.report.markdown import export_card
 from axolotl_alphalora.samples import Sample
 
 
@@ -76,3 +79,22 @@ def projection_updates(model, most, strength):
             b = torch.randn(module.out_features, rank) * strength * float(module.weight.std())
             found[name] = Factors(a.double(), b.double())
     return found
+
+
+def routed(saved):
+    """The model with the adapter of the fixture `saved`."""
+    return load_adapted(LlamaForCausalLM.from_pretrained(saved / "base"), saved / "adapter")
+
+
+def exported(saved, output, **options):
+    """Export it; the model and what was found."""
+    model = routed(saved)
+    found = export_adapter(
+        model,
+        saved / "adapter",
+        output,
+        calibration=rows(20, 1),
+        held_out=rows(8, 2),
+        **{"card": lambda made: export_card(made, "base"), **options},
+    )
+    return model, found

@@ -6,9 +6,9 @@ from torch import nn
 from transformers.models.falcon.modeling_falcon import FalconLinear
 from transformers.pytorch_utils import Conv1D
 
-from axolotl_alphalora.spectral import live
+from axolotl_alphalora.spectral import layers
 from axolotl_alphalora.spectral.estimators import fit_power_law
-from axolotl_alphalora.spectral.live import layer_weight
+from axolotl_alphalora.spectral.layers import layer_weight
 from axolotl_alphalora.spectral.spectrum import pool, spectrum
 
 ROWS, COLUMNS, GROUP = 128, 64, 32
@@ -195,7 +195,7 @@ def test_packed_codes_give_the_weight_they_were_made_from(class_of, monkeypatch)
     made = class_of(layer)
     weight, _ = layer_weight("q", made)
     torch.testing.assert_close(weight.float(), expected, rtol=1e-3, atol=1e-4)
-    monkeypatch.setattr(live, "_IDENTITY_ROWS", 24)
+    monkeypatch.setattr(layers, "_IDENTITY_ROWS", 24)
     assert torch.equal(layer_weight("q", made)[0], weight)
 
 
