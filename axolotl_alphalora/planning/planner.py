@@ -6,7 +6,6 @@ Knows nothing of the host: who has one hands in how to plan from the model that 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Union, cast
 
@@ -116,8 +115,7 @@ def plan_from_model(
     live = LiveWeights(model)
     if request.needs in SAMPLED:
         assert samples is not None
-        with suppress(TypeError):  # only to say how the base is quantised
-            live.tensor(next(iter(shapes)))
+        live.tensor(next(iter(shapes)))
         found, sample = samples(request, shapes)
         return plan_from_samples(request, shapes, found, live.description, sample), found
     measured = _measure(request, live, shapes, progress, default_cache())

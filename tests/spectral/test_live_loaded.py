@@ -332,6 +332,14 @@ def test_a_gguf_file_is_not_loaded_against_the_callers_will(model, tmp_path):
         BaseModel(str(path)).weights(linear_layers(model), load=False)
 
 
+def test_a_gguf_file_is_dequantised_in_the_hosts_memory(model, tmp_path, monkeypatch):
+    """In fp32 it may be larger than the GPU, of which there is none here."""
+    path = write_gguf(model, tmp_path / "tiny.gguf", quantise=True)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    weight = BaseModel(str(path)).weights({MODULE: (128, 64)}).tensor(MODULE)
+    assert weight.device.type == "cpu" and weight.dtype == torch.float32
+
+
 def test_a_damaged_gguf_file_is_named(model, tmp_path):
     path = write_gguf(model, tmp_path / "tiny.gguf", quantise=True)
     path.write_bytes(path.read_bytes()[:2000])
