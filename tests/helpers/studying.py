@@ -83,7 +83,8 @@ def run(folder: Path, *arguments: str, methods: tuple[str, ...] = ("lora-r8", "u
         "it is not installed" if method == "absent" else known(method)
     )
     cells.PILOT, cells.VARIANCE_OF = methods, methods[-1]
-    for group in ("SHAPES", "ALLOCATIONS", "CUT", "ROUTERS", "SHORT", "SKILLS"):
-        setattr(cells, group, ())
+    for name, group in list(vars(cells).items()):
+        if group in (*cells.GROUPS, cells.SHORT):
+            setattr(cells, name, ())
     cells.Setting = partial(cells.Setting, rows=16)
     study([*arguments, "--results", f"{folder}/results.jsonl", "--cells", "*/smollm2/gsm8k/16/*"])
