@@ -6,7 +6,7 @@ become known only once the curve is done.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -17,6 +17,8 @@ UNTRAINED = "untrained"
 """The method that leaves the base model as it is."""
 
 SEEDS = range(5)
+FRESH = range(5, 10)
+"""Seeds of the pilot's methods that were named, and run, after their first five had been seen."""
 GRID = (8e-4, 1.6e-3, 3.2e-3, 6.4e-3)
 """Learning rates of a curve, a factor 2 apart."""
 BEYOND = 2
@@ -103,6 +105,8 @@ LORA, MIXTURE, CUT_MIXTURE, PLAN = "lora-r40", "uniform", "uniform-seg4", "alpha
 """The methods that stand for a plain LoRA, a mixture, one of more and smaller experts, a plan."""
 PRIMARY = ((MIXTURE, LORA), (PLAN, MIXTURE))
 """The main comparisons; the p values of these two are corrected by themselves."""
+AGAIN = ((MIXTURE, LORA), (CUT_MIXTURE, LORA), (CUT_MIXTURE, MIXTURE))
+"""Comparisons that `FRESH` seeds answer once more, by themselves."""
 CONTROLS = (
     *(
         (plan, f"{plan}-{end}")
@@ -304,6 +308,9 @@ def _cells(done: Mapping[str, Line], device: str) -> Iterator[Cell]:
     for method in PILOT:
         yield from _curve_cells(gsm8k, method, done)
     yield from _seeds(gsm8k, VARIANCE_OF, done)
+    for seeds in (SEEDS, FRESH):
+        for method in PILOT:
+            yield from _seeds(gsm8k, method, done, seeds)
     for setting, groups in (
         (gsm8k, (SHAPES, ALLOCATIONS, ROUTERS, CUT, BUDGETS)),
         (bbh, (SHAPES, ALLOCATIONS, ROUTERS, CUT)),
@@ -323,8 +330,10 @@ def _curve_cells(setting: Setting, method: str, done: Mapping[str, Line]) -> Ite
         yield setting.cell(method, rate, 0)
 
 
-def _seeds(setting: Setting, method: str, done: Mapping[str, Line]) -> Iterator[Cell]:
+def _seeds(
+    setting: Setting, method: str, done: Mapping[str, Line], seeds: Sequence[int] = SEEDS
+) -> Iterator[Cell]:
     rate = best_rate(setting, method, done)
     if rate is not None:
-        for seed in SEEDS:
+        for seed in seeds:
             yield setting.cell(method, rate, seed)

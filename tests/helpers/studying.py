@@ -76,7 +76,7 @@ def run(folder: Path, *arguments: str, methods: tuple[str, ...] = ("lora-r8", "u
     rows.SETS.clear()
     rows.SETS["gsm8k"] = 8
     rows.TEXT = folder / "data" / "text.txt"
-    cells.GRID, cells.BEYOND, cells.SEEDS = (1e-3,), 0, range(2)
+    cells.GRID, cells.BEYOND, cells.SEEDS, cells.FRESH = (1e-3,), 0, range(2), ()
     METHODS["broken"] = _broken
     known = why_not
     methods_module.why_not = lambda method: (

@@ -27,6 +27,8 @@ def test_the_methods_are_those_of_the_table_and_of_its_comparisons():
         name for pair in (*cells.CONTROLS, *cells.EQUALS, *cells.FEWER) for name in pair
     } <= named
     assert {*cells.PILOT, cells.VARIANCE_OF} <= named
+    assert {name for pair in cells.AGAIN for name in pair} == set(cells.PILOT)
+    assert not set(cells.FRESH) & set(cells.SEEDS)
     assert all("/" not in name for name in METHODS)
 
 
@@ -46,7 +48,8 @@ def test_a_methods_seeds_follow_its_curve():
     done = results("lora-r40", dict(zip(GRID, LOSSES, strict=True)))
     methods = [cell.method for cell in table(done) if (cell.data, cell.rows) == ("gsm8k", 320)]
     whole = methods[1 + 3 * len(GRID) :]  # after the pilot
-    assert whole[:4] == ["lora-r40"] * 4 and whole[4] == cells.SHAPES[3]
+    again = 4 + len(cells.FRESH)
+    assert whole[:again] == ["lora-r40"] * again and whole[again] == cells.SHAPES[3]
 
 
 def test_the_pilots_curves_come_first():
@@ -76,7 +79,7 @@ def test_seeds_are_known_once_the_curve_is_done():
     assert best_rate(HERE, "uniform", done) == GRID[2]
     seeds = [cell for cell in table(done) if cell.method == "uniform" and cell.seed]
     assert {cell.rate for cell in seeds if (cell.data, cell.rows) == ("gsm8k", 320)} == {GRID[2]}
-    assert [cell.seed for cell in seeds] == [1, 2, 3, 4]
+    assert [cell.seed for cell in seeds] == [1, 2, 3, 4, *cells.FRESH]
     del done[last]
     assert best_rate(HERE, "uniform", done) is None
     assert not [cell for cell in table(done) if cell.seed]
