@@ -43,7 +43,9 @@ def specialisation(by_task: Sequence[RouterUsage]) -> float | None:
 
     It is the mutual information between task and expert, every task counting as much as any other
     (the Jensen-Shannon divergence of their shares), divided by the most that it can be,
-    `ln min(N, tasks)`: 0 where all tasks use the experts alike, 1 where an expert tells the task.
+    `ln min(N / k, tasks)`, since no expert of k has more than 1 / k of a task's choices: 0 where
+    all tasks use the experts alike, 1 where an expert tells as much of the task as it can. It is
+    not corrected for chance: few tokens make it larger.
 
     Args:
         by_task: What the router decided for each task.
@@ -53,10 +55,15 @@ def specialisation(by_task: Sequence[RouterUsage]) -> float | None:
     """
     if len(by_task) < 2:
         return None
+    one = by_task[0]
+    groups = len(one.token_share) / (one.top_k if one.chooses else 1)
+    return min(max(task_information(by_task) / math.log(min(len(by_task), groups)), 0.0), 1.0)
+
+
+def task_information(by_task: Sequence[RouterUsage]) -> float:
+    """Return the mutual information of task and expert, in nats, see `specialisation`."""
     shares = [expert_shares(usage) for usage in by_task]
-    most = math.log(min(len(shares), len(shares[0])))
-    information = entropy(_mean_shares(shares)) - fmean(map(entropy, shares))
-    return min(max(information / most, 0.0), 1.0)
+    return entropy(_mean_shares(shares)) - fmean(map(entropy, shares))
 
 
 def distance(task: RouterUsage, by_task: Sequence[RouterUsage]) -> float:

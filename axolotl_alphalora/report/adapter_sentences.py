@@ -208,8 +208,8 @@ def _tasks(inspection: Inspection) -> list[str]:
     most, name = max(blocks)
     task = max(inspection.tasks, key=lambda task: task.distance)
     return [
-        f"Tasks: a token's experts give away {routing.specialisation:.1%} of what there is to know "
-        f"about its task, most in {name} ({most:.1%}). The task that differs most is {task.name}: "
+        f"Tasks: a token's experts give away {routing.specialisation:.1%} of what they can tell of "
+        f"its task, most in {name} ({most:.1%}). The task that differs most is {task.name}: "
         f"{task.distance:.1%} of its tokens go to other experts than on average over the tasks."
     ]
 

@@ -6,6 +6,7 @@ answer1, only those that it lists are asked.
 
 from __future__ import annotations
 
+import math
 import re
 from collections import defaultdict
 from collections.abc import Sequence
@@ -18,7 +19,6 @@ from axolotl_alphalora.evaluation.samples import prompt_text
 from .devices import autocast
 from .measure import row_losses
 from .rows import Row, encode
-from .stats import wilson
 
 DEFAULT = {"cpu": {"gsm8k": 0}, "cuda": {}}
 """Device to rows that are answered, where that is not `ROWS`."""
@@ -27,6 +27,7 @@ MOST_OPTIONS = 12
 NEW_TOKENS = 200
 BATCH = 50
 
+_Z = 1.959964
 _LISTED = re.compile(r"\([A-Z]\)|[a-z]+\d")
 _NUMBER = re.compile(r"####\s*(-?[\d,.]*\d)")
 UNASKED = "not asked for: --answers N has N rows answered"
@@ -72,6 +73,14 @@ def answered(
     low, high = wilson(right, len(rows))
     interval = [round(low, 4), round(high, 4)]
     return {"rows": len(rows), "right": right, "interval": interval, "by": how}
+
+
+def wilson(right: int, rows: int) -> tuple[float, float]:
+    """The 95 % interval of a share of rows (Wilson's score interval)."""
+    share, square = right / rows, _Z * _Z / rows
+    middle = (share + square / 2) / (1 + square)
+    half = _Z * math.sqrt(share * (1 - share) / rows + square / (4 * rows)) / (1 + square)
+    return middle - half, middle + half
 
 
 def _options(training: Sequence[dict[str, str]]) -> dict[str, list[tuple[str, str]]]:

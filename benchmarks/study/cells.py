@@ -26,7 +26,7 @@ BEYOND = 2
 
 SMALL, LARGE = 320, 1280
 MAIN, SECOND = "smollm2", "gemma3"
-TITLES = {MAIN: "SmolLM2-135M", SECOND: "Gemma-3-270M"}
+TITLES = {MAIN: "SmolLM2-135M-Instruct", SECOND: "Gemma-3-270M"}
 PILOT = ("lora-r40", "uniform", "uniform-seg4")
 VARIANCE_OF = "uniform"
 SHAPES = (
@@ -292,6 +292,14 @@ def further(device: str = "cpu") -> list[Setting]:
     ]
 
 
+def groups(setting: Setting) -> tuple[tuple[str, ...], ...]:
+    """The groups of methods that are to be run in a setting."""
+    if setting.base != MAIN or setting.rows != SMALL or setting.data not in ("gsm8k", "bbh"):
+        return (SKILLS if setting.data == "skills" else SHORT,)
+    wide = (SHAPES, ALLOCATIONS, ROUTERS, CUT)
+    return (*wide, BUDGETS) if setting.data == "gsm8k" else wide
+
+
 def table(done: Mapping[str, Line], device: str = "cpu") -> list[Cell]:
     """All cells that are known by now, in order, those that are done included.
 
@@ -311,13 +319,9 @@ def _cells(done: Mapping[str, Line], device: str) -> Iterator[Cell]:
     for seeds in (SEEDS, FRESH):
         for method in PILOT:
             yield from _seeds(gsm8k, method, done, seeds)
-    for setting, groups in (
-        (gsm8k, (SHAPES, ALLOCATIONS, ROUTERS, CUT, BUDGETS)),
-        (bbh, (SHAPES, ALLOCATIONS, ROUTERS, CUT)),
-        *((one, (SKILLS if one.data == "skills" else SHORT,)) for one in further(device)),
-    ):
+    for setting in (gsm8k, bbh, *further(device)):
         yield setting.untrained()
-        for group in groups:
+        for group in groups(setting):
             for method in group:
                 yield from _curve_cells(setting, method, done)
                 yield from _seeds(setting, method, done)

@@ -9,27 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from .cells import (
-    ACTIVE,
-    ALLOCATIONS,
-    CONTROLS,
-    CUT,
-    CUT_MIXTURE,
-    EQUALS,
-    ESTIMATORS,
-    FEWER,
-    LORA,
-    MIXTURE,
-    MIXTURES,
-    PLANS,
-    PRIMARY,
-    ROUTERS,
-    SEEDS,
-    SHAPES,
-    Line,
-    Setting,
-    best_rate,
-)
+from .cells import RATES, SEEDS, Line, Setting, best_rate, losses
 from .chart import signed
 from .stats import LEVEL, holm, interval, mean_interval, paired_p, pairs_for
 
@@ -53,20 +33,40 @@ class Runs:
     """The runs of a method at the best rate of its curve.
 
     Attributes:
+        rate: That rate; None while the curve is not done.
         lines: Seed to line, for the seeds that have been run; empty while the curve is not done.
+        beside: How far the least loss of a parabola through the best rate and its neighbours lies
+            below that of the best rate, as a part of it; None for a method without a curve.
     """
 
-    def __init__(self, setting: Setting, method: str, done: Mapping[str, Line]) -> None:
+    def __init__(
+        self,
+        setting: Setting,
+        method: str,
+        done: Mapping[str, Line],
+        seeds: Sequence[int] = SEEDS,
+    ) -> None:
         self.rate = best_rate(setting, method, done)
         keys = {}
         if self.rate is not None:
-            keys = {seed: setting.cell(method, self.rate, seed).key for seed in SEEDS}
+            keys = {seed: setting.cell(method, self.rate, seed).key for seed in seeds}
         self.lines = {seed: done[key] for seed, key in keys.items() if key in done}
+        curve = {} if method in RATES else losses(setting, method, done)
+        self.beside = _beside(curve, self.rate)
 
     @property
     def losses(self) -> dict[int, float]:
         """Seed to held-out loss."""
         return {seed: line["held_out"]["loss"] for seed, line in self.lines.items()}
+
+
+def _beside(curve: Mapping[float, float], rate: float | None) -> float | None:
+    """See `Runs.beside`; rates are a factor 2 apart, the parabola is over their logarithm."""
+    if rate is None or any(near not in curve for near in (rate / 2, rate, 2 * rate)):
+        return None
+    below, best, above = (curve[near] for near in (rate / 2, rate, 2 * rate))
+    bent = above + below - 2 * best
+    return (above - below) ** 2 / (8 * bent) / best if bent else 0.0
 
 
 COMPARED = (
@@ -83,6 +83,7 @@ COMPARED = (
     "p, Holm",
     "verdict",
     f"seeds for {100 * MINIMUM:g} %",
+    "mean of tasks",
     "better on tasks",
 )
 """Heads of a table of comparisons, see `Comparison.row`."""
@@ -106,6 +107,9 @@ class Comparison:
         p: Of a paired t-test over seeds; None where there is none.
         corrected: The same after Holm's correction, if it has all seeds.
         family: How many comparisons it is corrected for.
+        wanted: How many seeds it is to have.
+        of_tasks: Mean and interval (Student's t over seeds) of the difference where every task
+            counts the same, as parts; None with one task.
     """
 
     method: str
@@ -119,11 +123,13 @@ class Comparison:
     p: float | None
     corrected: float | None = None
     family: int = 1
+    wanted: int = len(SEEDS)
+    of_tasks: tuple[float, ...] | None = None
 
     @property
     def complete(self) -> bool:
-        """Whether all of the study's seeds were run for both."""
-        return len(self.seeds) == len(SEEDS)
+        """Whether all seeds that are wanted were run for both."""
+        return len(self.seeds) == self.wanted
 
     @property
     def verdict(self) -> str:
@@ -144,9 +150,9 @@ class Comparison:
 
     @property
     def others(self) -> float | None:
-        """Mean difference, as a part, of the seeds that did not choose a learning rate."""
+        """Mean difference, as a part, without the seed that chose the learning rate."""
         seeds = [seed for seed in self.seeds if seed != SEEDS[0]]
-        if not seeds:
+        if not seeds or SEEDS[0] not in self.seeds:
             return None
         mean = fmean(self.theirs.losses[seed] for seed in seeds)
         return fmean(_apart(self.runs, self.theirs, seeds)) / mean
@@ -158,10 +164,20 @@ class Comparison:
         return own / other - 1
 
     @property
+    def finer(self) -> float | None:
+        """The difference if both had the least of their parabolas, see `Runs.beside`."""
+        if self.runs.beside is None or self.theirs.beside is None:
+            return None
+        return self.middle + self.theirs.beside - self.runs.beside
+
+    @property
     def needed(self) -> str:
-        """Seeds with which a true difference of `MINIMUM` would be found in its family, or ""."""
+        """Seeds with which a true difference of `MINIMUM` would be found in its family.
+
+        "" without all seeds.
+        """
         apart = _apart(self.runs, self.theirs, self.seeds)
-        if len(apart) < 2:
+        if not self.complete:
             return ""
         mean = fmean(self.theirs.losses[seed] for seed in self.seeds)
         found = pairs_for(stdev(apart), MINIMUM * mean, level=LEVEL / self.family)
@@ -181,19 +197,29 @@ class Comparison:
             f"{self.runs.rate:g}",
             str(len(self.seeds)),
             f"{fmean(self.runs.losses[seed] for seed in self.seeds):.4f}",
-            f"{signed(100 * self.middle)} %",
+            percent(self.middle),
             f"{signed(100 * self.low)} to {signed(100 * self.high)} %",
-            "" if self.others is None else f"{signed(100 * self.others)} %",
+            "" if self.others is None else percent(self.others),
             "" if self.p is None else f"{self.p:.3f}",
             "" if self.corrected is None else f"{self.corrected:.3f}",
             self.verdict,
             self.needed,
+            "" if self.of_tasks is None else percent(*self.of_tasks),
             f"{better} of {tasks}" if tasks > 1 else "",
         ]
 
 
+def percent(middle: float, *ends: float) -> str:
+    """A difference and its interval, if it has one, in percent."""
+    around = f" ({signed(100 * ends[0])} to {signed(100 * ends[1])})" if ends else ""
+    return f"{signed(100 * middle)} %{around}"
+
+
 def comparisons(
-    setting: Setting, pairs: Sequence[Pair], done: Mapping[str, Line]
+    setting: Setting,
+    pairs: Sequence[Pair],
+    done: Mapping[str, Line],
+    seeds: Sequence[int] = SEEDS,
 ) -> dict[Pair, Comparison]:
     """Compare each pair of methods that share seeds.
 
@@ -202,16 +228,17 @@ def comparisons(
         pairs: A method, and what it is compared with; p values are corrected for all of them,
             those that have not been run included.
         done: Key of a cell to its line.
+        seeds: Those that are to be run.
 
     Raises:
         ValueError: If two runs of a pair were not trained and measured alike; names them.
     """
     found = {}
     for pair in pairs:
-        runs, theirs = (Runs(setting, method, done) for method in pair)
-        seeds = tuple(seed for seed in runs.lines if seed in theirs.lines)
-        if seeds and pair[0] != pair[1]:
-            found[pair] = _compared(pair, runs, theirs, seeds)
+        runs, theirs = (Runs(setting, method, done, seeds) for method in pair)
+        both = tuple(seed for seed in runs.lines if seed in theirs.lines)
+        if both and pair[0] != pair[1]:
+            found[pair] = replace(_compared(pair, runs, theirs, both), wanted=len(seeds))
     known = {pair: one.p for pair, one in found.items() if one.complete and one.p is not None}
     corrected = holm(known, len(pairs))
     return {
@@ -228,7 +255,8 @@ def _compared(pair: Pair, runs: Runs, theirs: Runs, seeds: tuple[int, ...]) -> C
     ends = (*interval(own, labels), *mean_interval(apart))
     middle = own.mean(0).sum() / labels.sum()
     middle, low, high = (float(value / mean) for value in (middle, min(ends), max(ends)))
-    return Comparison(*pair, runs, theirs, seeds, middle, low, high, paired_p(apart))
+    p, of_tasks = paired_p(apart), _of_tasks(runs, theirs, seeds)
+    return Comparison(*pair, runs, theirs, seeds, middle, low, high, p, of_tasks=of_tasks)
 
 
 def _apart(runs: Runs, theirs: Runs, seeds: Sequence[int]) -> list[float]:
@@ -236,53 +264,26 @@ def _apart(runs: Runs, theirs: Runs, seeds: Sequence[int]) -> list[float]:
     return [runs.losses[seed] - theirs.losses[seed] for seed in seeds]
 
 
-QUESTIONS: dict[str, dict[str, Sequence[Pair]]] = {
-    "Shape": {
-        "Against a plain LoRA of rank 40": [(name, LORA) for name in SHAPES if name != LORA],
-        "Against a uniform mixture": [(name, MIXTURE) for name in MIXTURES],
-        "Against a plain LoRA of as many parameters": EQUALS,
-        "Against a plain LoRA of as much active rank": ACTIVE,
-    },
-    "Allocation": {
-        "Against the same number in every block": [
-            *((name, MIXTURE) for name in ALLOCATIONS),
-            *((name, CUT_MIXTURE) for name in CUT),
-        ],
-        "Against their controls": CONTROLS,
-        "Estimators": ESTIMATORS,
-        "Plans against a plain LoRA of rank 40": [(name, LORA) for name in (*PLANS, *CUT)],
-        "With 2 experts a block": FEWER,
-    },
-    "Routing": {
-        "Against routers that learn": [(name, MIXTURE) for name in ROUTERS],
-        "Their mixtures against a plain LoRA of rank 40": [(name, LORA) for name in ROUTERS],
-    },
-}
-"""Question to the titles of its tables and their pairs; no two are of the same methods."""
+def _by_task(of: Runs, seed: int) -> dict[str, float]:
+    """Task to the loss of a seed."""
+    return of.lines[seed]["held_out"]["by_task"]
 
 
-def tables(setting: Setting, done: Mapping[str, Line]) -> dict[str, dict[str, list[Comparison]]]:
-    """Question to title to the comparisons of a table; tables without any are left out.
-
-    The p values of a table are corrected for all its pairs, those of `PRIMARY` for these two.
-    """
-    primary = comparisons(setting, PRIMARY, done)
-    found: dict[str, dict[str, list[Comparison]]] = {}
-    for question, asked in QUESTIONS.items():
-        for title, pairs in asked.items():
-            others = [pair for pair in pairs if pair not in PRIMARY]
-            known = comparisons(setting, others, done) | primary
-            if rows := [known[pair] for pair in pairs if pair in known]:
-                found.setdefault(question, {})[title] = rows
-    return found
+def _of_tasks(runs: Runs, theirs: Runs, seeds: Sequence[int]) -> tuple[float, ...] | None:
+    """See `Comparison.of_tasks`; without an interval for one seed."""
+    if len(_by_task(runs, seeds[0])) < 2:
+        return None
+    own, other = ([fmean(_by_task(of, seed).values()) for seed in seeds] for of in (runs, theirs))
+    apart = [one - its for one, its in zip(own, other, strict=True)]
+    return tuple(value / fmean(other) for value in (fmean(apart), *mean_interval(apart)))
 
 
 def _tasks(runs: Runs, theirs: Runs, seeds: Sequence[int]) -> tuple[int, int]:
     """On how many tasks a method's mean loss is the lower one, and how many tasks there are."""
 
     def means(of: Runs) -> dict[str, float]:
-        by_seed = [of.lines[seed]["held_out"]["by_task"] for seed in seeds]
-        return {task: fmean(one[task] for one in by_seed) for task in by_seed[0]}
+        names = _by_task(of, seeds[0])
+        return {task: fmean(_by_task(of, seed)[task] for seed in seeds) for task in names}
 
     own, other = means(runs), means(theirs)
     return sum(own[task] < other[task] for task in own), len(own)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,8 @@ from axolotl_alphalora.report import evidence
 from . import forgetting, results
 from .cells import MAIN, NAMED, PRIMARY, SMALL, TITLES, Setting, further
 from .chart import table_of
-from .compare import QUESTIONS, means, tables
+from .compare import means
+from .questions import QUESTIONS, planned, tables
 from .results import Done, is_in, main, settings
 from .verdicts import Verdicts
 
@@ -36,7 +39,10 @@ def _elsewhere(done: Done) -> Iterator[str]:
     for setting in _others(done):
         found = Verdicts(setting, done)
         if PRIMARY[0] in found.pairs:
-            yield f"On {setting.short}: {found.sentence(PRIMARY[0])}"
+            where = (
+                setting.data if replace(main(done), data=setting.data) == setting else setting.short
+            )
+            yield f"On {where}: {found.sentence(PRIMARY[0])}"
 
 
 def _others(done: Done) -> list[Setting]:
@@ -77,11 +83,13 @@ def _told_of_tasks(done: Done) -> Iterator[str]:
             shown = ", ".join(f"`{method}` {value:.3f}" for method, value in told.items())
             yield (
                 f"What the choice of an expert tells of a token's task on {setting.data} (mutual "
-                f"information; 0: nothing, 1: all): {shown}."
+                "information, as a part of the logarithm of the number of experts; two of five can "
+                f"tell {TWO_OF_FIVE:.2f} at most; not corrected for chance): {shown}."
             )
 
 
 TOLD = "specialisation"
+TWO_OF_FIVE = math.log(5 / 2) / math.log(5)
 
 
 def effort(done: Done) -> str:
@@ -91,8 +99,8 @@ def effort(done: Done) -> str:
     counted = sum(line["base"] == MAIN and line["rows"] >= SMALL for line in trained)
     hours = sum(sum(line["seconds"].values()) for line in trained) / 3600
     reached = []
-    for question, own in QUESTIONS.items():
-        pairs = sum(map(len, own.values()))
+    for question in QUESTIONS:
+        pairs = len(planned(setting, question))
         found = tables(setting, done).get(question, {}).values()
         whole = sum(one.complete for table in found for one in table)
         reached.append(f"{question.lower()} {whole} of {pairs}")

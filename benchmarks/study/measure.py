@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -9,7 +10,7 @@ import torch
 
 from axolotl_alphalora.adapter import find_balancer, find_routers
 from axolotl_alphalora.adapter.usage import RouterUsage, UsageMeter, combine, summarise
-from axolotl_alphalora.inspection.summary import specialisation
+from axolotl_alphalora.inspection.summary import task_information
 
 from .devices import autocast
 from .rows import Batch, Row, in_parts
@@ -75,7 +76,7 @@ def _routers(usage: Mapping[str, Mapping[str, RouterUsage]]) -> dict[str, float]
     """What routers decided: entropy, largest gate, load, dead experts, in the mean.
 
     And `dead_worst`, the largest share of dead experts in one layer, and for several tasks
-    `specialisation`, what the choice of an expert tells of the task (0 to 1).
+    `specialisation`, the mutual information of task and expert as a part of ln min(experts, tasks).
     """
     names = dict.fromkeys(name for found in usage.values() for name in found)
     whole = {n: combine(f[n] for f in usage.values() if n in f) for n in names}
@@ -84,10 +85,18 @@ def _routers(usage: Mapping[str, Mapping[str, RouterUsage]]) -> dict[str, float]
     if choosing:
         numbers["dead_worst"] = max(len(one.dead) / len(one.token_share) for one in choosing)
     if len(usage) > 1:
-        told = [specialisation([f[n] for f in usage.values() if n in f]) for n in names]
+        told = [_told([f[n] for f in usage.values() if n in f]) for n in names]
         known = [one for one in told if one is not None]
         numbers["specialisation"] = sum(known) / len(known)
     return {name: round(value, DIGITS) for name, value in numbers.items()}
+
+
+def _told(by_task: Sequence[RouterUsage]) -> float | None:
+    """What a router's choice tells of the task; None with fewer than two."""
+    if len(by_task) < 2:
+        return None
+    most = math.log(min(len(by_task), len(by_task[0].token_share)))
+    return max(task_information(by_task) / most, 0.0)
 
 
 def mean_loss(model: Any, rows: Sequence[Row], device: str) -> float:

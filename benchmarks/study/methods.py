@@ -97,10 +97,9 @@ def lora(
     """A plain LoRA on all linear layers, of a rank or with a uniform mixture's parameters."""
     if equal_to is not None:
         rank = contestants.equal_rank(bench.model, equal_to, EXPERTS, RANK)
-    alpha = SCALE * RANK if rslora else SCALE * rank
     config = LoraConfig(
         r=rank,
-        lora_alpha=alpha,  # type: ignore[arg-type]
+        lora_alpha=SCALE * rank,  # type: ignore[arg-type]
         use_rslora=rslora,
         lora_dropout=0.0,
         target_modules="all-linear",

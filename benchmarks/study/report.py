@@ -5,10 +5,12 @@ Takes nothing but the lines of results, so that a test can compare the page with
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
+
+import numpy as np
 
 from . import chart, conclusions, forgetting, results
 from .cells import (
@@ -27,8 +29,9 @@ from .cells import (
     losses,
 )
 from .chart import table_of
-from .compare import COMPARED, MINIMUM, Runs, means, tables
+from .compare import COMPARED, MINIMUM, Comparison, Runs, means, percent
 from .devices import DEVICES
+from .questions import TOGETHER, again, tables
 from .results import Done, is_in, settings
 from .stats import LEVEL, POWER, pairs_for, visible
 
@@ -130,12 +133,22 @@ def questions(done: Done) -> str:
             for title, rows in found.items():
                 parts += [f"{question}. {title}:"]
                 parts += [table_of(COMPARED, [one.row() for one in rows])]
+        for title, rows in again(setting, done).items():
+            parts += [f"Again, by fresh seeds. {title}:", _again_table(title, rows)]
         parts += [
             part
             for part in (forgetting.tables(setting, own, done), _routed(setting, own, done))
             if part
         ]
     return "\n\n".join(parts) or NOTHING
+
+
+def _again_table(title: str, rows: Sequence[Comparison]) -> str:
+    """A table of comparisons; those of all seeds together have no verdict."""
+    shown = [dict(zip(COMPARED, one.row(), strict=True)) for one in rows]
+    if title == TOGETHER:
+        shown = [row | {"verdict": ""} for row in shown]
+    return table_of(COMPARED, [list(row.values()) for row in shown])
 
 
 def _scale(setting: Setting, done: Done) -> Iterator[str]:
@@ -150,6 +163,21 @@ def _scale(setting: Setting, done: Done) -> Iterator[str]:
         f"The held-out loss is {before['held_out']['loss']:.{DIGITS}f} before training, and "
         f"{after:.{DIGITS}f} after that of `{LORA}`, which has {parameters:,} parameters. "
         f"{100 * MINIMUM:g} % of it are {MINIMUM * after:.{DIGITS}f}."
+        + _heaviest(runs.lines.values())
+    )
+
+
+def _heaviest(lines: Collection[Line]) -> str:
+    """Which task has the most of the loss; held-out rows of one task lie side by side."""
+    tasks = list(next(iter(lines))["held_out"]["by_task"])
+    if len(tasks) < 2:
+        return ""
+    rows = np.mean([line["held_out"]["rows"] for line in lines], 0)
+    shares = rows.reshape(len(tasks), -1).sum(1) / rows.sum()
+    return (
+        f" The {len(tasks)} tasks weigh as much as they have labels: `{tasks[shares.argmax()]}` "
+        f"alone has {100 * shares.max():.0f} % of the loss. *Mean of tasks* counts every task the "
+        "same."
     )
 
 
@@ -219,7 +247,10 @@ def _answers(answered: Mapping[str, Any]) -> str:
 
 
 def _curve_table(setting: Setting, methods: Sequence[str], done: Done) -> str:
-    """Losses at seed 0 by learning rate; a whole curve's best is bold, what is to do is empty."""
+    """Losses at seed 0 by learning rate; a whole curve's best is bold, what is to do is empty.
+
+    The last column is how far the least of a parabola lies below the best, see `Runs.beside`.
+    """
     rates = sorted(
         {rate for m in methods for rate in (*curve(setting, m, done), *losses(setting, m, done))}
     )
@@ -231,8 +262,10 @@ def _curve_table(setting: Setting, methods: Sequence[str], done: Done) -> str:
         shown = {rate: f"{loss:.{DIGITS}f}" for rate, loss in known.items()}
         if best is not None:
             shown[best] = f"**{shown[best]}**"
-        rows.append([f"`{method}`", *(shown.get(rate, "") for rate in rates)])
-    return table_of(["seed 0", *(f"{rate:g}" for rate in rates)], rows)
+        beside = Runs(setting, method, done).beside
+        less = "" if beside is None else percent(-beside)
+        rows.append([f"`{method}`", *(shown.get(rate, "") for rate in rates), less])
+    return table_of(["seed 0", *(f"{rate:g}" for rate in rates), "between rates"], rows)
 
 
 def pictures(done: Done) -> dict[str, str]:
@@ -254,7 +287,8 @@ def pictures(done: Done) -> dict[str, str]:
 def _intervals(setting: Setting, done: Done) -> dict[str, list[tuple[str, float, float, float]]]:
     """Title of a table to its pairs that have all seeds, in percent."""
     found = {}
-    for question, own in tables(setting, done).items():
+    asked = tables(setting, done) | {"Again, by fresh seeds": again(setting, done)}
+    for question, own in asked.items():
         for title, compared in own.items():
             rows = [
                 (

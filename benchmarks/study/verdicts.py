@@ -16,6 +16,7 @@ from .cells import (
     EQUALS,
     ESTIMATORS,
     FEWER,
+    FRESH,
     LORA,
     MIXTURE,
     MIXTURES,
@@ -43,8 +44,9 @@ from .compare import (
     Comparison,
     Pair,
     Runs,
-    tables,
+    percent,
 )
+from .questions import ALONE, TOGETHER, again, tables
 
 SAID = {
     BETTER: ("did better than", "did better than"),
@@ -86,6 +88,8 @@ DEFAULTS: dict[str, Sequence[Pair]] = {
     "`router_lr_ratio: 1`": [],
 }
 """A default of the package, and the comparisons that could change it."""
+FINER = 0.002
+"""The least part of a loss by which rates between those that were tried are worth a word."""
 DIGITS = 5
 
 Done = Mapping[str, Line]
@@ -103,7 +107,9 @@ class Verdicts:
         """
         self.setting, self.done = setting, done
         found = [one for own in tables(setting, done).values() for one in own.values()]
-        self.pairs = {(one.method, one.against): one for table in found for one in table}
+        self.pairs = _by_pair(one for table in found for one in table)
+        seen = again(setting, done)
+        self.alone, self.together = (_by_pair(seen.get(title, ())) for title in (ALONE, TOGETHER))
 
     def headline(self) -> str:
         """The answer in one sentence: a mixture against a LoRA, a plan against a mixture."""
@@ -121,7 +127,7 @@ class Verdicts:
     def main(self) -> list[str]:
         """The comparisons that the headline rests on, the default plan and small experts."""
         shown = (PRIMARY[0], CUT_PAIR, PRIMARY[1], CONTROL, DEFAULT)
-        return [self.sentence(pair) for pair in shown]
+        return [self.sentence(pair, fresh=True) for pair in shown]
 
     def shape(self) -> list[str]:
         """Mixtures and other LoRAs."""
@@ -133,6 +139,7 @@ class Verdicts:
             self.sentence(PRIMARY[0]),
             *([f"Their best learning rates are {rates}."] if rates else []),
             *(self.sentence(pair) for pair in (CUT_PAIR, FINE) if pair in self.pairs),
+            *self.again(),
             *self.told(f"Other shapes against `{LORA}`", others),
             *self.told("Other mixtures against a LoRA of as many parameters", equal, both=True),
             *self.told("Mixtures against a LoRA of as much active rank", ACTIVE, both=True),
@@ -171,11 +178,30 @@ class Verdicts:
         """A default, what it was compared with, and whether the study says to change it."""
         for default, pairs in DEFAULTS.items():
             known = [self.pairs[pair] for pair in pairs if pair in self.pairs]
-            better = [one for one in known if one.verdict == BETTER]
+            fresh = [self.alone[pair] for pair in pairs if pair in self.alone]
+            better = [one for one in (*known, *fresh) if one.verdict == BETTER]
             compared = self.listed(pairs, both=True, whole=True) or "not run yet"
+            if fresh:
+                compared += f"; by fresh seeds {_listed(fresh, both=True, whole=True)}"
             if not pairs:
                 compared = "nothing here varies it"
             yield default, compared, "is to change" if better else "stays"
+
+    def again(self) -> list[str]:
+        """What fresh seeds say of comparisons whose first seeds had been looked at."""
+        if not self.alone:
+            return []
+        shown = _listed(self.alone.values(), both=True, whole=True)
+        all_of = [
+            f"`{one.method}` against `{one.against}` {percent(one.middle, one.low, one.high)}"
+            for one in self.together.values()
+            if self.alone[one.method, one.against].complete
+        ]
+        number = len(SEEDS) + len(FRESH)
+        return [
+            f"By seeds {FRESH[0]} to {FRESH[-1]} alone, named before they were run: {shown}."
+            + (f" By all {number} seeds together: {', '.join(all_of)}." if all_of else "")
+        ]
 
     def findings(self) -> list[dict[str, Any]]:
         """The plans that have been compared with all seeds, for `alphalora plan`."""
@@ -204,8 +230,8 @@ class Verdicts:
         rounded = {name: round(value, DIGITS) for name, value in found.items()}
         return {"verdict": one.verdict, **rounded, "seeds": len(one.seeds)}
 
-    def sentence(self, pair: Pair) -> str:
-        """One pair, its verdict first, with its interval."""
+    def sentence(self, pair: Pair, *, fresh: bool = False) -> str:
+        """One pair, its verdict first, with its interval; and what fresh seeds say, if wanted."""
         one = self.pairs.get(pair)
         method, against = (self.words(name) for name in pair)
         if one is None:
@@ -218,12 +244,18 @@ class Verdicts:
                 *(["worse"] if one.high <= MINIMUM else []),
                 *(["better"] if one.low >= -MINIMUM else []),
             ]
-            if bounds:
-                verdict += f" ({100 * MINIMUM:g} % {' or '.join(bounds)} is ruled out)"
+            said = [f"{100 * MINIMUM:g} % {' or '.join(bounds)} is ruled out"] if bounds else []
+            if one.corrected is not None and one.low * one.high > 0:
+                said.append(f"p {one.corrected:.2f} after correction")
+            verdict += f" ({'; '.join(said)})" if said else ""
         elif verdict == SAME and one.low * one.high > 0:
             verdict += f", and {'worse' if one.middle > 0 else 'better'} by less"
-        middle, low, high = _figures(one)
-        figures = "; ".join(filter(None, [f"{middle} % ({low} to {high})", _more(one)]))
+        shown = [percent(one.middle, one.low, one.high), _more(one), _finer(one), _tasks(one)]
+        if fresh and pair in self.alone and self.alone[pair].complete:
+            new = self.alone[pair]
+            figures = percent(new.middle, new.low, new.high)
+            shown.append(f"by {new.wanted} fresh seeds {new.verdict}, {figures}")
+        figures = "; ".join(filter(None, shown))
         return f"{_capital(verdict)}: {method} against {against}: {figures}."
 
     def words(self, method: str) -> str:
@@ -252,12 +284,11 @@ class Verdicts:
             whole: Whether to give the intervals, too.
         """
         known = [self.pairs[pair] for pair in pairs if pair in self.pairs]
-        found = []
-        for verdict in VERDICTS:
-            own = [_short(one, both, whole) for one in known if one.verdict == verdict]
-            if own:
-                found.append(f"{verdict}: {', '.join(own)}")
-        return "; ".join(found)
+        return _listed(known, both, whole)
+
+
+def _by_pair(found: Iterable[Comparison]) -> dict[Pair, Comparison]:
+    return {(one.method, one.against): one for one in found}
 
 
 def _split(plans: Mapping[str, Mapping[str, Any]]) -> dict[str, tuple[str, dict[str, Any]]]:
@@ -268,9 +299,20 @@ def _split(plans: Mapping[str, Mapping[str, Any]]) -> dict[str, tuple[str, dict[
     }
 
 
+def _listed(known: Iterable[Comparison], both: bool, whole: bool) -> str:
+    """See `Verdicts.listed`."""
+    found = []
+    known = list(known)
+    for verdict in VERDICTS:
+        own = [_short(one, both, whole) for one in known if one.verdict == verdict]
+        if own:
+            found.append(f"{verdict}: {', '.join(own)}")
+    return "; ".join(found)
+
+
 def _short(one: Comparison, both: bool, whole: bool) -> str:
     """A method, what it is compared with if wanted, and the figures."""
-    middle, low, high = _figures(one)
+    middle, low, high = (signed(100 * value) for value in (one.middle, one.low, one.high))
     figures = [f"{middle} %, {low} to {high}" if whole else f"{middle} %"]
     if one.verdict == FEW:
         figures.append(_seeds(one))
@@ -278,14 +320,8 @@ def _short(one: Comparison, both: bool, whole: bool) -> str:
     return f"`{one.method}`{against} ({'; '.join([*figures, *filter(None, [_more(one)])])})"
 
 
-def _figures(one: Comparison) -> tuple[str, str, str]:
-    """The difference and the ends of its interval, in percent."""
-    middle, low, high = (signed(100 * value) for value in (one.middle, one.low, one.high))
-    return middle, low, high
-
-
 def _seeds(one: Comparison) -> str:
-    return f"{len(one.seeds)} of {len(SEEDS)} seeds so far"
+    return f"{len(one.seeds)} of {one.wanted} seeds so far"
 
 
 def _more(one: Comparison) -> str:
@@ -294,6 +330,18 @@ def _more(one: Comparison) -> str:
     if abs(percent) < 2:
         return ""
     return f"{abs(percent)} % {'more' if percent > 0 else 'fewer'} parameters"
+
+
+def _finer(one: Comparison) -> str:
+    """The difference at rates between those that were tried, where it is another."""
+    if one.finer is None or abs(one.finer - one.middle) < FINER:
+        return ""
+    return f"some {percent(one.finer)} with learning rates between those that were tried"
+
+
+def _tasks(one: Comparison) -> str:
+    """The difference where every task counts the same, with several tasks."""
+    return "" if one.of_tasks is None else f"in the mean of the tasks {percent(*one.of_tasks)}"
 
 
 def _capital(text: str) -> str:

@@ -71,15 +71,23 @@ def test_specialisation_is_the_mutual_information_of_task_and_expert():
         for shares in joint
         for p, q in zip(shares, expert, strict=True)
     )
-    found = specialisation([usage(shares) for shares in joint])
+    found = specialisation([usage(shares, top_k=1) for shares in joint])
     assert found == pytest.approx(information / math.log(2))
-    same = [usage([0.5, 0.3, 0.2])] * 3
+    same = [usage([0.5, 0.3, 0.2], top_k=1)] * 3
     assert specialisation(same) == pytest.approx(0, abs=1e-12)
-    apart = [usage([1, 0, 0]), usage([0, 0.5, 0.5])]
+    apart = [usage([1, 0, 0], top_k=1), usage([0, 0.5, 0.5], top_k=1)]
     assert specialisation(apart) == pytest.approx(1)
-    alone = [usage([float(e == t) for e in range(3)]) for t in range(3)]
+    alone = [usage([float(e == t) for e in range(3)], top_k=1) for t in range(3)]
     assert specialisation(alone) == pytest.approx(1)
     assert specialisation(same[:1]) is None
+
+
+@pytest.mark.parametrize("experts, top_k, tasks", [(6, 3, 2), (5, 2, 5), (20, 8, 20)])
+def test_experts_that_tell_all_they_can_of_the_task_count_as_1(experts, top_k, tasks):
+    """However many of them a token has: each task has top-k experts of its own, side by side."""
+    own = [{(task * experts // tasks + e) % experts for e in range(top_k)} for task in range(tasks)]
+    shares = [[(e in chosen) / top_k for e in range(experts)] for chosen in own]
+    assert specialisation([usage(one, top_k=top_k) for one in shares]) == pytest.approx(1)
 
 
 def test_the_distance_of_a_task_is_what_would_have_to_move():

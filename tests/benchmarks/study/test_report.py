@@ -7,8 +7,9 @@ import pytest
 
 from benchmarks.study import chart, conclusions, report, results
 from benchmarks.study.cells import GRID, NAMED, Cell
-from benchmarks.study.compare import MINIMUM, comparisons
+from benchmarks.study.compare import MINIMUM, Runs, comparisons
 from benchmarks.study.stats import pairs_for
+from benchmarks.study.verdicts import Verdicts
 from helpers.study_lines import HERE, add, line
 
 
@@ -87,7 +88,33 @@ def test_tasks_are_counted_on_which_a_method_is_the_better_one(done):
         own = {"gsm8k": one["held_out"]["loss"], "sums": sums, "words": words}
         one["held_out"]["by_task"] = own
     (found,) = comparisons(HERE, [("dense", "uniform")], done).values()
-    assert dict(zip(report.COMPARED, found.row(), strict=True))["better on tasks"] == "2 of 3"
+    row = dict(zip(report.COMPARED, found.row(), strict=True))
+    assert row["better on tasks"] == "2 of 3"
+    own = [sum([1.0 + 0.001 * s + 0.0005 * (-1) ** s * (s > 0), 1.5, 1.3]) / 3 for s in range(5)]
+    other = [one + 0.1 / 3 for one in own]
+    apart = [a - b for a, b in zip(own, other, strict=True)]
+    assert found.of_tasks[0] == pytest.approx(np.mean(apart) / np.mean(other), abs=3e-4)
+    assert found.of_tasks[1] <= found.of_tasks[0] <= found.of_tasks[2]
+    assert row["mean of tasks"].startswith(f"{100 * found.of_tasks[0]:+.2f} % (")
+    assert (
+        Verdicts(HERE, done).sentence(("dense", "uniform")).count("in the mean of the tasks") == 1
+    )
+
+
+def test_the_task_that_has_most_of_the_loss_is_named():
+    """From lines of the study itself, by the losses of its rows and by those of its tasks."""
+    done = results.read()
+    bbh = next(one for one in results.settings(done) if one.data == "bbh" and one.device != "cpu")
+    text = "\n".join(report._scale(bbh, done))
+    task, share = re.search(r"`(\w+)` alone has (\d+) % of the loss", text).groups()
+    lines = Runs(bbh, "lora-r40", done).lines.values()
+    number = len(next(iter(lines))["held_out"]["by_task"])
+    labels = np.reshape(next(iter(lines))["held_out"]["labels"], (number, -1)).sum(1)
+    losses = np.mean([list(one["held_out"]["by_task"].values()) for one in lines], 0) * labels
+    assert list(next(iter(lines))["held_out"]["by_task"])[losses.argmax()] == task
+    assert f"{100 * losses.max() / losses.sum():.0f}" == share
+    gsm8k = "\n".join(report._scale(results.main(done), done))
+    assert "0.5 % of it" in gsm8k and "alone has" not in gsm8k
 
 
 def test_routers_and_answers_are_shown(done):
@@ -112,7 +139,7 @@ def test_a_comparison_says_how_many_seeds_the_least_difference_takes(done):
     (found,) = comparisons(HERE, [("dense", "uniform")], done).values()
     apart = [0.001, 0.0005, 0.0015, 0.0005, 0.0015]
     assert found.needed == str(pairs_for(np.std(apart, ddof=1), MINIMUM * 1.102))
-    assert dict(zip(report.COMPARED, found.row(), strict=True))["seeds for 0.5 %"] == "2"
+    assert dict(zip(report.COMPARED, found.row(), strict=True))["seeds for 0.5 %"] == "3"
     for seed in range(1, 5):
         del done[HERE.cell("dense", GRID[2], seed).key]
     (found,) = comparisons(HERE, [("dense", "uniform")], done).values()
@@ -152,7 +179,7 @@ def test_a_picture_has_a_point_for_each_loss(done):
     content = found["study-pilot-cpu.svg"]
     assert content.count("<circle") == 2 * len(GRID)
     assert content == chart.curves(
-        "Held-out loss per label, SmolLM2-135M, 320 rows of gsm8k, cpu, seed 0",
+        "Held-out loss per label, SmolLM2-135M-Instruct, 320 rows of gsm8k, cpu, seed 0",
         {m: report.losses(HERE, m, done) for m in ("lora-r40", "uniform")},
     )
 
