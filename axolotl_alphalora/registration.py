@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import warnings
 from collections.abc import Callable
 from importlib import import_module
 from importlib.machinery import ModuleSpec
@@ -19,15 +20,26 @@ def register() -> None:
     command line must not.
     """
     if _PEFT in sys.modules:
-        import_module(_ADAPTER)
+        _import_adapter()
     else:
-        when_imported(_PEFT, _import_adapter)
+        when_imported(_PEFT, _import_unless_under_way)
+
+
+def _import_unless_under_way() -> None:
+    # Where the boundary is what imports PEFT, it registers once it has the adapter's names.
+    if _BOUNDARY not in sys.modules:
+        _import_adapter()
 
 
 def _import_adapter() -> None:
-    # Where the boundary is what imports PEFT, it registers once it has the adapter's names.
-    if _BOUNDARY not in sys.modules:
+    try:
         import_module(_ADAPTER)
+    except ImportError as error:  # others' import of PEFT, as vLLM's, must not fail by it
+        warnings.warn(
+            f"AlphaLoRA does not work with PEFT {getattr(sys.modules[_PEFT], '__version__', '?')}, "
+            f"so its adapters cannot be opened here: install peft>=0.21,<0.22 ({error})",
+            stacklevel=2,
+        )
 
 
 def when_imported(name: str, then: Callable[[], object]) -> None:

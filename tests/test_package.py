@@ -115,6 +115,21 @@ def test_peft_knows_the_method_in_whatever_order_the_two_are_imported(order, tmp
     finished(fork(check_registration, ORDERS[order], output=log), log)
 
 
+@pytest.mark.parametrize("statement", ["import peft", "import peft, axolotl_alphalora"])
+def test_a_peft_that_is_too_old_can_be_imported_all_the_same(fresh_process, tmp_path, statement):
+    """By vLLM, say, which asks for our entry point and then imports what PEFT is there."""
+    (tmp_path / "peft").mkdir()
+    (tmp_path / "peft" / "__init__.py").write_text('__version__ = "0.18.1"\n')
+    first = "" if "," in statement else "from axolotl_alphalora.vllm import register; register(); "
+    code = f"import sys; sys.path.insert(0, {str(tmp_path)!r}); {first}{statement}"
+    done = fresh_process("-c", f"{code}; print(peft.__version__)")
+    assert done.stdout == "0.18.1\n"
+    assert "does not work with PEFT 0.18.1" in done.stderr and "peft>=0.21,<0.22" in done.stderr
+    needs = f"{code}; import axolotl_alphalora; axolotl_alphalora.AlphaLoraConfig"
+    done = fresh_process("-c", needs, check=False)
+    assert done.returncode == 1 and "ImportError: cannot import name" in done.stderr
+
+
 FLOW = (
     *("registration", "blocks", "settings", "mixture", "hosts", "files", "threads", "progress"),
     "vllm",

@@ -125,7 +125,7 @@ def export(
 ) -> None:
     """Write a plain LoRA that stands in for a routed adapter, and say what that costs.
 
-    Layers with one expert stay what they are. A router's choice for each token cannot be put into
+    Layers without a router stay what they are. A router's choice for each token cannot be put into
     one matrix, so the others are approximated: by default by a least-squares fit of their output
     on rows of --data, of rank experts x `lora_r` unless --rank asks for less. The price is always
     measured, on rows that the fit has not seen: KL divergence per token from the routed adapter,
@@ -161,7 +161,7 @@ def export(
                 f"exported for, {trained.base}.",
                 console,
             )
-            config.base_model_name_or_path = trained.base
+            config.base_model_name_or_path, config.revision = trained.base, None
         with working(console) as doing:
             found = export_adapter(
                 trained.model,

@@ -70,8 +70,8 @@ def plan(
 
     SOURCE is an Axolotl YAML with an `alphalora:` block, or a model (every linear layer, the
     block's defaults). The weights are read one matrix at a time, and their spectra are kept for the
-    next time; only a quantised model is loaded, and that of a strategy which goes by gradients on
-    the YAML's training data. A saved plan can be named in the YAML as `alphalora.plan`.
+    next time; only a quantised model is loaded, and that of a strategy which measures on the YAML's
+    training data. A saved plan can be named in the YAML as `alphalora.plan`.
 
     A SPEC is made of parts joined by +: the name of a strategy (`alphalora strategies` lists them),
     also as mola:2468, the name of an estimator, opposite or shuffled (the option `order`), or

@@ -38,7 +38,8 @@ BASE_IS_SERVED, SOMETHING_ELSE = 3, 4
 @click.option(
     "--tolerance",
     type=click.FloatRange(min=0),
-    help="Nats a token that the answers may be away; by default half of what a wrong scale is.",
+    help="Nats a token that the answers may be away; by default half of what a wrong scale is, at "
+    "most 0.25.",
 )
 @click.option("--write", is_flag=True, help="Write the probe of an adapter, by rows of --data.")
 @click.option(
@@ -119,7 +120,8 @@ def _check(
         raise click.UsageError(
             "--write, --base-model and --load-in-... are for a directory, not for a server."
         )
-    if not _is_url(target) and model is not None:
+    is_place = _is_url(target) or Path(expanded(target)).is_dir()
+    if is_place and not _is_url(target) and model is not None:
         raise click.UsageError("--model is the name of a server's model, and this is a directory.")
     if write != (source is not None):
         raise click.UsageError("--write and --data belong together: rows make the prompts.")
@@ -129,6 +131,10 @@ def _check(
         raise click.UsageError("name the file that says what to ask: --probe DIR/probe.json")
     if not write and file is not None and not file.exists():
         raise click.UsageError(f"--probe {file}: there is no such file.")
+    if not is_place:
+        raise click.UsageError(
+            f"there is no directory {target}; a server's address begins with http:// or https://"
+        )
 
 
 def _write(adapter: Path, file: Path | None, data: Data, console: Console) -> None:

@@ -28,14 +28,15 @@ _SMALL_SERVERS = (
 @click.option(
     "--base-model",
     type=ModelName(),
-    help="The base model's directory or hub id, if it is not where the adapter was trained on it.",
+    help="For vLLM: the base model's directory or hub id, if it is not where the adapter was "
+    "trained on it.",
 )
 @click.option(
     "--port",
     type=click.IntRange(1, 65535),
     default=8000,
     show_default=True,
-    help="Where to listen, on this machine.",
+    help="Where to listen, for this machine alone; `-- --host 0.0.0.0` has vLLM listen to all.",
 )
 @click.option(
     "--print", "only_print", is_flag=True, help="Print vLLM's command, and start nothing."
@@ -91,7 +92,8 @@ def vllm_command(
     if (adapter.folder / "tokenizer_config.json").is_file():
         command += ["--tokenizer", str(adapter.folder)]
     command += ["--load-format", LOAD_FORMAT, "--additional-config", json.dumps(extra)]
-    command += ["--served-model-name", adapter.folder.name, "--port", str(port)]
+    command += ["--served-model-name", adapter.folder.name]
+    command += ["--host", "127.0.0.1", "--port", str(port)]
     return [*command, *options]
 
 

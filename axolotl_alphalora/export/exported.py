@@ -28,6 +28,7 @@ class Exported:
         gguf: The file for llama.cpp, None if none was written.
         prefix: What its modules were named anew with.
         part: Whether the base is the text part of a multimodal model.
+        added: Rows that training added to the vocabulary and left untrained.
     """
 
     method: str
@@ -42,6 +43,7 @@ class Exported:
     gguf: str | None = None
     prefix: str | None = None
     part: bool = False
+    added: int = 0
 
     def to_dict(self) -> dict[str, Any]:
         """The content of `alphalora_export.json`."""
@@ -68,6 +70,7 @@ class Exported:
             self.gguf,
             prefix=self.prefix,
             part=self.part,
+            added=self.added,
         )
 
 

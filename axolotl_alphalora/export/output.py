@@ -55,8 +55,12 @@ def write_export(
     gguf: Path | None,
     gguf_type: GgufType,
 ) -> None:
-    """Write all of the export beside where it belongs, and move it there when it is whole."""
-    saved = get_peft_model_state_dict(model)
+    """Write all of the export beside where it belongs, and move it there when it is whole.
+
+    Embeddings that were resized, and not trained, are left out: no base takes them.
+    """
+    whole = bool(model.peft_config["default"].modules_to_save)
+    saved = get_peft_model_state_dict(model, save_embedding_layers="auto" if whole else False)
     draft = _draft(output)
     beside = None if gguf is None or is_inside(gguf, output) else _draft(gguf)
     try:

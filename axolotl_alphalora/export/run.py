@@ -108,6 +108,7 @@ def export_adapter(
         None if gguf is None else gguf.name,
         prefix,
         _is_text_part(model, updates),
+        _added(model),
     )
     files = {RECORD: json.dumps(found.to_dict(), indent=2, allow_nan=False) + "\n"}
     if probe is not None:
@@ -224,16 +225,30 @@ def _attached(model: Any, updates: Mapping[str, Factors]) -> Iterator[None]:
         model.delete_adapter("export")
 
 
-def _is_text_part(model: Any, modules: Iterable[str]) -> bool:
-    """Whether the base's directory is a multimodal model's, of which only the text part is here."""
+def _base_config(model: Any) -> Any:
+    """The settings in the base's own directory; None if it has none."""
     from transformers import AutoConfig
 
     try:
-        whole = AutoConfig.from_pretrained(model.peft_config["default"].base_model_name_or_path)
+        return AutoConfig.from_pretrained(model.peft_config["default"].base_model_name_or_path)
     except (OSError, ValueError):
-        return False
+        return None
+
+
+def _is_text_part(model: Any, modules: Iterable[str]) -> bool:
+    """Whether the base's directory is a multimodal model's, of which only the text part is here."""
+    whole = _base_config(model)
     alone = not any("language_model." in name for name in modules)
-    return alone and whole.get_text_config() is not whole
+    return whole is not None and alone and whole.get_text_config() is not whole
+
+
+def _added(model: Any) -> int:
+    """Rows of the vocabulary that the base has not, and that the adapter does not train."""
+    whole = _base_config(model)
+    if whole is None or _whole(model):
+        return 0
+    rows = model.get_input_embeddings().weight.shape[0]
+    return max(rows - whole.get_text_config().vocab_size, 0)
 
 
 def _tied(model: Any) -> list[str]:

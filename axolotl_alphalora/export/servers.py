@@ -47,6 +47,7 @@ def servers(
     *,
     prefix: str | None = None,
     part: bool = False,
+    added: int = 0,
 ) -> list[str]:
     """Say who takes an export, with which options, and who must not get it.
 
@@ -56,6 +57,7 @@ def servers(
         gguf: Name of the file for llama.cpp, None if none was written.
         prefix: What its modules were named anew with.
         part: Whether the base is the text part of a multimodal model.
+        added: Rows that training added to the vocabulary and left untrained.
 
     Returns:
         Sentences; one that begins with `Warning:` names a program that fails in silence.
@@ -96,6 +98,12 @@ def servers(
             "Warning: the base is a multimodal model, and the adapter has the names of its text "
             "model by itself. vLLM loads the whole model, passes over these names without a "
             f"message and serves the base: for it, export again with --prefix {TEXT_PART}."
+        )
+    if added:
+        said.append(
+            f"Warning: training added {added} tokens to the vocabulary and did not train their "
+            "embeddings, which are not in the export: a request that has one of them fails, or "
+            "means another token. A token for padding alone is never in a request."
         )
     if high > VLLM_RANKS[-1]:
         most = VLLM_RANKS[-1]

@@ -6,6 +6,7 @@ import json
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from http.client import HTTPException
 from typing import Any
 from urllib.error import HTTPError, URLError
 from urllib.request import Request, urlopen
@@ -103,8 +104,9 @@ def ask_server(
 
 
 def _only_model(root: str) -> str:
-    listed = _request(f"{root}/models").get("data") or []
-    names = [row["id"] for row in listed]
+    listed = _request(f"{root}/models").get("data")
+    rows = listed if isinstance(listed, list) else []
+    names = [str(row["id"]) for row in rows if isinstance(row, dict) and "id" in row]
     if len(names) != 1:
         raise ValueError(
             f"{root} lists {len(names)} models ({', '.join(names)}): say with --model which is to "
@@ -120,14 +122,24 @@ def _request(url: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
     data = None if body is None else json.dumps(body).encode()
     try:
         with urlopen(Request(url, data, headers), timeout=_SECONDS) as response:
-            return json.load(response)
+            found = json.load(response)
     except HTTPError as error:
         said = error.read().decode(errors="replace")[:500]
         raise ValueError(f"{url} answers {error.code}: {said}") from error
     except URLError as error:
         raise OSError(f"{url} cannot be reached: {error.reason}") from error
-    except json.JSONDecodeError as error:
+    except TimeoutError as error:
+        raise OSError(f"{url} has not answered within {_SECONDS:.0f} s") from error
+    except (HTTPException, ConnectionError) as error:
+        raise OSError(
+            f"{url} ends the connection without an answer ({type(error).__name__}: {error}). Is "
+            "it a server that speaks HTTP, and is http or https right?"
+        ) from error
+    except ValueError as error:  # neither JSON nor text
         raise ValueError(f"{url} does not answer with JSON: {error}") from error
+    if not isinstance(found, dict):
+        raise ValueError(f"{url} answers with a {type(found).__name__}, not with a JSON object.")
+    return found
 
 
 def _answer(response: dict[str, Any]) -> Answer:

@@ -14,6 +14,7 @@ from .saved import SavedAdapter, Weights
 
 SHOWN = 3
 """Modules that a message names."""
+ELSEWHERE = "Serve it with transformers (example_configs/serve.py)"
 
 
 @dataclass(frozen=True)
@@ -97,7 +98,7 @@ def find_places(
     names = _renamed(model, adapter.planned)
     _check_depth(model, adapter)
     packed: Mapping[str, Sequence[str]] = getattr(model, "packed_modules_mapping", None) or {}
-    uncalled = _uncalled(model, mla)
+    uncalled, rotated = _uncalled(model, mla), _rotated(model)
     places, left = [], set(adapter.planned)
     for name, layer in model.named_modules():
         if not isinstance(layer, kinds.base):
@@ -109,6 +110,7 @@ def find_places(
         if not any(modules):
             continue
         _check_layer(name, layer, kinds, layer in uncalled)
+        _check_order(name, layer, [names[o] for o in originals if o in names], kinds, rotated)
         divided = isinstance(layer, kinds.row) and layer.tp_size > 1
         place = Place(name, layer, parts_of(name, layer, modules, kinds), divided)
         _check_shapes(place, adapter, weights)
@@ -150,7 +152,7 @@ def parts_of(
     if len(modules) > 1:
         raise ValueError(
             f"{name}: vLLM holds {len(modules)} modules of the base there in {len(rows)} parts, "
-            "and which is where is not known; it is not served"
+            f"and which is where is not known. {ELSEWHERE}"
         )
     starts = [sum(whole[:i]) for i in range(len(whole))]  # one module that is divided part by part
     moved = [slice(n + e.start, n + e.stop) for n, e in zip(starts, rows, strict=True)]
@@ -277,6 +279,24 @@ def _check_layer(name: str, layer: Any, kinds: Kinds, uncalled: bool) -> None:
         )
 
 
+def _rotated(model: nn.Module) -> bool:
+    """Whether vLLM reorders rows of queries and keys as it loads them, as for Llama 4."""
+    return any(hasattr(module, "permute_qk_weight_for_rotary") for module in model.modules())
+
+
+def _check_order(
+    name: str, layer: Any, modules: Sequence[str], kinds: Kinds, rotated: bool
+) -> None:
+    """Refuse layers whose rows vLLM has in another order than the base, so than the experts' B."""
+    leaves = {module.rpartition(".")[2] for module in modules}
+    by_head = isinstance(layer, kinds.qkv) and leaves == {"query_key_value"}
+    if by_head or (rotated and leaves & {"q_proj", "k_proj"}):
+        raise ValueError(
+            f"{name}: vLLM may hold the rows of {modules[0]} in another order than the base does, "
+            f"so that experts would be added to other features. {ELSEWHERE}"
+        )
+
+
 def _check_shapes(place: Place, adapter: SavedAdapter, weights: Weights) -> None:
     layer = place.layer
     for module, part in place.adapted:
@@ -303,6 +323,5 @@ def _not_found(left: Sequence[str], model: nn.Module) -> str:
         why = "the base is another one, or vLLM writes this family in other layers"
     return (
         f"{len(left)} of the adapter's modules are not linear layers of vLLM's "
-        f"{type(model).__name__} ({shown}): {why}. Serve it with transformers "
-        "(example_configs/serve.py)"
+        f"{type(model).__name__} ({shown}): {why}. {ELSEWHERE}"
     )

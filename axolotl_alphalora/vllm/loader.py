@@ -155,13 +155,39 @@ def checked(vllm_config: Any, model_config: Any) -> SavedAdapter:
             option = name.replace("_", "-")
             raise ValueError(f"--{option} was not tested with a routed adapter: leave it out")
     adapter = read_adapter(extra[FOLDER_KEY])
-    if not extra.get(ANY_BASE_KEY) and not _same(adapter.base_model, model_config.model):
+    if not extra.get(ANY_BASE_KEY):
+        _check_base(adapter, model_config)
+    return adapter
+
+
+def _check_base(adapter: SavedAdapter, model_config: Any) -> None:
+    if not _same(adapter.base_model, model_config.model):
         own = adapter.base_model or "a base that it does not name"
         raise ValueError(
             f"{adapter.folder} was trained on {own}, and --model is {model_config.model}. If they "
             f'are the same, add "{ANY_BASE_KEY}": true to --additional-config'
         )
-    return adapter
+    if not _same_revision(adapter.revision, model_config):
+        raise ValueError(
+            f"{adapter.folder} was trained on the revision {adapter.revision} of "
+            f"{adapter.base_model}, and another one is to be loaded: add --revision "
+            f'{adapter.revision}, or, if they are the same, "{ANY_BASE_KEY}": true to '
+            "--additional-config"
+        )
+
+
+def _same_revision(wanted: str | None, model_config: Any) -> bool:
+    """Whether a revision of the hub is asked for, or is what a path of the hub's cache holds.
+
+    A directory of one's own has no revisions.
+    """
+    if wanted in (None, "main", model_config.revision):
+        return True
+    path = Path(model_config.model).expanduser()
+    if path.parent.name != "snapshots":
+        return path.is_dir()
+    named = path.parents[1] / "refs" / str(wanted)
+    return path.name == (named.read_text().strip() if named.is_file() else wanted)
 
 
 def _same(one: str | None, other: str) -> bool:

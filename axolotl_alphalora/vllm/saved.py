@@ -160,6 +160,20 @@ class Weights:
         return sorted(key for key, module in names.items() if module not in modules)
 
 
+def _strange(path: Path, key: str) -> str:
+    """Why a tensor that belongs to no adapted module is there."""
+    if ".alphalora_" in key:
+        return (
+            f"{path} holds {key}, of which {ADAPTER_CONFIG} says nothing: the two files do not "
+            "belong together"
+        )
+    return (
+        f"{path} holds {key}, which is no expert's. PEFT saves embeddings and head where training "
+        "has resized the vocabulary, and vLLM would serve the base's own: serve it with "
+        "transformers (example_configs/serve.py)"
+    )
+
+
 @contextmanager
 def open_weights(adapter: SavedAdapter) -> Iterator[Weights]:
     """Open the weights of an adapter.
@@ -174,10 +188,7 @@ def open_weights(adapter: SavedAdapter) -> Iterator[Weights]:
         with safe_open(path, framework="pt") as file:
             weights = Weights(file)
             if others := weights.others(adapter.planned):
-                raise ValueError(
-                    f"{path} holds {others[0]}, of which {ADAPTER_CONFIG} says nothing: the two "
-                    "files do not belong together"
-                )
+                raise ValueError(_strange(path, others[0]))
             yield weights
     except SafetensorError as error:
         raise ValueError(f"{path} is damaged ({error}): save the adapter again") from error

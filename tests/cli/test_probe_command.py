@@ -3,6 +3,8 @@
 import importlib.util
 import json
 import shutil
+import socket
+import threading
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -13,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
 
 from axolotl_alphalora.evaluation import load_adapted
-from axolotl_alphalora.probe import read_probe
+from axolotl_alphalora.probe import asking, read_probe
 from helpers.balancing import adapted
 from helpers.llama_cpp import served, write_base
 from helpers.models import save_tiny_model, tiny_llama
@@ -191,6 +193,48 @@ def test_a_server_without_log_probabilities_is_an_error(run, places):
     assert done.exit_code == 1 and "no log-probabilities" in done.output
 
 
+ANSWERS = {
+    "no HTTP": (b"\x15\x03\x01\x00\x02\x02", "speaks HTTP"),
+    "nothing": (b"", "speaks HTTP"),
+    "a part": (b"HTTP/1.1 200 OK\r\nContent-Length: 99\r\n\r\n{", "without an answer"),
+    "a list": (b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n[]", "answers with a list"),
+    "no text": (b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n\xff\xfe", "with JSON"),
+    "no models": (b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}", "lists 0 models"),
+    "no names": (
+        b'HTTP/1.1 200 OK\r\nContent-Length: 26\r\n\r\n{"data": [null, {"x": 1}]}',
+        "lists 0 models",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", ANSWERS)
+def test_what_is_no_answer_is_said_with_its_place(run, places, case):
+    sent, message = ANSWERS[case]
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def answer():
+            connection, _ = server.accept()
+            with connection:
+                connection.recv(10_000)
+                connection.sendall(sent)
+
+        thread = threading.Thread(target=answer)
+        thread.start()
+        url = f"http://127.0.0.1:{server.getsockname()[1]}"
+        done = run("probe", url, "--probe", places.adapter / "probe.json")
+        thread.join()
+    said = " ".join(done.output.split())
+    assert done.exit_code == 1 and message in said and url in said
+
+
+def test_a_server_that_does_not_answer_is_left(monkeypatch):
+    monkeypatch.setattr(asking, "_SECONDS", 0.05)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        url = f"http://127.0.0.1:{server.getsockname()[1]}"
+        with pytest.raises(OSError, match=f"{url}/v1/models has not answered within"):
+            asking.ask_server(url, ["a"], 1)
+
+
 def test_a_server_that_is_not_there_is_an_error(run, places):
     probe = ["--probe", places.adapter / "probe.json"]
     done = run("probe", "http://127.0.0.1:9", *probe)
@@ -200,7 +244,9 @@ def test_a_server_that_is_not_there_is_an_error(run, places):
 WRONG = {
     "a server to write": (["http://x", "--write"], "for a directory, not for a server"),
     "a server without a probe": (["http://x"], "--probe DIR/probe.json"),
-    "a directory's name of a model": (["here", "--model", "m"], "this is a directory"),
+    "a directory's name of a model": ([".", "--model", "m"], "this is a directory"),
+    "no directory": (["here"], "there is no directory here"),
+    "a server without http": (["localhost:8000", "--model", "m"], "begins with http:// or https"),
     "write without rows": (["here", "--write"], "--write and --data belong together"),
     "a probe that is not there": (["here", "--probe", "gone"], "there is no such file"),
 }

@@ -60,8 +60,10 @@ def test_the_exact_line_is_printed_whether_vllm_is_here_or_not(folder, started):
         "--load-format": "alphalora",
         "--additional-config": json.dumps({"alphalora": str(folder)}),
         "--served-model-name": "adapter",
+        "--host": "127.0.0.1",  # vLLM's own default is all of the machine's addresses
         "--port": "8000",
     }
+    assert options(run(folder, "--print", "--", "--host", "0.0.0.0"))["--host"] == "0.0.0.0"
     assert started == []
 
 

@@ -5,10 +5,15 @@ from pathlib import Path
 import pytest
 import torch
 from peft import PeftModel
+from safetensors.torch import load_file
 from transformers import DeepseekV3Config, DeepseekV3ForCausalLM, LlamaForCausalLM
 
+from axolotl_alphalora.evaluation import load_adapted
+from axolotl_alphalora.export import export_adapter
 from axolotl_alphalora.export.lora import check_targets
+from helpers.balancing import adapted
 from helpers.exporting import exported
+from helpers.exporting import rows as calibration
 from helpers.models import tiny_llama
 
 
@@ -51,6 +56,28 @@ def test_a_failure_while_writing_leaves_nothing(saved, tmp_path, monkeypatch):
     with pytest.raises(OSError, match="full"):
         exported(saved, tmp_path)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_vocabulary_that_training_resized_is_not_in_the_export(saved, tmp_path):
+    """As `special_tokens` with a new `pad_token` does it: no base takes the larger embeddings."""
+    base = LlamaForCausalLM.from_pretrained(saved / "base")
+    rows = base.get_input_embeddings().weight.shape[0]
+    model = adapted(LlamaForCausalLM.from_pretrained(saved / "base"))
+    model.resize_token_embeddings(rows + 2)
+    model.peft_config["default"].base_model_name_or_path = str(saved / "base")
+    model.save_pretrained(tmp_path / "adapter")
+    held = load_file(tmp_path / "adapter" / "adapter_model.safetensors")
+    assert any("embed_tokens" in key for key in held), "PEFT saves them"
+    wider = load_adapted(base, tmp_path / "adapter")
+    options = {"calibration": calibration(4, 1), "held_out": calibration(4, 2)}
+    found = export_adapter(wider, tmp_path / "adapter", tmp_path / "lora", **options)
+    kept = load_file(tmp_path / "lora" / "adapter_model.safetensors")
+    assert not [key for key in kept if "lora_" not in key]
+    assert found.added == 2 and "added 2 tokens" in " ".join(found.servers())
+    plain = LlamaForCausalLM.from_pretrained(saved / "base")
+    PeftModel.from_pretrained(plain, tmp_path / "lora")
+    _, own = exported(saved, tmp_path / "own")
+    assert own.added == 0 and "added" not in " ".join(own.servers())
 
 
 def test_what_a_killed_export_left_is_not_in_the_way(saved, tmp_path):

@@ -305,6 +305,24 @@ def test_weights_that_attention_reads_by_itself_are_refused(tmp_path, monkeypatc
     put(model, tmp_path)  # without such attention it is a layer like any other
 
 
+@pytest.mark.refused("Serving", "rows that vLLM reorders: Bloom, Falcon, queries of Llama 4")
+def test_rows_that_vllm_may_reorder_are_refused(tmp_path, monkeypatch):
+    save_adapter(tmp_path, {"model.layers.0.self_attn.v_proj": 2})
+    model = Model(vllm_layers.weights())
+    model.permute_qk_weight_for_rotary = lambda name, weight: (name, weight)
+    put(model, tmp_path)  # of values it does not
+    save_adapter(tmp_path, {"model.layers.0.self_attn.k_proj": 2})
+    refused(model, tmp_path, "qkv_proj: .*k_proj in another order", "transformers")
+    whole = "model.layers.0.self_attn.query_key_value"
+    monkeypatch.setattr(Model, "packed_modules_mapping", {})
+    monkeypatch.setitem(vllm_layers.SIZES, "self_attn.query_key_value", (40, 16))
+    save_adapter(tmp_path, {whole: 2})
+    model = Model(vllm_layers.weights())
+    attention = model.model.layers[0].self_attn
+    attention.query_key_value = vllm_layers.QKVParallelLinear(torch.ones(40, 16), [24, 8, 8])
+    refused(model, tmp_path, "query_key_value in another order")
+
+
 class Runner(nn.Module):
     """As vLLM's of fused experts, which holds the gates."""
 

@@ -81,7 +81,9 @@ def config(folder, base="base", *, world=None, parallel=None, **changes):
         "speculative_config": None,
         "weight_transfer_config": None,
         "parallel_config": SimpleNamespace(**one | (parallel or {})),
-        "model_config": SimpleNamespace(model=str(base), dtype=torch.float32, use_mla=False),
+        "model_config": SimpleNamespace(
+            model=str(base), revision=None, dtype=torch.float32, use_mla=False
+        ),
         "device_config": SimpleNamespace(device="cpu"),
         "world": world or {},
         "make": Model,
@@ -218,6 +220,41 @@ def test_a_base_of_the_hub_may_be_named_by_its_place_in_the_cache(
     else:
         with pytest.raises(ValueError, match=f"was trained on {own}, and --model is "):
             load(registered, asked)
+
+
+@pytest.mark.parametrize(
+    ("model", "revision", "same"),
+    [
+        ("org/base", "v2", True),
+        ("org/base", None, False),
+        ("org/base", "main", False),
+        (SNAPSHOT, None, True),  # by its name, which `refs` has
+        ("hub/models--org--base/snapshots/4567", None, False),
+        ("hub/models--org--base/snapshots/4567", "v2", True),
+        ("hub/models--org--base/snapshots/v2", None, False),
+    ],
+)
+def test_a_base_of_another_revision_is_refused(registered, tmp_path, model, revision, same):
+    refs = tmp_path / "hub" / "models--org--base" / "refs"
+    refs.mkdir(parents=True)
+    (refs / "v2").write_text("0123\n")
+    save_adapter(tmp_path / "own", PLAN, base_model_name_or_path="org/base", revision="v2")
+    asked = config(tmp_path / "own", model if model == "org/base" else tmp_path / model)
+    asked.model_config.revision = revision
+    if same:
+        load(registered, asked)
+    else:
+        with pytest.raises(ValueError, match="revision v2 of org/base.*add --revision v2"):
+            load(registered, asked)
+        asked.additional_config["alphalora_any_base"] = True
+        load(registered, asked)
+
+
+def test_a_directory_has_no_revisions(registered, tmp_path):
+    (tmp_path / "base").mkdir()
+    place = str(tmp_path / "base")
+    save_adapter(tmp_path / "own", PLAN, base_model_name_or_path=place, revision="v2")
+    load(registered, config(tmp_path / "own", place))
 
 
 def test_a_base_that_the_adapter_does_not_name_must_be_confirmed(registered, tmp_path):

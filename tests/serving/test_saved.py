@@ -102,7 +102,13 @@ def test_weights_of_another_adapter_are_refused(tmp_path):
     save_adapter(tmp_path, PLAN)
     path = tmp_path / "adapter_model.safetensors"
     save_file(load_file(path) | {"base_model.model.lm_head.weight": torch.ones(2)}, path)
-    with pytest.raises(ValueError, match="lm_head.*do not belong together"):
+    with pytest.raises(ValueError, match="lm_head.weight, which is no expert's.*vocabulary"):
+        with open_weights(read_adapter(tmp_path)):
+            pass
+    save_adapter(tmp_path, PLAN)
+    key = "base_model.model.model.layers.9.mlp.up_proj.alphalora_A"
+    save_file(load_file(path) | {key: torch.ones(2)}, path)
+    with pytest.raises(ValueError, match="layers.9.*do not belong together"):
         with open_weights(read_adapter(tmp_path)):
             pass
     path.write_bytes(b"no tensors")

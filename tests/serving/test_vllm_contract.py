@@ -28,6 +28,15 @@ def test_the_options_that_are_refused_have_these_names():
     assert refused | {"additional_config"} <= names(VllmConfig)
     assert set(UNTESTED) <= names(ParallelConfig)
     assert isinstance(ModelConfig.use_mla, property)
+    assert {"model", "revision"} <= names(ModelConfig)
+
+
+def test_models_that_reorder_rows_are_known_by_these_names():
+    from vllm.model_executor.models import bloom, falcon, llama4
+
+    assert hasattr(llama4.Llama4ForCausalLM, "permute_qk_weight_for_rotary")
+    for model in (bloom, falcon):
+        assert "self.query_key_value = QKVParallelLinear(" in inspect.getsource(model)
 
 
 def test_models_say_by_these_names_what_is_fused_and_renamed():
