@@ -194,10 +194,21 @@ def _split(
 ) -> tuple[list[Any], list[Any], str]:
     """Rows to calibrate on, rows to measure on, and what the latter are."""
     if eval_data is not None:
-        return trained.rows, trained.held_out, str(eval_data)
+        fitted = {_tokens(row) for row in trained.rows}
+        unseen = [row for row in trained.held_out if _tokens(row) not in fitted]
+        if not unseen:
+            raise ValueError(
+                f"--eval-data {eval_data} has no row that {data.source} has not: give others."
+            )
+        return trained.rows, unseen, str(eval_data)
     if trained.held_out:
         return trained.rows, trained.held_out, "the run's validation rows"
     if len(trained.rows) < 2:
         raise ValueError(f"{data.source} has one row; two are needed, or --eval-data.")
     what = f"every second row of {data.source}"
     return trained.rows[::2], trained.rows[1::2], what
+
+
+def _tokens(row: Any) -> tuple[int, ...]:
+    """What tells a row from another."""
+    return tuple(row.inputs["input_ids"].flatten().tolist())

@@ -73,8 +73,10 @@ def inspect(
     if source is not None:
         data = Data(source, **wanted)
         data.check()
-    elif any(wanted[name] for name in ("base_model", "load_in_4bit", "load_in_8bit")):
-        raise click.UsageError("the base model is loaded for --data only: add it.")
+    elif any(
+        wanted[name] for name in ("base_model", "load_in_4bit", "load_in_8bit", "sequence_len")
+    ):
+        raise click.UsageError("the base model is loaded, and rows are read, for --data: add it.")
     with errors_in_words(), only_output(as_json) as emit:
         if data is not None:
             data.check_source()

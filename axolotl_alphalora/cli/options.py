@@ -137,7 +137,7 @@ def errors_in_words() -> Iterator[None]:
     """Turn errors that say what is wrong into one message without a traceback."""
     try:
         yield
-    except (ValueError, TypeError, OSError, ImportError) as error:
+    except (ValueError, TypeError, OSError, ImportError, NotImplementedError) as error:
         raise click.ClickException(_message(error)) from error
 
 

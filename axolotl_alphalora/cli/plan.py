@@ -93,7 +93,7 @@ def plan(
     console = Console(stderr=as_json or as_lora)
     with errors_in_words(), only_output(as_json or as_lora) as emit:
         known = read_source(source, strategy)
-        planner = _planner(known, console)
+        planner = _planner(known, console, halves=bool(display.compare))
         if as_lora:
             plan = planner.settled(known)[0]
             text = FORMATS[written](known, plan)
@@ -130,14 +130,14 @@ def _in_block(plan: Plan, saved: Path) -> str:
     return f"alphalora: {{plan: {saved}{said}}}"
 
 
-def _planner(source: Source, console: Any) -> Planner:
+def _planner(source: Source, console: Any, halves: bool) -> Planner:
     """What makes the plans; the host loads the model, once, where that takes a model and data."""
 
     @cache
     def host(path: Path) -> HostModel:
         from ..plugin.session import HostModel
 
-        return HostModel(path)
+        return HostModel(path, halves)
 
     path = source.path
     return Planner(None if path is None else lambda request: host(path).plan(request), console)

@@ -31,6 +31,8 @@ class Data:
         base_model: Where the base is, if not where the adapter says; None for a YAML.
         load_in_4bit: Whether to quantise it to nf4; the YAML says for itself.
         load_in_8bit: Whether to quantise it to int8; the YAML says for itself.
+        sequence_len: Tokens that a row of the file is cut to, if not the default; the YAML says for
+            itself.
     """
 
     source: Path
@@ -39,6 +41,7 @@ class Data:
     base_model: str | None = None
     load_in_4bit: bool = False
     load_in_8bit: bool = False
+    sequence_len: int | None = None
 
     @property
     def is_yaml(self) -> bool:
@@ -62,10 +65,11 @@ class Data:
         """
         if self.load_in_4bit and self.load_in_8bit:
             raise click.UsageError("--load-in-4bit or --load-in-8bit, not both.")
-        if self.is_yaml and (self.base_model or self.load_in_4bit or self.load_in_8bit):
+        own = (self.base_model, self.load_in_4bit, self.load_in_8bit, self.sequence_len)
+        if self.is_yaml and any(own):
             raise click.UsageError(
-                "the YAML says which base is loaded and how: leave out --base-model, "
-                "--load-in-4bit and --load-in-8bit."
+                "the YAML says which base is loaded and how, and how long rows are: leave out "
+                "--base-model, --load-in-4bit, --load-in-8bit and --sequence-len."
             )
 
 
@@ -97,6 +101,11 @@ def data_options(command: Callable[..., Any]) -> Callable[..., Any]:
             help="Rows of the data to run, shared out over its tasks.",
         ),
         click.option("--seed", type=click.IntRange(min=0), default=0, help="Which rows are drawn."),
+        click.option(
+            "--sequence-len",
+            type=click.IntRange(min=2),
+            help="Tokens that a row of a JSON lines file is cut to; by default 2048.",
+        ),
         click.option(
             "--base-model",
             type=ModelName(),
@@ -144,6 +153,7 @@ def load_trained(folder: Path, data: Data, eval_data: Path | None = None) -> Tra
         ValueError: If the adapter, the base or the data cannot be read, or do not fit.
     """
     from ..evaluation import load_adapted, load_base, load_tokenizer, read_rows
+    from ..evaluation.samples import SEQUENCE_LEN
     from ..threads import leave_busy_cores
 
     config = check_adapter(folder)
@@ -155,7 +165,8 @@ def load_trained(folder: Path, data: Data, eval_data: Path | None = None) -> Tra
         if not name:
             raise ValueError(f"{folder} does not say what its base model is: add --base-model.")
         tokenizer = load_tokenizer(folder, name)
-        return read_rows(path, tokenizer, data.samples, seed=data.seed)
+        length = data.sequence_len or SEQUENCE_LEN
+        return read_rows(path, tokenizer, data.samples, seed=data.seed, sequence_len=length)
 
     held_out = rows_of(eval_data) if eval_data is not None else []
     if data.is_yaml:

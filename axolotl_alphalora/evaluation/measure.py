@@ -19,7 +19,7 @@ from ..adapter.functional import route, weigh
 from ..adapter.usage import RouterUsage, UsageMeter, combine
 from ..hosts.constants import IGNORED
 from ..inspection import ALL
-from ..samples import Sample
+from ..samples import Sample, explained
 from ..threads import one_thread
 
 
@@ -121,7 +121,7 @@ def calibrate(
     hooks = [layer.register_forward_pre_hook(note) for layer in layers]
     try:
         for sample in _each(samples, progress):
-            model(**inputs_for(model, sample))
+            _run(model, inputs_for(model, sample))
     finally:
         for hook in hooks:
             hook.remove()
@@ -173,7 +173,7 @@ def router_usage(
             meter = UsageMeter()
             balancer.usage = {"eval": meter}
             for sample in _each([one for one in samples if one.task == task], progress):
-                model(**inputs_for(model, sample))
+                _run(model, inputs_for(model, sample))
             found = meter.pop(routers)
             tasks[task] = {name.rpartition(".")[0]: usage for name, usage in found.items()}
     finally:
@@ -277,6 +277,11 @@ def losses_by_task(
     return sums
 
 
+def _run(model: Any, inputs: dict[str, Tensor], **options: Any) -> Any:
+    with explained(model, inputs["input_ids"], "a row"):
+        return model(**inputs, **options)
+
+
 def _each(samples: Sequence[Sample], progress: Callable[[Sample], None] | None) -> Iterator[Sample]:
     """Each sample; progress is told once it has been used."""
     for sample in samples:
@@ -295,5 +300,5 @@ def _with_answers(model: Any, sample: Sample) -> tuple[dict[str, Tensor], Tensor
 
 def _log_probabilities(model: Any, inputs: dict[str, Tensor], places: Tensor) -> Tensor:
     """Log-probabilities of the next token at some places of one sequence: [P, V], fp32."""
-    logits = model(**inputs, use_cache=False).logits[0, places]
+    logits = _run(model, inputs, use_cache=False).logits[0, places]
     return F.log_softmax(logits.float(), dim=-1)

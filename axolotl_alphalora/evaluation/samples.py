@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from itertools import takewhile
@@ -16,7 +17,9 @@ from jinja2 import TemplateError
 from ..hosts.constants import IGNORED
 from ..samples import Sample, share_out
 
-TASK = "task"
+TASK, ASSISTANT = "task", "assistant"
+SEQUENCE_LEN = 2048
+"""Tokens that a row is cut to by default."""
 _ALL = "data"
 _BAD_ROW = (ValueError, TypeError, KeyError, IndexError, AttributeError)
 
@@ -36,47 +39,76 @@ _WITHOUT_INPUT = (
 
 
 def read_rows(
-    path: Path, tokenizer: Any, count: int, *, seed: int = 0, sequence_len: int = 2048
+    path: Path, tokenizer: Any, count: int, *, seed: int = 0, sequence_len: int = SEQUENCE_LEN
 ) -> list[Sample]:
     """Draw rows of a file, shared out over its tasks as evenly as can be.
 
-    A row is one JSON object with `messages` (labels on the last one, by the tokenizer's chat
-    template), `instruction`, `output` and maybe `input` (Axolotl's `alpaca` prompt; labels on the
-    output), `prompt` and `completion`, `text` (labels everywhere), or `input_ids` and maybe
-    `labels`. The column `task`, where there is one, names the row's task.
+    A row is one JSON object with `messages` (labels on the assistant's last one, by the tokenizer's
+    chat template; what follows it is left out), `instruction`, `output` and maybe `input`
+    (Axolotl's `alpaca` prompt; labels on the output), `prompt` and `completion`, `text` (labels
+    everywhere), or `input_ids` and maybe `labels`. The column `task`, where there is one, names
+    the row's task.
 
     Args:
         path: The file.
         tokenizer: The adapter's tokenizer.
         count: Rows in all.
         seed: Of the drawing.
-        sequence_len: Rows are cut to this many tokens; those without a label left are passed over.
+        sequence_len: Rows are cut to this many tokens; those without a label left are passed over,
+            with a warning, and others drawn. So are rows that are there twice, without one.
 
     Returns:
         The samples, task by task; `inputs` holds `input_ids` and `labels`, int64 [1, T].
 
     Raises:
-        ValueError: If a line is no such row (names file and line), or none can be used.
+        ValueError: If a line is no such row (names file and line), none can be used, or there are
+            more tasks than rows are to be drawn.
     """
     rows: dict[str, list[tuple[int, dict[str, Any]]]] = defaultdict(list)
     for number, row in _objects(path):
         rows[str(row.get(TASK, _ALL))].append((number, row))
+    if len(rows) > count:
+        raise ValueError(
+            f"{path} has {len(rows)} tasks (column `{TASK}`), more than the {count} rows that are "
+            "to be drawn (--samples)."
+        )
     random = np.random.default_rng(seed)
-    samples = []
+    samples, without = [], 0
     for task, share in share_out(count, {task: len(found) for task, found in rows.items()}).items():
-        for index in random.permutation(len(rows[task]))[:share]:
+        kept: dict[tuple[tuple[int, ...], ...], None] = {}
+        for index in random.permutation(len(rows[task])):
+            if len(kept) == share:
+                break
             number, row = rows[task][index]
-            try:
-                ids, labels = _encode(row, tokenizer, sequence_len)
-            except (*_BAD_ROW, TemplateError) as error:
-                raise ValueError(f"{path}, line {number}: {error}") from error
-            ids, labels = ids[:sequence_len], labels[:sequence_len]
-            if any(label != IGNORED for label in labels[1:]):
-                inputs = {"input_ids": torch.tensor([ids]), "labels": torch.tensor([labels])}
-                samples.append(Sample(task, inputs))
+            found = _encoded(row, f"{path}, line {number}", tokenizer, sequence_len)
+            if any(label != IGNORED for label in found[1][1:]):
+                kept[found] = None
+            else:
+                without += 1
+        for one in kept:
+            ids, labels = (torch.tensor([numbers]) for numbers in one)
+            samples.append(Sample(task, {"input_ids": ids, "labels": labels}))
+    where = f"within the first {sequence_len} tokens (--sequence-len)"
     if not samples:
-        raise ValueError(f"{path} has no row with a token to predict.")
+        raise ValueError(f"{path} has no row with a token to predict {where}.")
+    if without:
+        warnings.warn(
+            f"{path}: {without} rows have no token to predict {where}; others were drawn in their "
+            "place where there are any.",
+            stacklevel=2,
+        )
     return samples
+
+
+def _encoded(
+    row: Mapping[str, Any], where: str, tokenizer: Any, sequence_len: int
+) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """A row's tokens and labels, cut to a length."""
+    try:
+        ids, labels = _encode(row, tokenizer, sequence_len)
+    except (*_BAD_ROW, TemplateError) as error:
+        raise ValueError(f"{where}: {error}") from error
+    return tuple(ids[:sequence_len]), tuple(labels[:sequence_len])
 
 
 def _objects(path: Path) -> list[tuple[int, dict[str, Any]]]:
@@ -120,6 +152,10 @@ def _messages(row: Mapping[str, Any], tokenizer: Any, sequence_len: int) -> Enco
     messages: Sequence[Mapping[str, str]] = row["messages"]
     if tokenizer.chat_template is None:
         raise ValueError("the row has messages, but the tokenizer has no chat template.")
+    answers = [place for place, one in enumerate(messages) if one["role"] == ASSISTANT]
+    if not answers or answers[-1] == 0:
+        raise ValueError(f"no message of the role {ASSISTANT!r} follows another one.")
+    messages = messages[: answers[-1] + 1]
 
     def tokens(part: Sequence[Mapping[str, str]], prompt: bool) -> list[int]:
         text = tokenizer.apply_chat_template(part, tokenize=False, add_generation_prompt=prompt)
@@ -133,12 +169,16 @@ def _messages(row: Mapping[str, Any], tokenizer: Any, sequence_len: int) -> Enco
 
 
 def _completion(row: Mapping[str, Any], tokenizer: Any, sequence_len: int) -> Encoded:
-    prompt = tokenizer(row["prompt"])["input_ids"]
-    if prompt[-1:] == [tokenizer.eos_token_id]:
+    eos = tokenizer.eos_token_id
+    prompt, plain = (
+        tokenizer(row["prompt"], add_special_tokens=special)["input_ids"]
+        for special in (True, False)
+    )
+    if prompt[-1:] == [eos] and plain[-1:] != [eos]:  # the tokenizer's, not the row's
         prompt = prompt[:-1]
     answer = tokenizer(row["completion"], add_special_tokens=False)["input_ids"]
-    if tokenizer.eos_token_id is not None:
-        answer = [*answer, tokenizer.eos_token_id]
+    if eos is not None and answer[-1:] != [eos]:
+        answer = [*answer, eos]
     return [*prompt, *answer], [IGNORED] * len(prompt) + answer
 
 

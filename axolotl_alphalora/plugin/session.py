@@ -33,10 +33,11 @@ class HostModel:
 
     Args:
         config: The Axolotl YAML.
+        halves: Whether plans by either half of the samples will be asked for, too.
     """
 
-    def __init__(self, config: Path) -> None:
-        self._config = config
+    def __init__(self, config: Path, halves: bool = False) -> None:
+        self._config, self._halves = config, halves
         # The host keeps a changed tokenizer there, and reads it again.
         self._output = TemporaryDirectory()
         self._loaded: tuple[Any, Any] | None = None
@@ -51,7 +52,7 @@ class HostModel:
 
         with _host_output():
             cfg, model = self._load(PLAN_FIRST)
-            return plan_from_model(request, model, None, on_samples(cfg, model, halves=True))
+            return plan_from_model(request, model, None, on_samples(cfg, model, self._halves))
 
     def base(self, advice: str) -> Any:
         """Return the base model, without an adapter.

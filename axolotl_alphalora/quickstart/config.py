@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
+from typing import Any
 
 from ..files import write_whole
 from ..planning.keys import read_yaml
@@ -88,13 +90,21 @@ auto_resume_from_checkpoints: true  # continue from the last checkpoint in outpu
 
 @dataclass(frozen=True)
 class RunConfig:
-    """What the quickstart needs to know of the YAML; `edited` if it is not as it was written."""
+    """What the quickstart needs to know of the YAML.
+
+    Attributes:
+        data: Files and directories on this machine that the datasets are read from.
+        bits: What the base is quantised to: 4, 8, or 0 if it is not.
+        edited: Whether it is not as it was written.
+    """
 
     path: Path
     base_model: str
     output_dir: Path
     max_steps: int | None
     sequence_len: int
+    data: tuple[Path, ...]
+    bits: int
     edited: bool
 
 
@@ -152,8 +162,21 @@ def read_config(path: Path) -> RunConfig:
         output_dir=Path(values["output_dir"]).expanduser().absolute(),
         max_steps=values.get("max_steps"),
         sequence_len=values.get("sequence_len") or 2048,
+        data=tuple(path for path in _named(values) if path.exists()),
+        bits=4 if values.get("load_in_4bit") else 8 if values.get("load_in_8bit") else 0,
         edited=is_edited(path),
     )
+
+
+def _named(values: Mapping[str, Any]) -> Iterator[Path]:
+    """Where the datasets may be, if they are on this machine."""
+    for key in ("datasets", "test_datasets"):
+        for row in values.get(key) or ():
+            given = row.get("data_files") if isinstance(row, dict) else None
+            path = row.get("path") if isinstance(row, dict) else None
+            for one in (path, *([given] if isinstance(given, str) else given or ())):
+                if isinstance(one, str):
+                    yield Path(one).expanduser().absolute()
 
 
 def _seal(text: str) -> str:

@@ -1,6 +1,6 @@
 """Reload a saved adapter with plain PEFT, measure it against its base model, and write its probe.
 
-    python -m axolotl_alphalora.quickstart.evaluate ADAPTER DATA.jsonl SEQUENCE_LEN RESULT.json
+    python -m axolotl_alphalora.quickstart.evaluate ADAPTER DATA.jsonl SEQUENCE_LEN BITS RESULT.json
 
 Axolotl is not imported: what this reads is what any program can read.
 """
@@ -21,14 +21,21 @@ if TYPE_CHECKING:
 ANSWER_TOKENS = 32
 
 
-def load(adapter: Path) -> tuple[Any, Any]:
-    """Load a saved adapter on its base model, in evaluation mode, and the tokenizer."""
+def load(adapter: Path, bits: int = 0) -> tuple[Any, Any]:
+    """Load a saved adapter on its base model, in evaluation mode, and the tokenizer.
+
+    Args:
+        adapter: The adapter's directory.
+        bits: What the base is quantised to, as in the run: 4 (nf4), 8 (int8) or 0.
+    """
     from peft import PeftConfig
 
     from ..evaluation import load_adapted, load_base, load_tokenizer
 
-    base = PeftConfig.from_pretrained(str(adapter)).base_model_name_or_path or ""
-    return load_adapted(load_base(base), adapter), load_tokenizer(adapter, base)
+    config = PeftConfig.from_pretrained(str(adapter))
+    name = config.base_model_name_or_path or ""
+    base = load_base(name, revision=config.revision, load_in_4bit=bits == 4, load_in_8bit=bits == 8)
+    return load_adapted(base, adapter), load_tokenizer(adapter, name)
 
 
 def evaluate(model: Any, tokenizer: Any, data: Path, sequence_len: int) -> dict[str, Any]:
@@ -122,9 +129,9 @@ def _answer(model: Any, tokenizer: Any, row: dict[str, str]) -> str:
 
 
 if __name__ == "__main__":
-    adapter, data, sequence_len, result = sys.argv[1:]
+    adapter, data, sequence_len, bits, result = sys.argv[1:]
     try:
-        model, tokenizer = load(Path(adapter))
+        model, tokenizer = load(Path(adapter), int(bits))
         rows = Path(data), int(sequence_len)
         found = evaluate(model, tokenizer, *rows)
         write_whole(Path(adapter) / PROBE, ask(model, tokenizer, *rows))

@@ -122,7 +122,8 @@ class Quickstart:
             config = write_config(self.directory, base_model, steps)
             for line in (*self.rows, f"{config.path}{_EDITED if config.edited else ''}"):
                 self._say(line)
-        made_from = _digest(__version__, config.path, *self.rows, Path(config.base_model))
+        own = [_stats(path) for path in config.data if path not in self.rows]
+        made_from = _digest(__version__, config.path, *self.rows, Path(config.base_model), *own)
         with self._timed("3/5 plan: experts per block, from the weights' spectra", "plan"):
             plan = self.plan(config, made_from)
             print_plan(plan, self.console)
@@ -177,13 +178,14 @@ class Quickstart:
 
     def evaluate(self, config: RunConfig) -> dict[str, Any]:
         """Measure the adapter and write its probe, unless that was done with these very files."""
-        result, limit = self.directory / "evaluation.json", str(config.sequence_len)
-        made_from = _digest(*self.rows, config.output_dir, config.base_model, limit)
+        result = self.directory / "evaluation.json"
+        limit, bits = str(config.sequence_len), str(config.bits)
+        made_from = _digest(*self.rows, config.output_dir, config.base_model, limit, bits)
         if self._is_done("evaluate", made_from, result, config.output_dir / PROBE):
             self._skip("evaluate", f"{result} (evaluated before)")
         else:
             program = f"{__package__}.evaluate"
-            command = [program, config.output_dir, self.rows[1], limit, result]
+            command = [program, config.output_dir, self.rows[1], limit, bits, result]
             self._do("evaluate", made_from, command, config)
         return _read_json(result)
 
@@ -316,7 +318,17 @@ def _digest(*parts: str | Path) -> str:
         elif isinstance(part, Path) and part.is_dir():
             files = sorted(path for path in part.iterdir() if path.suffix in _DIGESTED)
             files = [path for path in files if path.name != PROBE]  # written from the others
-            stats = [(p.name, p.stat().st_size, p.stat().st_mtime_ns) for p in files]
-            content = json.dumps(stats).encode()
+            content = _stats(*files).encode()
         sha.update(sha256(content).digest())
     return sha.hexdigest()[:16]
+
+
+def _stats(*paths: Path) -> str:
+    """Names, sizes and times of files, and of all files in directories."""
+    files = [
+        file
+        for path in paths
+        for file in (sorted(path.rglob("*")) if path.is_dir() else [path])
+        if file.is_file()
+    ]
+    return json.dumps([(f.name, f.stat().st_size, f.stat().st_mtime_ns) for f in files])

@@ -6,6 +6,7 @@ import inspect
 import warnings
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -102,24 +103,47 @@ class Passes:
             read: Takes what the model returns; what it returns is returned.
 
         Raises:
-            ValueError: If the model fails on a sample that is longer than its config's
-                `max_position_embeddings`.
+            ValueError: See `explained`.
         """
         enabled = self._autocast is not None
-        try:
+        with explained(self._model, inputs["input_ids"], label):
             with torch.autocast(self._device.type, dtype=self._autocast, enabled=enabled):
                 output = self._model(**inputs, **self._options)
             return read(output)
-        except torch.OutOfMemoryError:
-            raise
-        except (IndexError, RuntimeError) as error:
-            length, limit = inputs["input_ids"].shape[-1], _positions(self._model)
-            if limit is None or length <= limit:
-                raise
+
+
+@contextmanager
+def explained(model: Any, input_ids: Tensor, label: str) -> Iterator[None]:
+    """Say why a model fails on a sample, where that can be seen from its tokens.
+
+    Args:
+        model: The model.
+        input_ids: The sample's tokens, [1, T].
+        label: What the sample is called in an error.
+
+    Raises:
+        ValueError: In the place of what the model raises, if the sample is longer than its config's
+            `max_position_embeddings`, or has a token that it has no embedding for.
+    """
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        raise
+    except (IndexError, RuntimeError) as error:
+        length, limit = input_ids.shape[-1], _positions(model)
+        largest, rows = int(input_ids.max()), len(model.get_input_embeddings().weight)
+        if largest >= rows:
             raise ValueError(
-                f"The model fails on {label}, which has {length} tokens: its config allows for "
-                f"{limit} (`max_position_embeddings`). Set `sequence_len` to {limit} or less."
+                f"The model has {rows} embeddings, and {label} has the token {largest}: the rows "
+                "were made with another tokenizer."
             ) from error
+        if limit is None or length <= limit:
+            raise
+        raise ValueError(
+            f"The model fails on {label}, which has {length} tokens: its config allows for "
+            f"{limit} (`max_position_embeddings`). Set `sequence_len` (`--sequence-len` for a "
+            f"JSON lines file) to {limit} or less."
+        ) from error
 
 
 def numbered(

@@ -3,9 +3,12 @@
 import json
 
 import pytest
+import torch
 
-from axolotl_alphalora.cli.export import _GGUF_TYPES, _METHODS
+from axolotl_alphalora.cli.export import _GGUF_TYPES, _METHODS, _split
+from axolotl_alphalora.cli.trained import Data, Trained
 from axolotl_alphalora.export import DEFAULT_METHOD, GGUF_TYPES, METHODS
+from axolotl_alphalora.samples import Sample
 from helpers.inspecting import write_adapter
 
 
@@ -71,9 +74,20 @@ def test_options_that_make_no_sense(run, adapter, rows, tmp_path, options, messa
 def test_a_yaml_decides_the_base(run, adapter, tmp_path):
     config = tmp_path / "config.yml"
     config.write_text("base_model: x\n")
-    options = ["--data", config, "--base-model", "y"]
-    found = run("export", adapter, "--output", tmp_path / "lora", *options)
-    assert found.exit_code == 2 and "the YAML says which base" in found.output
+    for options in (["--base-model", "y"], ["--sequence-len", 9]):
+        place = ["--output", tmp_path / "lora", "--data", config]
+        found = run("export", adapter, *place, *options)
+        assert found.exit_code == 2 and "the YAML says which base" in found.output
+
+
+def test_what_was_fitted_on_is_not_measured_on(tmp_path):
+    """A row of `--eval-data` that is among those of `--data` is left out of the price."""
+    own, other = (Sample("a", {"input_ids": torch.tensor([[1, 2, n]])}) for n in (3, 4))
+    again = Sample("b", {"input_ids": torch.tensor([[1, 2, 3]])})
+    data, file = Data(tmp_path / "rows.jsonl", 4, 0), tmp_path / "eval.jsonl"
+    assert _split(Trained(None, [own], [again, other], "base"), data, file)[:2] == ([own], [other])
+    with pytest.raises(ValueError, match="eval.jsonl has no row that .*rows.jsonl has not"):
+        _split(Trained(None, [own], [again], "base"), data, file)
 
 
 def test_the_methods_are_those_of_the_export():

@@ -3,7 +3,10 @@
 import json
 import re
 
+import pytest
+
 from axolotl_alphalora.allocation import Plan
+from axolotl_alphalora.plugin import session
 from axolotl_alphalora.report.plan_sentences import budget_line
 from helpers.plan_command import config, plan
 
@@ -101,3 +104,19 @@ def test_why_something_is_left_is_said_of_our_own_strategies_only(tmp_path, mode
     theirs = ours.model_copy(update={"strategy": strategy})
     assert budget_line(ours).endswith(" are left over: no further expert fits.")
     assert budget_line(theirs).endswith(" are left over.")
+
+
+@pytest.mark.parametrize("compared", [(), ("--compare", "uniform")])
+def test_halves_of_the_samples_are_measured_for_a_comparison_alone(
+    tmp_path, model, monkeypatch, compared
+):
+    class Host:
+        def __init__(self, path, halves):
+            self.halves = halves
+
+        def plan(self, request):
+            raise ValueError(f"halves: {self.halves}")
+
+    monkeypatch.setattr(session, "HostModel", Host)
+    asked = plan(config(tmp_path, model, alphalora={"allocation": "eva"}), *compared)
+    assert asked.exit_code == 1 and f"halves: {bool(compared)}" in asked.output

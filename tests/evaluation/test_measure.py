@@ -2,8 +2,16 @@
 
 import pytest
 import torch
+from peft import get_peft_model
+from transformers import GPT2Config, GPT2LMHeadModel
 
-from axolotl_alphalora.evaluation import losses_by_task
+from axolotl_alphalora.adapter import AlphaLoraConfig
+from axolotl_alphalora.evaluation import (
+    calibrate,
+    losses_by_task,
+    measure_divergence,
+    router_usage,
+)
 from axolotl_alphalora.samples import Sample
 from helpers.balancing import adapted
 
@@ -36,3 +44,27 @@ def test_losses_are_summed_over_the_labelled_tokens_of_each_task(tiny_llama):
         assert loss == pytest.approx(want[task][0], rel=1e-5)
     with model.disable_adapter():
         assert losses_by_task(model, samples())["b"][0] != pytest.approx(found["b"][0], rel=1e-3)
+
+
+def one(ids):
+    ids = torch.tensor([ids])
+    return [Sample("a", {"input_ids": ids, "labels": ids})]
+
+
+@pytest.mark.parametrize(
+    "measure",
+    [losses_by_task, measure_divergence, calibrate, router_usage],
+    ids=lambda f: f.__name__,
+)
+def test_why_a_model_cannot_read_a_row_is_said(measure):
+    base = GPT2LMHeadModel(GPT2Config(vocab_size=97, n_positions=16, n_embd=32, n_layer=1, n_head=2))
+    config = {"r": 2, "num_experts": 2, "target_modules": ["c_attn"], "task_type": "CAUSAL_LM"}
+    model = get_peft_model(base, AlphaLoraConfig(**config))
+    with pytest.raises(
+        ValueError, match=r"has 17 tokens: its config allows for 16 .*--sequence-le"
+    ):
+        measure(model, one([1] * 17))
+    with pytest.raises(
+        ValueError, match="has 97 embeddings, and a row has the token 97: .*tokenizer"
+    ):
+        measure(model, one([1, 97]))

@@ -52,6 +52,18 @@ def answer(sample, tokenizer):
             },
             "ha</s>",
         ),
+        (
+            {
+                "messages": [
+                    {"role": "user", "content": "hi"},
+                    {"role": "assistant", "content": "ho"},
+                    {"role": "user", "content": "hm"},
+                ]
+            },
+            "ho</s>",
+        ),
+        ({"prompt": "two ", "completion": "four</s>"}, "four</s>"),
+        ({"prompt": "two</s>", "completion": "four"}, "four</s>"),
         ({"input_ids": [5, 6, 7], "labels": [-100, -100, 7]}, None),
     ],
 )
@@ -114,8 +126,28 @@ def test_rows_are_shared_out_over_tasks_and_the_seed_decides(tmp_path, tokenizer
 def test_long_rows_are_cut_and_those_without_a_label_left_are_not_used(tmp_path, tokenizer):
     long = {"prompt": "x" * 50, "completion": "y"}
     path = write(tmp_path / "rows.jsonl", long, {"text": "z" * 50})
-    (sample,) = read_rows(path, tokenizer, 4, sequence_len=10)
+    with pytest.warns(match=r"1 rows have no token to predict within the first 10 tokens \(--seq"):
+        (sample,) = read_rows(path, tokenizer, 4, sequence_len=10)
     assert sample.inputs["input_ids"].shape == (1, 10)
+
+
+def test_others_are_drawn_for_rows_that_cannot_be_used(tmp_path, tokenizer):
+    """Too long ones and those that are there twice: each task gets its share all the same."""
+    rows = [{"prompt": "x" * 50, "completion": str(i), "task": "long"} for i in range(6)]
+    rows += [{"text": f"a{i % 4}", "task": "long"} for i in range(12)]
+    rows += [{"text": f"b{i}", "task": "short"} for i in range(9)]
+    path = write(tmp_path / "rows.jsonl", *rows)
+    with pytest.warns(match="have no token to predict"):
+        found = read_rows(path, tokenizer, 8, sequence_len=10)
+    assert [sample.task for sample in found] == ["long"] * 4 + ["short"] * 4
+    texts = [tuple(sample.inputs["input_ids"][0].tolist()) for sample in found]
+    assert len(set(texts)) == 8
+
+
+def test_an_end_that_the_row_itself_wrote_stays(tmp_path, tokenizer):
+    path = write(tmp_path / "rows.jsonl", {"prompt": "two</s>", "completion": "four</s>"})
+    (sample,) = read_rows(path, tokenizer, 4)
+    assert tokenizer.decode(sample.inputs["input_ids"][0]).count("</s>") == 2
 
 
 @pytest.mark.parametrize(
@@ -128,6 +160,15 @@ def test_long_rows_are_cut_and_those_without_a_label_left_are_not_used(tmp_path,
         ('{"text": ""}\n', "no row with a token to predict"),
         ('{"instruction": "x", "output": null}\n', "line 1: "),
         ('{"messages": null}\n', "line 1: "),
+        ('{"messages": [{"role": "user", "content": "a"}]}\n', "line 1: no message of the role"),
+        (
+            '{"messages": [{"role": "assistant", "content": "a"}]}\n',
+            "line 1: no message of the role 'assistant' follows another",
+        ),
+        (
+            "".join(f'{{"text": "a", "task": "{task}"}}\n' for task in "abcde"),
+            r"has 5 tasks \(column `task`\), more than the 4 rows",
+        ),
         ('{"input_ids": [1, 2], "labels": [1]}\n', "line 1: 2 input_ids, but 1 labels"),
     ],
 )

@@ -67,6 +67,23 @@ def test_odd_paths_survive(tmp_path):
     assert config.output_dir == folder / "adapter"
 
 
+def test_what_an_edit_says_of_data_and_base_is_read(tmp_path):
+    config = write_config(tmp_path, "model", 3)
+    assert config.bits == 0 and config.data == (), "the rows are written later"
+    (tmp_path / "mine.jsonl").write_text("{}\n")
+    (tmp_path / "more").mkdir()
+    text = config.path.read_text().replace("# load_in_4bit", "load_in_4bit")
+    text = text.replace(str(tmp_path / "train.jsonl"), str(tmp_path / "mine.jsonl"))
+    more = (
+        f"test_datasets: [{{path: json, data_files: [{tmp_path / 'more'}, gone]}}, {{path: hub/x}}]"
+    )
+    config.path.write_text(text + more)
+    found = read_config(config.path)
+    assert found.bits == 4 and found.data == (tmp_path / "mine.jsonl", tmp_path / "more")
+    config.path.write_text(text.replace("load_in_4bit", "load_in_8bit"))
+    assert read_config(config.path).bits == 8
+
+
 def test_ours_is_rewritten_for_other_steps(tmp_path):
     assert write_config(tmp_path, "model", 40).max_steps == 40
     config = write_config(tmp_path, "other", 7)

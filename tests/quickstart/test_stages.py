@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -162,6 +163,10 @@ def test_what_is_done_is_done_once_and_again_when_its_input_changes(
     whole = ["planning", "training", "evaluating"]
     assert everything("run") == (whole, [])
     assert everything("run") == ([], ["train", "evaluate"])
+    quantised = replace(config, bits=4)
+    start().evaluate(quantised)
+    assert programs == ["evaluating"], "its base is another one"
+    assert everything("run")[0] == ["evaluating"]
     (tmp_path / "plan.json").unlink()
     assert everything("run")[0] == ["planning"]
     rows[1].write_text('{"more": 1}\n')
@@ -197,4 +202,11 @@ def test_a_run_depends_on_its_config_data_and_model(tmp_path, tiny_model, consol
     others.add(digest(copied, 40))
     (tmp_path / "train.jsonl").write_text("{}\n")
     others.add(digest(copied, 40))
-    assert len(others | {first}) == 5
+    mine, path = tmp_path / "mine.jsonl", tmp_path / "config.yml"
+    mine.write_text("{}\n")
+    path.write_text(path.read_text().replace(str(tmp_path / "train.jsonl"), str(mine)))
+    others.add(digest(copied, 40))
+    mine.write_text('{"more": 1}\n')
+    others.add(digest(copied, 40))
+    assert digest(copied, 40) in others
+    assert len(others | {first}) == 7

@@ -104,7 +104,15 @@ def test_a_module_without_gradients_in_a_checkpoint_is_refused(tiny, sequence, r
 def test_an_error_within_the_models_positions_is_not_put_down_to_them(tiny, linears, sequence):
     model, sample = tiny("gpt2"), sequence(64)
     sample.inputs["input_ids"][0, 3] = 48
-    with pytest.raises(IndexError, match="index out of range"):
+    with pytest.raises(ValueError, match="has 48 embeddings, and sample 1 .* has the token 48"):
+        measure_sensitivity(model, linears(model), [sample])
+
+    def fail(*_):
+        raise IndexError("another one")
+
+    sample.inputs["input_ids"][0, 3] = 1
+    model.register_forward_pre_hook(fail)
+    with pytest.raises(IndexError, match="another one"):
         measure_sensitivity(model, linears(model), [sample])
 
 
