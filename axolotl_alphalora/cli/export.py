@@ -194,8 +194,7 @@ def _split(
 ) -> tuple[list[Any], list[Any], str]:
     """Rows to calibrate on, rows to measure on, and what the latter are."""
     if eval_data is not None:
-        fitted = {_tokens(row) for row in trained.rows}
-        unseen = [row for row in trained.held_out if _tokens(row) not in fitted]
+        unseen = _unseen(trained.held_out, trained.rows)
         if not unseen:
             raise ValueError(
                 f"--eval-data {eval_data} has no row that {data.source} has not: give others."
@@ -206,9 +205,18 @@ def _split(
     if len(trained.rows) < 2:
         raise ValueError(f"{data.source} has one row; two are needed, or --eval-data.")
     what = f"every second row of {data.source}"
-    return trained.rows[::2], trained.rows[1::2], what
+    fitted = trained.rows[::2]
+    unseen = _unseen(trained.rows[1::2], fitted)
+    if not unseen:
+        raise ValueError(f"{data.source} has the same row for several tasks and no other.")
+    return fitted, unseen, what
 
 
-def _tokens(row: Any) -> tuple[int, ...]:
-    """What tells a row from another."""
-    return tuple(row.inputs["input_ids"].flatten().tolist())
+def _unseen(rows: list[Any], fitted: list[Any]) -> list[Any]:
+    """The rows whose tokens are those of none of the others."""
+
+    def tokens(row: Any) -> tuple[int, ...]:
+        return tuple(row.inputs["input_ids"].flatten().tolist())
+
+    seen = set(map(tokens, fitted))
+    return [row for row in rows if tokens(row) not in seen]

@@ -120,8 +120,9 @@ def _check(
         raise click.UsageError(
             "--write, --base-model and --load-in-... are for a directory, not for a server."
         )
-    is_place = _is_url(target) or Path(expanded(target)).is_dir()
-    if is_place and not _is_url(target) and model is not None:
+    if not _is_url(target) and ":" in target and not Path(expanded(target)).is_dir():
+        raise click.UsageError(f"{target} is no directory; a server's address begins with http://")
+    if not _is_url(target) and model is not None:
         raise click.UsageError("--model is the name of a server's model, and this is a directory.")
     if write != (source is not None):
         raise click.UsageError("--write and --data belong together: rows make the prompts.")
@@ -131,10 +132,6 @@ def _check(
         raise click.UsageError("name the file that says what to ask: --probe DIR/probe.json")
     if not write and file is not None and not file.exists():
         raise click.UsageError(f"--probe {file}: there is no such file.")
-    if not is_place:
-        raise click.UsageError(
-            f"there is no directory {target}; a server's address begins with http:// or https://"
-        )
 
 
 def _write(adapter: Path, file: Path | None, data: Data, console: Console) -> None:

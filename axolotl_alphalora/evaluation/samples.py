@@ -174,12 +174,17 @@ def _completion(row: Mapping[str, Any], tokenizer: Any, sequence_len: int) -> En
         tokenizer(row["prompt"], add_special_tokens=special)["input_ids"]
         for special in (True, False)
     )
-    if prompt[-1:] == [eos] and plain[-1:] != [eos]:  # the tokenizer's, not the row's
+    if _ends(prompt, eos) > _ends(plain, eos):  # the tokenizer's, not the row's
         prompt = prompt[:-1]
     answer = tokenizer(row["completion"], add_special_tokens=False)["input_ids"]
     if eos is not None and answer[-1:] != [eos]:
         answer = [*answer, eos]
     return [*prompt, *answer], [IGNORED] * len(prompt) + answer
+
+
+def _ends(ids: Sequence[int], eos: int | None) -> int:
+    """How many tokens at the end are the one that ends a text."""
+    return sum(1 for _ in takewhile(lambda token: token == eos, reversed(ids)))
 
 
 def _text(row: Mapping[str, Any], tokenizer: Any, sequence_len: int) -> Encoded:

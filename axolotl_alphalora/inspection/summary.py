@@ -42,10 +42,9 @@ def specialisation(by_task: Sequence[RouterUsage]) -> float | None:
     """Return how much of a token's task one router's choice of expert gives away.
 
     It is the mutual information between task and expert, every task counting as much as any other
-    (the Jensen-Shannon divergence of their shares), divided by the most that it can be,
-    `ln min(N / k, tasks)`, since no expert of k has more than 1 / k of a task's choices: 0 where
-    all tasks use the experts alike, 1 where an expert tells as much of the task as it can. It is
-    not corrected for chance: few tokens make it larger.
+    (the Jensen-Shannon divergence of their shares), divided by `ln min(N / k, tasks)`, which it
+    cannot exceed, since no expert of k has more than 1 / k of a task's choices: 0 where all tasks
+    use the experts alike, 1 at most. It is not corrected for chance: few tokens make it larger.
 
     Args:
         by_task: What the router decided for each task.

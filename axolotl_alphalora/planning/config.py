@@ -99,7 +99,7 @@ class AlphaLoraConfigBlock(BaseModel):
     min_experts: int | None = Field(
         default=None,
         ge=0,
-        description="Fewest experts that a module may get; unset: 1.",
+        description="Fewest experts that a module may get; unset: 1, `counts`: 0.",
     )
     max_experts: int | None = Field(
         default=None, ge=1, description="Most experts that a module may get; null: no limit."

@@ -6,7 +6,7 @@ import json
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from http.client import HTTPException
+from http.client import HTTPException, InvalidURL
 from typing import Any
 from urllib.error import HTTPError, URLError
 from urllib.request import Request, urlopen
@@ -130,6 +130,8 @@ def _request(url: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
         raise OSError(f"{url} cannot be reached: {error.reason}") from error
     except TimeoutError as error:
         raise OSError(f"{url} has not answered within {_SECONDS:.0f} s") from error
+    except InvalidURL as error:
+        raise ValueError(f"{url} is no address: {error}") from error
     except (HTTPException, ConnectionError) as error:
         raise OSError(
             f"{url} ends the connection without an answer ({type(error).__name__}: {error}). Is "

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from glob import glob
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -162,7 +163,7 @@ def read_config(path: Path) -> RunConfig:
         output_dir=Path(values["output_dir"]).expanduser().absolute(),
         max_steps=values.get("max_steps"),
         sequence_len=values.get("sequence_len") or 2048,
-        data=tuple(path for path in _named(values) if path.exists()),
+        data=tuple(path for one in _named(values) for path in _there(one)),
         bits=4 if values.get("load_in_4bit") else 8 if values.get("load_in_8bit") else 0,
         edited=is_edited(path),
     )
@@ -177,6 +178,13 @@ def _named(values: Mapping[str, Any]) -> Iterator[Path]:
             for one in (path, *([given] if isinstance(given, str) else given or ())):
                 if isinstance(one, str):
                     yield Path(one).expanduser().absolute()
+
+
+def _there(path: Path) -> list[Path]:
+    """What is there of a path or of a pattern."""
+    if path.exists():
+        return [path]
+    return sorted(Path(found) for found in glob(str(path), recursive=True))
 
 
 def _seal(text: str) -> str:

@@ -13,7 +13,7 @@ import os
 import platform
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from hashlib import sha256
 from importlib.metadata import version
@@ -122,7 +122,8 @@ class Quickstart:
             config = write_config(self.directory, base_model, steps)
             for line in (*self.rows, f"{config.path}{_EDITED if config.edited else ''}"):
                 self._say(line)
-        own = [_stats(path) for path in config.data if path not in self.rows]
+        ours = (self.directory, config.output_dir)
+        own = [_stats(path, leave=ours) for path in config.data if path not in self.rows]
         made_from = _digest(__version__, config.path, *self.rows, Path(config.base_model), *own)
         with self._timed("3/5 plan: experts per block, from the weights' spectra", "plan"):
             plan = self.plan(config, made_from)
@@ -323,12 +324,16 @@ def _digest(*parts: str | Path) -> str:
     return sha.hexdigest()[:16]
 
 
-def _stats(*paths: Path) -> str:
-    """Names, sizes and times of files, and of all files in directories."""
+def _stats(*paths: Path, leave: Sequence[Path] = ()) -> str:
+    """Names, sizes and times of files, and of all in directories but for what some others hold."""
     files = [
         file
         for path in paths
-        for file in (sorted(path.rglob("*")) if path.is_dir() else [path])
+        for file in (
+            [one for one in sorted(path.rglob("*")) if not any(map(one.is_relative_to, leave))]
+            if path.is_dir()
+            else [path]
+        )
         if file.is_file()
     ]
     return json.dumps([(f.name, f.stat().st_size, f.stat().st_mtime_ns) for f in files])

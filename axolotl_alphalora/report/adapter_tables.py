@@ -33,7 +33,7 @@ _TERMS = (
     ("dead", "experts with less than a tenth of the fair share"),
     (
         "specialisation",
-        "how much the experts of a token give away its task: 0 nothing, 1 all that they can",
+        "how much the experts of a token give away its task: 0 nothing, 1 at most",
     ),
 )
 _OF_WEIGHTS = 3

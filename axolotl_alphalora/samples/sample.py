@@ -125,18 +125,19 @@ def explained(model: Any, input_ids: Tensor, label: str) -> Iterator[None]:
         ValueError: In the place of what the model raises, if the sample is longer than its config's
             `max_position_embeddings`, or has a token that it has no embedding for.
     """
+    largest = int(input_ids.max())  # after an error on a GPU nothing can be read there
     try:
         yield
     except torch.OutOfMemoryError:
         raise
     except (IndexError, RuntimeError) as error:
-        length, limit = input_ids.shape[-1], _positions(model)
-        largest, rows = int(input_ids.max()), len(model.get_input_embeddings().weight)
-        if largest >= rows:
+        weight = getattr(model.get_input_embeddings(), "weight", None)
+        if weight is not None and largest >= len(weight):
             raise ValueError(
-                f"The model has {rows} embeddings, and {label} has the token {largest}: the rows "
-                "were made with another tokenizer."
+                f"The model has {len(weight)} embeddings, and {label} has the token {largest}: the "
+                "rows were made with another tokenizer."
             ) from error
+        length, limit = input_ids.shape[-1], _positions(model)
         if limit is None or length <= limit:
             raise
         raise ValueError(

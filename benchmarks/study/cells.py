@@ -335,9 +335,9 @@ def _curve_cells(setting: Setting, method: str, done: Mapping[str, Line]) -> Ite
 
 
 def _seeds(
-    setting: Setting, method: str, done: Mapping[str, Line], seeds: Sequence[int] = SEEDS
+    setting: Setting, method: str, done: Mapping[str, Line], seeds: Sequence[int] | None = None
 ) -> Iterator[Cell]:
     rate = best_rate(setting, method, done)
     if rate is not None:
-        for seed in seeds:
+        for seed in SEEDS if seeds is None else seeds:
             yield setting.cell(method, rate, seed)

@@ -12,7 +12,7 @@ from typing import Any
 from axolotl_alphalora.report import evidence
 
 from . import forgetting, results
-from .cells import MAIN, NAMED, PRIMARY, SMALL, TITLES, Setting, further
+from .cells import MAIN, MIXTURE, NAMED, PRIMARY, ROUTERS, SMALL, TITLES, Setting, further
 from .chart import table_of
 from .compare import means
 from .questions import QUESTIONS, planned, tables
@@ -77,7 +77,7 @@ def answer(done: Done) -> str:
 def _told_of_tasks(done: Done) -> Iterator[str]:
     """How much the routers' choices give away of the task, where there are several tasks."""
     for setting in settings(done):
-        found = means(setting, NAMED, done, lambda line: line["routers"])
+        found = means(setting, (MIXTURE, *ROUTERS), done, lambda line: line["routers"])
         told = {method: one[TOLD] for method, one in found.items() if TOLD in one}
         if told:
             shown = ", ".join(f"`{method}` {value:.3f}" for method, value in told.items())

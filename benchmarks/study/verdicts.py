@@ -179,7 +179,12 @@ class Verdicts:
         for default, pairs in DEFAULTS.items():
             known = [self.pairs[pair] for pair in pairs if pair in self.pairs]
             fresh = [self.alone[pair] for pair in pairs if pair in self.alone]
-            better = [one for one in (*known, *fresh) if one.verdict == BETTER]
+            decided = {pair: one for pair, one in self.alone.items() if one.complete}
+            better = [
+                one
+                for one in (decided.get((one.method, one.against), one) for one in known)
+                if one.verdict == BETTER
+            ]
             compared = self.listed(pairs, both=True, whole=True) or "not run yet"
             if fresh:
                 compared += f"; by fresh seeds {_listed(fresh, both=True, whole=True)}"

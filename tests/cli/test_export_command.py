@@ -88,6 +88,10 @@ def test_what_was_fitted_on_is_not_measured_on(tmp_path):
     assert _split(Trained(None, [own], [again, other], "base"), data, file)[:2] == ([own], [other])
     with pytest.raises(ValueError, match="eval.jsonl has no row that .*rows.jsonl has not"):
         _split(Trained(None, [own], [again], "base"), data, file)
+    both = _split(Trained(None, [own, again, own, other], [], "base"), data, None)
+    assert both[:2] == ([own, own], [other])
+    with pytest.raises(ValueError, match="the same row for several tasks"):
+        _split(Trained(None, [own, again], [], "base"), data, None)
 
 
 def test_the_methods_are_those_of_the_export():

@@ -233,6 +233,8 @@ def test_a_server_that_does_not_answer_is_left(monkeypatch):
         url = f"http://127.0.0.1:{server.getsockname()[1]}"
         with pytest.raises(OSError, match=f"{url}/v1/models has not answered within"):
             asking.ask_server(url, ["a"], 1)
+    with pytest.raises(ValueError, match="http://here:80x/v1/models is no address"):
+        asking.ask_server("http://here:80x", ["a"], 1)
 
 
 def test_a_server_that_is_not_there_is_an_error(run, places):
@@ -244,9 +246,8 @@ def test_a_server_that_is_not_there_is_an_error(run, places):
 WRONG = {
     "a server to write": (["http://x", "--write"], "for a directory, not for a server"),
     "a server without a probe": (["http://x"], "--probe DIR/probe.json"),
-    "a directory's name of a model": ([".", "--model", "m"], "this is a directory"),
-    "no directory": (["here"], "there is no directory here"),
-    "a server without http": (["localhost:8000", "--model", "m"], "begins with http:// or https"),
+    "a directory's name of a model": (["here", "--model", "m"], "this is a directory"),
+    "a server without http": (["localhost:8000", "--model", "m"], "begins with http://"),
     "write without rows": (["here", "--write"], "--write and --data belong together"),
     "a probe that is not there": (["here", "--probe", "gone"], "there is no such file"),
 }

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from peft import get_peft_model
+from torch import nn
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from axolotl_alphalora.adapter import AlphaLoraConfig
@@ -57,7 +58,9 @@ def one(ids):
     ids=lambda f: f.__name__,
 )
 def test_why_a_model_cannot_read_a_row_is_said(measure):
-    base = GPT2LMHeadModel(GPT2Config(vocab_size=97, n_positions=16, n_embd=32, n_layer=1, n_head=2))
+    base = GPT2LMHeadModel(
+        GPT2Config(vocab_size=97, n_positions=16, n_embd=32, n_layer=1, n_head=2)
+    )
     config = {"r": 2, "num_experts": 2, "target_modules": ["c_attn"], "task_type": "CAUSAL_LM"}
     model = get_peft_model(base, AlphaLoraConfig(**config))
     with pytest.raises(
@@ -68,3 +71,11 @@ def test_why_a_model_cannot_read_a_row_is_said(measure):
         ValueError, match="has 97 embeddings, and a row has the token 97: .*tokenizer"
     ):
         measure(model, one([1, 97]))
+
+
+def test_what_fails_in_another_way_is_left_as_it_is(tiny_llama, monkeypatch):
+    model = adapted(tiny_llama)
+    monkeypatch.setattr(type(tiny_llama), "get_input_embeddings", lambda self: nn.ModuleList())
+    model.register_forward_pre_hook(lambda *_: (_ for _ in ()).throw(RuntimeError("another one")))
+    with pytest.raises(RuntimeError, match="another one"):
+        losses_by_task(model, one([1, 2]))

@@ -3,6 +3,7 @@
 import json
 
 import pytest
+from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerFast
 
 from axolotl_alphalora.evaluation import read_rows
@@ -148,6 +149,18 @@ def test_an_end_that_the_row_itself_wrote_stays(tmp_path, tokenizer):
     path = write(tmp_path / "rows.jsonl", {"prompt": "two</s>", "completion": "four</s>"})
     (sample,) = read_rows(path, tokenizer, 4)
     assert tokenizer.decode(sample.inputs["input_ids"][0]).count("</s>") == 2
+
+
+@pytest.mark.parametrize(("prompt", "ends"), [("two", 1), ("two</s>", 2)])
+def test_an_end_that_the_tokenizer_adds_to_a_prompt_is_cut(tmp_path, prompt, ends):
+    adds = byte_tokenizer()
+    adds.backend_tokenizer.post_processor = TemplateProcessing(
+        single="$A </s>", special_tokens=[("</s>", adds.eos_token_id)]
+    )
+    assert adds(prompt)["input_ids"].count(adds.eos_token_id) == ends
+    path = write(tmp_path / "rows.jsonl", {"prompt": prompt, "completion": "four"})
+    (sample,) = read_rows(path, adds, 4)
+    assert sample.inputs["input_ids"][0].eq(adds.eos_token_id).sum() == ends
 
 
 @pytest.mark.parametrize(

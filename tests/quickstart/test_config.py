@@ -80,6 +80,9 @@ def test_what_an_edit_says_of_data_and_base_is_read(tmp_path):
     config.path.write_text(text + more)
     found = read_config(config.path)
     assert found.bits == 4 and found.data == (tmp_path / "mine.jsonl", tmp_path / "more")
+    (tmp_path / "more" / "a.jsonl").write_text("{}\n")
+    config.path.write_text(text + more.replace("/more,", "/more/*.jsonl,"))
+    assert read_config(config.path).data[1:] == (tmp_path / "more" / "a.jsonl",)
     config.path.write_text(text.replace("load_in_4bit", "load_in_8bit"))
     assert read_config(config.path).bits == 8
 

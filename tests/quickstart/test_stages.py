@@ -210,3 +210,9 @@ def test_a_run_depends_on_its_config_data_and_model(tmp_path, tiny_model, consol
     others.add(digest(copied, 40))
     assert digest(copied, 40) in others
     assert len(others | {first}) == 7
+    path.write_text(path.read_text().replace(str(mine), str(tmp_path.parent)))
+    last = digest(copied, 40)
+    (tmp_path / "state.json").write_text("{}")
+    assert digest(copied, 40) == last, "what the quickstart writes is no data"
+    (tmp_path.parent / f"{tmp_path.name}.jsonl").write_text("{}\n")
+    assert digest(copied, 40) != last

@@ -120,15 +120,20 @@ def test_fresh_seeds_answer_by_themselves(done):
     assert "By all 10 seeds together: `uniform-seg4` against `lora-r40` -1.49 % (" in said
 
 
-def test_fresh_seeds_may_change_a_default(done):
-    for method, loss in (("uniform", 1.0), ("uniform-seg4", 0.97)):
-        add(done, method, 1.0)
+@pytest.mark.parametrize("first", [1.0, 0.97, 1.03])
+@pytest.mark.parametrize("loss", [0.97, 1.03])
+def test_fresh_seeds_decide_a_default(done, first, loss):
+    """Whatever the first ones said."""
+    scatter(done, "uniform", 1.0)
+    scatter(done, "uniform-seg4", first, *CLOSE)
+    for method, own in (("uniform", 1.0), ("uniform-seg4", loss)):
         for seed, offset in zip(FRESH, CLOSE, strict=True):
-            one = line(method, GRID[2], seed, loss + (offset if loss < 1 else 0))
+            one = line(method, GRID[2], seed, own + (offset if "seg4" in method else 0))
             done[one["cell"]] = one
     rows = {default: (said, what) for default, said, what in Verdicts(HERE, done).defaults()}
     said, what = rows["`segments: 1`"]
-    assert what == "is to change" and "; by fresh seeds better: `uniform-seg4`" in said
+    verdict, change = ("better", "is to change") if loss < 1 else ("worse", "stays")
+    assert what == change and f"; by fresh seeds {verdict}: `uniform-seg4`" in said
 
 
 def test_rates_between_those_that_were_tried_are_said_where_they_matter(done):
