@@ -29,7 +29,7 @@ def server(trained, environment):
         port = free.getsockname()[1]
     command = [Path(sys.executable).parent / "alphalora", "serve", folder, "--port", port, "--"]
     command += ["--dtype", "float32", "--max-model-len", 256, "--max-num-batched-tokens", 64]
-    command += ["--enforce-eager", "--host", "127.0.0.1", "--block-size", 32]
+    command += ["--enforce-eager", "--block-size", 32]
     log = folder.parent / "server.log"
     with log.open("w") as file:
         process = subprocess.Popen(
