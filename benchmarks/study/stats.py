@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from statistics import fmean, stdev
 from typing import Any
 
@@ -91,10 +92,19 @@ def interval(
         labels: [rows], labels of each row.
         resamples: How many; the same ones every time.
     """
-    random = np.random.default_rng(0)
     seeds, rows = differences.shape
+    own, counts = (np.ascontiguousarray(array, float).tobytes() for array in (differences, labels))
+    return _ends(own, counts, seeds, rows, resamples)
+
+
+@lru_cache(maxsize=1000)  # a page asks for the same comparisons again and again
+def _ends(
+    differences: bytes, labels: bytes, seeds: int, rows: int, resamples: int
+) -> tuple[float, float]:
+    random = np.random.default_rng(0)
     by_seed = random.multinomial(seeds, [1 / seeds] * seeds, resamples) / seeds
     by_row = random.multinomial(rows, [1 / rows] * rows, resamples)
-    found = ((by_seed @ differences) * by_row).sum(1) / (by_row @ labels)
+    own = np.frombuffer(differences).reshape(seeds, rows)
+    found = ((by_seed @ own) * by_row).sum(1) / (by_row @ np.frombuffer(labels))
     low, high = np.quantile(found, [0.025, 0.975])
     return float(low), float(high)
