@@ -11,7 +11,7 @@ import numpy as np
 
 from .cells import RATES, SEEDS, Line, Setting, best_rate, losses
 from .chart import signed
-from .stats import LEVEL, holm, interval, mean_interval, paired_p, pairs_for
+from .stats import LEVEL, holm, interval, mean_interval, paired_p, pairs_for, power
 
 MINIMUM = 0.005
 """The least difference of held-out loss that would matter, as a part of it, fixed beforehand.
@@ -83,6 +83,7 @@ COMPARED = (
     "p, Holm",
     "verdict",
     f"seeds for {100 * MINIMUM:g} %",
+    f"chance for {100 * MINIMUM:g} %",
     "mean of tasks",
     "better on tasks",
 )
@@ -176,12 +177,25 @@ class Comparison:
 
         "" without all seeds.
         """
-        apart = _apart(self.runs, self.theirs, self.seeds)
         if not self.complete:
             return ""
-        mean = fmean(self.theirs.losses[seed] for seed in self.seeds)
-        found = pairs_for(stdev(apart), MINIMUM * mean, level=LEVEL / self.family)
+        found = pairs_for(*self._spread, level=LEVEL / self.family)
         return str(found) if found else "over 100"
+
+    @property
+    def chance(self) -> str:
+        """How often these seeds would find a true difference of `MINIMUM` in its family."""
+        if not self.complete:
+            return ""
+        level = LEVEL / self.family
+        found = power(*reversed(self._spread), pairs=len(self.seeds), level=level)
+        return f"{100 * found:.0f} %"
+
+    @property
+    def _spread(self) -> tuple[float, float]:
+        """Deviation over seeds, and the least difference that matters, in nats."""
+        mean = fmean(self.theirs.losses[seed] for seed in self.seeds)
+        return stdev(_apart(self.runs, self.theirs, self.seeds)), MINIMUM * mean
 
     def row(self) -> list[str]:
         """Its row of a table, see `COMPARED`.
@@ -198,12 +212,13 @@ class Comparison:
             str(len(self.seeds)),
             f"{fmean(self.runs.losses[seed] for seed in self.seeds):.4f}",
             percent(self.middle),
-            f"{signed(100 * self.low)} to {signed(100 * self.high)} %",
+            f"{signed(100 * self.low)} to {signed(100 * self.high)} %" if self.complete else "",
             "" if self.others is None else percent(self.others),
             "" if self.p is None else f"{self.p:.3f}",
             "" if self.corrected is None else f"{self.corrected:.3f}",
             self.verdict,
             self.needed,
+            self.chance,
             "" if self.of_tasks is None else percent(*self.of_tasks),
             f"{better} of {tasks}" if tasks > 1 else "",
         ]

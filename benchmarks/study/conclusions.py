@@ -7,14 +7,26 @@ import math
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from axolotl_alphalora.report import evidence
 
 from . import forgetting, results
-from .cells import MAIN, MIXTURE, NAMED, PRIMARY, ROUTERS, SMALL, TITLES, Setting, further
+from .cells import (
+    MAIN,
+    MIXTURE,
+    NAMED,
+    PRIMARY,
+    ROUTERS,
+    SEEDS,
+    SMALL,
+    TITLES,
+    Setting,
+    further,
+)
 from .chart import table_of
-from .compare import means
+from .compare import Runs, means
 from .questions import QUESTIONS, planned, tables
 from .results import Done, is_in, main, settings
 from .verdicts import Verdicts
@@ -23,13 +35,14 @@ FINDINGS = Path(evidence.__file__).with_name("study.json")
 
 
 def headline(done: Done) -> str:
-    """The answer in two sentences, and how the mixture does on other data."""
-    found = [Verdicts(main(done), done).headline(), *_elsewhere(done)]
-    return " ".join(found)
+    """The answer in a few sentences, and how the mixture does on other data."""
+    setting = main(done)
+    found = " ".join([*Verdicts(setting, done).main(), *_elsewhere(done)])
+    return f"One small model and short runs ({setting.short}, {len(SEEDS)} seeds). {found}"
 
 
 def short(done: Done) -> str:
-    """The answer for the README: the main comparisons, with their figures."""
+    """The same for the README, line by line."""
     lines = [*Verdicts(main(done), done).main(), *_elsewhere(done)]
     return "\n".join(f"- {line}" for line in lines)
 
@@ -39,10 +52,9 @@ def _elsewhere(done: Done) -> Iterator[str]:
     for setting in _others(done):
         found = Verdicts(setting, done)
         if PRIMARY[0] in found.pairs:
-            where = (
-                setting.data if replace(main(done), data=setting.data) == setting else setting.short
-            )
-            yield f"On {where}: {found.sentence(PRIMARY[0])}"
+            own = replace(main(done), data=setting.data) == setting
+            where = setting.data if own else setting.short
+            yield found.clause(PRIMARY[0], subject=f"On {where} a mixture", other="a LoRA", many=0)
 
 
 def _others(done: Done) -> list[Setting]:
@@ -65,13 +77,33 @@ def answer(done: Done) -> str:
         "Shape": found.shape(),
         "Allocation": found.allocation(),
         "Routing": [*found.routing(), *_told_of_tasks(done)],
-        "Other data, more rows, another base": others,
+        "Other data, more rows, another base": [*others, *_answers(done)],
         "Forgetting": forgetting.told(setting, done),
     }
     return "\n".join(
         f"{number}. **{what}.** {' '.join(said) or 'Not run yet.'}"
         for number, (what, said) in enumerate(lines.items(), 1)
     )
+
+
+def _answers(done: Done) -> Iterator[str]:
+    """How many held-out rows were answered right, where that was asked, before and after."""
+    for setting in settings(done):
+        before = done.get(setting.untrained().key)
+        if before is None or not before["answered"]["rows"]:
+            continue
+        asked = before["answered"]["rows"]
+        shown = []
+        for method in NAMED:
+            own = [line["answered"] for line in Runs(setting, method, done).lines.values()]
+            if len(own) == len(SEEDS) and all(one["rows"] == asked for one in own):
+                right = [one["right"] for one in own]
+                shown.append(f"`{method}` {fmean(right):.1f} ({min(right)} to {max(right)})")
+        if shown:
+            yield (
+                f"Right answers on {setting.data}, of {asked} (mean and range of the seeds): "
+                f"{before['answered']['right']} before training, {', '.join(shown)}."
+            )
 
 
 def _told_of_tasks(done: Done) -> Iterator[str]:

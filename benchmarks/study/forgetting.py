@@ -113,8 +113,9 @@ def _with_the_rate(setting: Setting, done: Done) -> Iterator[str]:
         lines = [done[setting.cell(LORA, rate, SEEDS[0]).key] for rate in ends]
         low, high = (line["others"][name] - before[name] for line in lines)
         yield (
-            f"At other learning rates (`{LORA}`, seed 0, {name}: {signed(low)} at "
-            f"{ends[0]:g}, {signed(high)} at {ends[1]:g})."
+            f"It hangs on the learning rate (`{LORA}`, seed 0, {name}: {signed(low)} at "
+            f"{ends[0]:g}, {signed(high)} at {ends[1]:g}), so methods at other rates are hard to "
+            "compare."
         )
 
 

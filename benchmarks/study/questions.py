@@ -55,7 +55,7 @@ QUESTIONS: dict[str, dict[str, Sequence[Pair]]] = {
 """Question to the titles of its tables and their pairs; no two are of the same methods."""
 
 ALONE = f"Seeds {FRESH[0]} to {FRESH[-1]} alone"
-TOGETHER = f"Seeds {SEEDS[0]} to {FRESH[-1]} together (figures without a verdict)"
+TOGETHER = f"Seeds {SEEDS[0]} to {FRESH[-1]}, with those looked at before, so without a verdict"
 
 
 def tables(setting: Setting, done: Mapping[str, Line]) -> dict[str, dict[str, list[Comparison]]]:

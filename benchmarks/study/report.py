@@ -164,6 +164,9 @@ def _scale(setting: Setting, done: Done) -> Iterator[str]:
         f"{after:.{DIGITS}f} after that of `{LORA}`, which has {parameters:,} parameters. "
         f"{100 * MINIMUM:g} % of it are {MINIMUM * after:.{DIGITS}f}."
         + _heaviest(runs.lines.values())
+        + "".join(
+            f" Digest of its rows: `{line['digest']}`." for line in [before] if "digest" in line
+        )
     )
 
 

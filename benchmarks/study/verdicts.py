@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
+from . import phrases
 from .cells import (
     ACTIVE,
     CONTROLS,
@@ -28,34 +29,13 @@ from .cells import (
     SHAPES,
     SHORT,
     STRATEGIES,
-    TITLES,
     Line,
     Setting,
 )
-from .chart import signed
-from .compare import (
-    BETTER,
-    FEW,
-    MINIMUM,
-    OPEN,
-    SAME,
-    VERDICTS,
-    WORSE,
-    Comparison,
-    Pair,
-    Runs,
-    percent,
-)
+from .compare import BETTER, FEW, Comparison, Pair, Runs, percent
+from .phrases import SAID
 from .questions import ALONE, TOGETHER, again, tables
 
-SAID = {
-    BETTER: ("did better than", "did better than"),
-    WORSE: ("did worse than", "did worse than"),
-    SAME: ("was within 0.5 % of", "were within 0.5 % of"),
-    OPEN: ("was not shown to differ from", "were not shown to differ from"),
-    FEW: ("has not all its seeds yet beside", "have not all their seeds yet beside"),
-}
-"""Verdict to what is said of a mixture, and of its numbers."""
 CUT_PAIR = (CUT_MIXTURE, LORA)
 FINE = (CUT_MIXTURE, "lora-equal-seg4")
 """Many small experts, and a LoRA of as many parameters."""
@@ -65,7 +45,7 @@ CONTROL = (PLAN, f"{PLAN}-opposite")
 """A plan, and its numbers the other way round: whether it matters which blocks get more."""
 WORDS = {
     LORA: "a LoRA of rank 40",
-    MIXTURE: "5 experts in every block",
+    MIXTURE: "5 experts of rank 8 in every block",
     PLAN: "AlphaLoRA's numbers by `hill`",
     CONTROL[1]: "the same numbers the other way round",
     CUT_MIXTURE: "20 quarter experts (`segments: 4`)",
@@ -88,8 +68,6 @@ DEFAULTS: dict[str, Sequence[Pair]] = {
     "`router_lr_ratio: 1`": [],
 }
 """A default of the package, and the comparisons that could change it."""
-FINER = 0.002
-"""The least part of a loss by which rates between those that were tried are worth a word."""
 DIGITS = 5
 
 Done = Mapping[str, Line]
@@ -111,33 +89,49 @@ class Verdicts:
         seen = again(setting, done)
         self.alone, self.together = (_by_pair(seen.get(title, ())) for title in (ALONE, TOGETHER))
 
-    def headline(self) -> str:
-        """The answer in one sentence: a mixture against a LoRA, a plan against a mixture."""
-        shape, plan, control = (
-            self.pairs[pair].verdict if pair in self.pairs else FEW for pair in (*PRIMARY, CONTROL)
-        )
-        numbers = self.words(PLAN).replace("numbers", "uneven numbers")
-        where = f"{TITLES[self.setting.base]} and {self.setting.data}"
-        return (
-            f"On {where} a mixture of 5 experts of rank 8, top-2, {SAID[shape][0]} a LoRA of rank "
-            f"40. {numbers} {SAID[plan][1]} even ones, and {SAID[control][1]} "
-            f"{WORDS[CONTROL[1]]}."
-        )
-
     def main(self) -> list[str]:
-        """The comparisons that the headline rests on, the default plan and small experts."""
-        shown = (PRIMARY[0], CUT_PAIR, PRIMARY[1], CONTROL, DEFAULT)
-        return [self.sentence(pair, fresh=True) for pair in shown]
+        """The comparisons that a user asks for first, a sentence each."""
+        mixture = "A mixture of 5 experts of rank 8, top-2,"
+        found = [self.clause(PRIMARY[0], subject=mixture, many=0)]
+        if CUT_PAIR in self.pairs:
+            found.append(self.clause(CUT_PAIR, other="that LoRA"))
+        if DEFAULT in self.pairs:
+            found.append(self.clause(DEFAULT))
+        found.append(self.clause(PRIMARY[1]))
+        if CONTROL in self.pairs:
+            found.append(self.clause(CONTROL))
+        return found
+
+    def clause(self, pair: Pair, *, subject: str = "", other: str = "", many: int = 1) -> str:
+        """One pair as a sentence, with its figures and what fresh seeds say.
+
+        Args:
+            pair: Which.
+            subject: What the method is called, if not by its words.
+            other: What the other one is called, if not by its words.
+            many: 1 if the subject is a plural, else 0.
+        """
+        one = self.pairs.get(pair)
+        method, against = (self.words(name) for name in pair)
+        verdict = FEW if one is None else one.verdict
+        said = f"{subject or method} {SAID[verdict][many]} {other or against}"
+        if one is not None and one.complete:
+            new = self.alone.get(pair)
+            fresh = "" if new is None or not new.complete else phrases.fresh(new)
+            said += f": {'; '.join(filter(None, [phrases.figures(one), fresh]))}"
+        return phrases.capital(f"{said}.")
 
     def shape(self) -> list[str]:
         """Mixtures and other LoRAs."""
         others = [(name, LORA) for name in SHAPES if name not in (MIXTURE, LORA, CUT_MIXTURE)]
         main = self.pairs.get(PRIMARY[0])
-        rates = "" if main is None else f"{main.runs.rate:g} and {main.theirs.rate:g}"
+        rates = ""
+        if main is not None:
+            rates = f"mixture {main.runs.rate:g}, LoRA {main.theirs.rate:g}"
         equal = [pair for pair in EQUALS if pair != FINE]
         return [
             self.sentence(PRIMARY[0]),
-            *([f"Their best learning rates are {rates}."] if rates else []),
+            *([f"Best learning rates: {rates}."] if rates else []),
             *(self.sentence(pair) for pair in (CUT_PAIR, FINE) if pair in self.pairs),
             *self.again(),
             *self.told(f"Other shapes against `{LORA}`", others),
@@ -171,7 +165,7 @@ class Verdicts:
     def short(self) -> str:
         """The main comparisons of a setting that has few; "" if none was run."""
         others = [(name, MIXTURE) for name in SHORT if name not in (MIXTURE, LORA)]
-        known = [PRIMARY[0], *others]
+        known = [PRIMARY[0], CUT_PAIR, *others]
         return self.listed(known, both=True, whole=True) if set(known) & set(self.pairs) else ""
 
     def defaults(self) -> Iterator[tuple[str, str, str]]:
@@ -187,7 +181,7 @@ class Verdicts:
             ]
             compared = self.listed(pairs, both=True, whole=True) or "not run yet"
             if fresh:
-                compared += f"; by fresh seeds {_listed(fresh, both=True, whole=True)}"
+                compared += f"; by fresh seeds {phrases.listed(fresh, both=True, whole=True)}"
             if not pairs:
                 compared = "nothing here varies it"
             yield default, compared, "is to change" if better else "stays"
@@ -196,7 +190,7 @@ class Verdicts:
         """What fresh seeds say of comparisons whose first seeds had been looked at."""
         if not self.alone:
             return []
-        shown = _listed(self.alone.values(), both=True, whole=True)
+        shown = phrases.listed(self.alone.values(), both=True, whole=True)
         all_of = [
             f"`{one.method}` against `{one.against}` {percent(one.middle, one.low, one.high)}"
             for one in self.together.values()
@@ -205,7 +199,7 @@ class Verdicts:
         number = len(SEEDS) + len(FRESH)
         return [
             f"By seeds {FRESH[0]} to {FRESH[-1]} alone, named before they were run: {shown}."
-            + (f" By all {number} seeds together: {', '.join(all_of)}." if all_of else "")
+            + (f" By all {number} seeds, no verdict: {', '.join(all_of)}." if all_of else "")
         ]
 
     def findings(self) -> list[dict[str, Any]]:
@@ -235,33 +229,14 @@ class Verdicts:
         rounded = {name: round(value, DIGITS) for name, value in found.items()}
         return {"verdict": one.verdict, **rounded, "seeds": len(one.seeds)}
 
-    def sentence(self, pair: Pair, *, fresh: bool = False) -> str:
-        """One pair, its verdict first, with its interval; and what fresh seeds say, if wanted."""
+    def sentence(self, pair: Pair) -> str:
+        """One pair, its verdict first, with its figures."""
         one = self.pairs.get(pair)
         method, against = (self.words(name) for name in pair)
         if one is None:
             return f"Not run with the same seeds yet: {method} and {against}."
-        verdict = one.verdict
-        if verdict == FEW:
-            verdict = _seeds(one)
-        elif verdict == OPEN:
-            bounds = [
-                *(["worse"] if one.high <= MINIMUM else []),
-                *(["better"] if one.low >= -MINIMUM else []),
-            ]
-            said = [f"{100 * MINIMUM:g} % {' or '.join(bounds)} is ruled out"] if bounds else []
-            if one.corrected is not None and one.low * one.high > 0:
-                said.append(f"p {one.corrected:.2f} after correction")
-            verdict += f" ({'; '.join(said)})" if said else ""
-        elif verdict == SAME and one.low * one.high > 0:
-            verdict += f", and {'worse' if one.middle > 0 else 'better'} by less"
-        shown = [percent(one.middle, one.low, one.high), _more(one), _finer(one), _tasks(one)]
-        if fresh and pair in self.alone and self.alone[pair].complete:
-            new = self.alone[pair]
-            figures = percent(new.middle, new.low, new.high)
-            shown.append(f"by {new.wanted} fresh seeds {new.verdict}, {figures}")
-        figures = "; ".join(filter(None, shown))
-        return f"{_capital(verdict)}: {method} against {against}: {figures}."
+        verdict = phrases.capital(phrases.judged(one))
+        return f"{verdict}: {method} against {against}: {phrases.figures(one)}."
 
     def words(self, method: str) -> str:
         """What a method is called; a plan with the numbers of its blocks."""
@@ -289,7 +264,7 @@ class Verdicts:
             whole: Whether to give the intervals, too.
         """
         known = [self.pairs[pair] for pair in pairs if pair in self.pairs]
-        return _listed(known, both, whole)
+        return phrases.listed(known, both, whole)
 
 
 def _by_pair(found: Iterable[Comparison]) -> dict[Pair, Comparison]:
@@ -302,52 +277,3 @@ def _split(plans: Mapping[str, Mapping[str, Any]]) -> dict[str, tuple[str, dict[
         method: (own["strategy"], {name: own[name] for name in own if name != "strategy"})
         for method, own in plans.items()
     }
-
-
-def _listed(known: Iterable[Comparison], both: bool, whole: bool) -> str:
-    """See `Verdicts.listed`."""
-    found = []
-    known = list(known)
-    for verdict in VERDICTS:
-        own = [_short(one, both, whole) for one in known if one.verdict == verdict]
-        if own:
-            found.append(f"{verdict}: {', '.join(own)}")
-    return "; ".join(found)
-
-
-def _short(one: Comparison, both: bool, whole: bool) -> str:
-    """A method, what it is compared with if wanted, and the figures."""
-    middle, low, high = (signed(100 * value) for value in (one.middle, one.low, one.high))
-    figures = [f"{middle} %, {low} to {high}" if whole else f"{middle} %"]
-    if one.verdict == FEW:
-        figures.append(_seeds(one))
-    against = f" against `{one.against}`" if both else ""
-    return f"`{one.method}`{against} ({'; '.join([*figures, *filter(None, [_more(one)])])})"
-
-
-def _seeds(one: Comparison) -> str:
-    return f"{len(one.seeds)} of {one.wanted} seeds so far"
-
-
-def _more(one: Comparison) -> str:
-    """How many more parameters are trained, from 2 % on."""
-    percent = round(100 * one.more)
-    if abs(percent) < 2:
-        return ""
-    return f"{abs(percent)} % {'more' if percent > 0 else 'fewer'} parameters"
-
-
-def _finer(one: Comparison) -> str:
-    """The difference at rates between those that were tried, where it is another."""
-    if one.finer is None or abs(one.finer - one.middle) < FINER:
-        return ""
-    return f"some {percent(one.finer)} with learning rates between those that were tried"
-
-
-def _tasks(one: Comparison) -> str:
-    """The difference where every task counts the same, with several tasks."""
-    return "" if one.of_tasks is None else f"in the mean of the tasks {percent(*one.of_tasks)}"
-
-
-def _capital(text: str) -> str:
-    return text[0].upper() + text[1:]

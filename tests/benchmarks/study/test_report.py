@@ -4,6 +4,7 @@ import re
 
 import numpy as np
 import pytest
+from scipy.stats import ttest_1samp
 
 from benchmarks.study import chart, conclusions, report, results
 from benchmarks.study.cells import GRID, NAMED, Cell
@@ -140,10 +141,16 @@ def test_a_comparison_says_how_many_seeds_the_least_difference_takes(done):
     apart = [0.001, 0.0005, 0.0015, 0.0005, 0.0015]
     assert found.needed == str(pairs_for(np.std(apart, ddof=1), MINIMUM * 1.102))
     assert dict(zip(report.COMPARED, found.row(), strict=True))["seeds for 0.5 %"] == "3"
+    row = dict(zip(report.COMPARED, found.row(), strict=True))
+    draws = np.random.default_rng(0).normal(0.00551, np.std(apart, ddof=1), (20_000, 5))
+    right = (ttest_1samp(draws, 0, axis=1).pvalue < 0.05).mean()
+    assert int(row["chance for 0.5 %"].removesuffix(" %")) == pytest.approx(100 * right, abs=2)
     for seed in range(1, 5):
         del done[HERE.cell("dense", GRID[2], seed).key]
     (found,) = comparisons(HERE, [("dense", "uniform")], done).values()
-    assert found.needed == "" and len(found.seeds) == 1
+    assert found.needed == found.chance == "" and len(found.seeds) == 1
+    row = dict(zip(report.COMPARED, found.row(), strict=True))
+    assert row["95 % interval"] == "" and row["difference"], "of one seed it speaks of rows alone"
 
 
 def test_every_cell_is_shown(done):

@@ -32,7 +32,7 @@ def test_a_verdict_is_that_of_the_figures(done, loss, offsets, noise, verdict):
     found = comparisons(HERE, [PAIR], done)[PAIR]
     assert found.verdict == verdict
     said = Verdicts(HERE, done)
-    assert SAID[verdict][1] in said.headline()
+    assert f"AlphaLoRA's numbers by `hill` {SAID[verdict][1]} 5 experts" in " ".join(said.main())
     assert said.sentence(PAIR).lower().startswith(verdict)
 
 
@@ -47,7 +47,8 @@ def test_many_comparisons_ask_for_more(done):
     pairs = [PAIR, *((name, "uniform") for name in others)]
     found = Verdicts(HERE, done)
     found.pairs[PAIR] = comparisons(HERE, pairs, done)[PAIR]
-    assert found.sentence(PAIR).startswith("Undecided (0.5 % better is ruled out; p 0.")
+    assert found.sentence(PAIR).startswith("Undecided (0.5 % better is ruled out): ")
+    assert found.sentence(PAIR).endswith("), p 0.05 after correction.")
     among = comparisons(HERE, pairs, done)[PAIR]
     assert among.p == alone.p and among.verdict == OPEN and among.family == 21
     assert int(among.needed) > int(alone.needed)
@@ -117,7 +118,7 @@ def test_fresh_seeds_answer_by_themselves(done):
     assert "alone, named before they were run: better: `uniform-seg4` against `lora-r40`" in said
     short = conclusions.short(done).splitlines()[1]
     assert "; by 5 fresh seeds better, -2.99 % (" in short
-    assert "By all 10 seeds together: `uniform-seg4` against `lora-r40` -1.49 % (" in said
+    assert "By all 10 seeds, no verdict: `uniform-seg4` against `lora-r40` -1.49 % (" in said
 
 
 @pytest.mark.parametrize("first", [1.0, 0.97, 1.03])
@@ -140,7 +141,7 @@ def test_rates_between_those_that_were_tried_are_said_where_they_matter(done):
     scatter(done, "uniform-seg4", 1.0, *CLOSE)
     scatter(done, "lora-r40", 1.0, *CLOSE)
     pair = AGAIN[1]
-    assert "tried" not in Verdicts(HERE, done).sentence(pair)
+    assert "ideal" not in Verdicts(HERE, done).sentence(pair)
     below, best, above = (done[HERE.cell("lora-r40", rate, 0).key] for rate in GRID[1:])
     near = best["held_out"]["loss"]
     below["held_out"]["loss"], above["held_out"]["loss"] = near + 0.01, near + 0.09
@@ -149,7 +150,7 @@ def test_rates_between_those_that_were_tried_are_said_where_they_matter(done):
     assert found.theirs.beside == pytest.approx(0.08**2 / (8 * 0.1) / near)
     assert found.finer == pytest.approx(found.middle + found.theirs.beside)
     said = Verdicts(HERE, done).sentence(pair)
-    assert "+0.80 % with learning rates between those that were tried" in said
+    assert "some +0.80 % if both had their ideal learning rate" in said
     assert found.finer is not None
     no_curve = comparisons(HERE, [("alphalora-hill", "uniform")], done)
     assert all(one.finer is None for one in no_curve.values())
@@ -163,8 +164,8 @@ def test_the_answer_has_a_line_for_each_question_and_names_what_was_run(done):
     scatter(done, "lora-r16", 1.05, *CLOSE)
     lines = conclusions.answer(done).splitlines()
     assert len(lines) == 5
-    assert "Worse: 5 experts in every block against a LoRA of rank 40: +9.9" in lines[0]
-    assert f"rates are {GRID[2]:g} and {GRID[2]:g}." in lines[0]
+    assert "Worse: 5 experts of rank 8 in every block against a LoRA of rank 40: +9.9" in lines[0]
+    assert f"rates: mixture {GRID[2]:g}, LoRA {GRID[2]:g}." in lines[0]
     assert "of as much active rank: worse: `uniform` against `lora-r16` (+4.7" in lines[0]
     assert "as many parameters" not in lines[0], "not run"
     assert "Better: AlphaLoRA's numbers by `hill` (4 to 6 a block) against 5" in lines[1]
@@ -175,9 +176,13 @@ def test_the_answer_has_a_line_for_each_question_and_names_what_was_run(done):
     said = conclusions.answer(done).splitlines()[1]
     assert "Within 0.5 %: AlphaLoRA's numbers by `hill` (4 to 6 a block) against the sa" in said
     del done[HERE.cell("alphalora-hill-opposite", GRID[2], 0).key]
-    assert "top-2, did worse than a LoRA of rank 40." in conclusions.headline(done)
-    assert "(4 to 6 a block) did better than even ones, and have not" in conclusions.headline(done)
-    assert len(conclusions.short(done).splitlines()) == 5
+    said = conclusions.headline(done)
+    assert "top-2, did worse than a LoRA of rank 40: +9.9" in said
+    assert (
+        "`hill` (4 to 6 a block) did better than 5 experts of rank 8 in every block: -2." in said
+    )
+    assert "(4 to 6 a block) have not all their seeds yet beside the same numbers the" in said
+    assert len(conclusions.short(done).splitlines()) == 3, "what was run, a line each"
 
 
 def test_other_data_are_answered_apart(done):
@@ -192,8 +197,21 @@ def test_other_data_are_answered_apart(done):
         "Not compared yet: Gemma-3-270M, 320 rows of gsm8k; SmolLM2-135M-Instruct, 1280 rows"
         in elsewhere
     )
-    again = "On bbh: Worse: 5 experts in every block against a LoRA"
+    again = "On bbh a mixture did worse than a LoRA: +9.97 % ("
     assert again in conclusions.headline(done | other) and again in conclusions.short(done | other)
+
+
+def test_answers_are_told_once_all_seeds_gave_some(done):
+    assert "Right answers" not in conclusions.answer(done)
+    done[HERE.untrained().key]["answered"] = {"rows": 50, "right": 7}
+    for seed in range(5):
+        one = done[HERE.cell("uniform", GRID[2], seed).key]
+        one["answered"] = {"rows": 50, "right": 10 + seed}
+    said = conclusions.answer(done).splitlines()[3]
+    assert "Right answers on gsm8k, of 50 (mean and range of the seeds): 7 before" in said
+    assert "training, `uniform` 12.0 (10 to 14)." in said and "`lora-r40`" not in said
+    done[HERE.cell("uniform", GRID[2], 3).key]["answered"] = {"rows": 0, "why": "not asked for"}
+    assert "Right answers" not in conclusions.answer(done)
 
 
 def test_what_the_routers_know_of_tasks_is_told_where_there_are_several(done):
