@@ -43,6 +43,7 @@ DEFAULT = ("alphalora-xmin_peak", MIXTURE)
 """The plan that a user gets who says nothing, and a uniform mixture."""
 CONTROL = (PLAN, f"{PLAN}-opposite")
 """A plan, and its numbers the other way round: whether it matters which blocks get more."""
+EVEN = "5 experts everywhere"
 WORDS = {
     LORA: "a LoRA of rank 40",
     MIXTURE: "5 experts of rank 8 in every block",
@@ -96,10 +97,10 @@ class Verdicts:
         if CUT_PAIR in self.pairs:
             found.append(self.clause(CUT_PAIR, other="that LoRA"))
         if DEFAULT in self.pairs:
-            found.append(self.clause(DEFAULT))
-        found.append(self.clause(PRIMARY[1]))
+            found.append(self.clause(DEFAULT, other=EVEN))
+        found.append(self.clause(PRIMARY[1], other=EVEN))
         if CONTROL in self.pairs:
-            found.append(self.clause(CONTROL))
+            found.append(self.clause(CONTROL, subject="They"))
         return found
 
     def clause(self, pair: Pair, *, subject: str = "", other: str = "", many: int = 1) -> str:
