@@ -142,8 +142,8 @@ def explained(model: Any, input_ids: Tensor, label: str) -> Iterator[None]:
             raise
         raise ValueError(
             f"The model fails on {label}, which has {length} tokens: its config allows for "
-            f"{limit} (`max_position_embeddings`). Set `sequence_len` (`--sequence-len` for a "
-            f"JSON lines file) to {limit} or less."
+            f"{limit} (`max_position_embeddings`). Set `sequence_len` to {limit} or less (for a "
+            "JSON lines file `--sequence-len`)."
         ) from error
 
 
