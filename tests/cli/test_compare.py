@@ -201,8 +201,8 @@ class FakeHost:
 
     loaded: list[str] = []
 
-    def __init__(self, path):
-        self.path = path
+    def __init__(self, path, halves):
+        self.path, self.halves = path, halves
 
     def plan(self, request):
         self.loaded.append(request.strategy)
@@ -219,7 +219,8 @@ class FakeHost:
                 {name: falling(count, (i * factor) % 5) for i, name in enumerate(shapes)}
                 for factor in (1, 2, 3)
             ]
-            return ExplainedVariance(count, parts[0], (parts[1], parts[2]))
+            halves = (parts[1], parts[2]) if self.halves else (None, None)
+            return ExplainedVariance(count, parts[0], halves)
         squares = {
             name: (i + 1.0, (i + 1.0) ** 2, 1.0, 1.0 + i % 3) for i, name in enumerate(shapes)
         }
