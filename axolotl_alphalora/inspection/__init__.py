@@ -6,11 +6,9 @@ from .summary import (
     InspectedData,
     Inspection,
     RoutingSummary,
-    distance,
-    expert_shares,
     inspect_weights,
-    specialisation,
 )
+from .tasks import distance, expert_shares, specialisation
 from .weights import ModuleExperts, read_experts
 
 __all__ = [

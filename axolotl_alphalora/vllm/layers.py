@@ -110,7 +110,7 @@ def find_places(
         if not any(modules):
             continue
         _check_layer(name, layer, kinds, layer in uncalled)
-        _check_order(name, layer, [names[o] for o in originals if o in names], kinds, rotated)
+        _check_order(name, layer, [module for module in modules if module], kinds, rotated)
         divided = isinstance(layer, kinds.row) and layer.tp_size > 1
         place = Place(name, layer, parts_of(name, layer, modules, kinds), divided)
         _check_shapes(place, adapter, weights)

@@ -10,7 +10,7 @@ import torch
 
 from axolotl_alphalora.adapter import find_balancer, find_routers
 from axolotl_alphalora.adapter.usage import RouterUsage, UsageMeter, combine, summarise
-from axolotl_alphalora.inspection.summary import task_information
+from axolotl_alphalora.inspection.tasks import task_information
 
 from .devices import autocast
 from .rows import Batch, Row, in_parts

@@ -159,14 +159,13 @@ def _scale(setting: Setting, done: Done) -> Iterator[str]:
         return
     after = fmean(runs.losses.values())
     parameters = next(iter(runs.lines.values()))["parameters"]
+    digest = f" Digest of its rows: `{before['digest']}`." if "digest" in before else ""
     yield (
         f"The held-out loss is {before['held_out']['loss']:.{DIGITS}f} before training, and "
         f"{after:.{DIGITS}f} after that of `{LORA}`, which has {parameters:,} parameters. "
         f"{100 * MINIMUM:g} % of it are {MINIMUM * after:.{DIGITS}f}."
         + _heaviest(runs.lines.values())
-        + "".join(
-            f" Digest of its rows: `{line['digest']}`." for line in [before] if "digest" in line
-        )
+        + digest
     )
 
 

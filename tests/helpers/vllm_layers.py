@@ -3,11 +3,12 @@
 import json
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 from axolotl_alphalora.mixture import Mixture
-from axolotl_alphalora.vllm.layers import Kinds
+from axolotl_alphalora.vllm.layers import Kinds, attach, find_places
+from axolotl_alphalora.vllm.saved import open_weights, read_adapter
 from helpers.reference import expert_mixture
 
 
@@ -200,4 +201,22 @@ def added(x, tensors, planned, rank, mixture, lora_alpha=8):
         rank=rank // mixture.segments,
         top_k=mixture.active(planned),
         scaling=mixture.segments * lora_alpha / rank,
+    )
+
+
+def put(model, folder, reduce=None, dtype=torch.float32):
+    """Give a model the experts of an adapter; the places."""
+    adapter = read_adapter(folder)
+    with open_weights(adapter) as weights:
+        places = find_places(model, adapter, weights, KINDS)
+        attach(places, adapter, weights, dtype, torch.device("cpu"), reduce)
+    return places
+
+
+def rename(folder, one, other):
+    """Change names in both files of an adapter."""
+    config, weights = folder / "adapter_config.json", folder / "adapter_model.safetensors"
+    config.write_text(config.read_text().replace(one, other))
+    save_file(
+        {key.replace(one, other): value for key, value in load_file(weights).items()}, weights
     )
