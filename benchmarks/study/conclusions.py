@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator
-from dataclasses import replace
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from statistics import fmean
 from typing import Any
 
 from axolotl_alphalora.report import evidence
@@ -19,14 +18,13 @@ from .cells import (
     NAMED,
     PRIMARY,
     ROUTERS,
-    SEEDS,
     SMALL,
     TITLES,
     Setting,
     further,
 )
 from .chart import table_of
-from .compare import Runs, means
+from .compare import BETTER, VERDICTS, WORSE, Comparison, means
 from .questions import QUESTIONS, planned, tables
 from .results import Done, is_in, main, settings
 from .verdicts import Verdicts
@@ -35,16 +33,55 @@ FINDINGS = Path(evidence.__file__).with_name("study.json")
 
 
 def headline(done: Done) -> str:
-    """The answer in a few sentences, and how the mixture does on other data."""
+    """How many comparisons came out which way, in a sentence."""
+    own = [Verdicts(setting, done) for setting in [main(done), *_others(done)]]
+    first = [one for found in own for one in _complete(found)]
+    again = [one for found in own for one in found.alone.values() if one.complete]
+    if not first:
+        return "Nothing has been compared with all its seeds yet."
+    decided = any(one.verdict in (BETTER, WORSE) for one in first + again)
+    nothing = "Nothing was shown to be better or worse than what it was compared with. "
+    fresh = f" Of {len(again)} with fresh seeds: {_counted(again)}." if again else ""
+    return (
+        f"{'' if decided else nothing}Of {len(first)} comparisons, on small models and in short "
+        f"runs: {_counted(first)}.{fresh}"
+    )
+
+
+def _complete(found: Verdicts) -> list[Comparison]:
+    return [one for one in found.pairs.values() if one.complete]
+
+
+def _counted(found: Sequence[Comparison]) -> str:
+    number = Counter(one.verdict for one in found)
+    return ", ".join(f"{number[verdict]} {verdict}" for verdict in VERDICTS if number[verdict])
+
+
+def answer(done: Done) -> str:
+    """The answer, a line for each question."""
     setting = main(done)
-    found = " ".join([*Verdicts(setting, done).main(), *_elsewhere(done)])
-    return f"One small model and short runs ({setting.short}, {len(SEEDS)} seeds). {found}"
+    found = Verdicts(setting, done)
+    said = _main(done)
+    said["Shape"] += found.equal()
+    said["Routing"] += _told_of_tasks(done)
+    said["Forgetting"] = forgetting.against_lora(setting, done)
+    return "\n".join(
+        f"{number}. **{what}.** {' '.join(sentences) or 'Not run yet.'}"
+        for number, (what, sentences) in enumerate(said.items(), 1)
+    )
 
 
 def short(done: Done) -> str:
-    """The same for the README, line by line."""
-    lines = [*Verdicts(main(done), done).main(), *_elsewhere(done)]
-    return "\n".join(f"- {line}" for line in lines)
+    """The main comparisons, for the README."""
+    return "\n".join(
+        f"- **{what}.** {' '.join(sentences)}"
+        for what, sentences in _main(done).items()
+        if sentences
+    )
+
+
+def _main(done: Done) -> dict[str, list[str]]:
+    return {**Verdicts(main(done), done).main(), "Other data and bases": list(_elsewhere(done))}
 
 
 def _elsewhere(done: Done) -> Iterator[str]:
@@ -52,58 +89,24 @@ def _elsewhere(done: Done) -> Iterator[str]:
     for setting in _others(done):
         found = Verdicts(setting, done)
         if PRIMARY[0] in found.pairs:
-            own = replace(main(done), data=setting.data) == setting
-            where = setting.data if own else setting.short
-            yield found.clause(PRIMARY[0], subject=f"On {where} a mixture", other="a LoRA", many=0)
+            where = f"On {_apart(setting, main(done))} a mixture"
+            yield found.clause(PRIMARY[0], subject=where, other="a LoRA", many=0)
+
+
+def _apart(setting: Setting, own: Setting) -> str:
+    """What a setting has other than the main one."""
+    named = {
+        TITLES[setting.base]: setting.base != own.base,
+        f"{setting.rows} rows": setting.rows != own.rows,
+        setting.data: setting.data != own.data,
+    }
+    return ", ".join(name for name, other in named.items() if other)
 
 
 def _others(done: Done) -> list[Setting]:
     own = main(done)
     known = [one for one in settings(done) if one.device == own.device]
     return [one for one in known if one != own]
-
-
-def answer(done: Done) -> str:
-    """The answer, a line for each question."""
-    setting = main(done)
-    found = Verdicts(setting, done)
-    said = {other: told for other in _others(done) if (told := Verdicts(other, done).short())}
-    wanted = [Setting(data="bbh", device=setting.device), *further(setting.device)]
-    missing = [other.short for other in wanted if other not in said]
-    others = [f"On {other.short}: {told}." for other, told in said.items()]
-    if said and missing:
-        others.append(f"Not compared yet: {'; '.join(missing)}.")
-    lines = {
-        "Shape": found.shape(),
-        "Allocation": found.allocation(),
-        "Routing": [*found.routing(), *_told_of_tasks(done)],
-        "Other data, more rows, another base": [*others, *_answers(done)],
-        "Forgetting": forgetting.told(setting, done),
-    }
-    return "\n".join(
-        f"{number}. **{what}.** {' '.join(said) or 'Not run yet.'}"
-        for number, (what, said) in enumerate(lines.items(), 1)
-    )
-
-
-def _answers(done: Done) -> Iterator[str]:
-    """How many held-out rows were answered right, where that was asked, before and after."""
-    for setting in settings(done):
-        before = done.get(setting.untrained().key)
-        if before is None or not before["answered"]["rows"]:
-            continue
-        asked = before["answered"]["rows"]
-        shown = []
-        for method in NAMED:
-            own = [line["answered"] for line in Runs(setting, method, done).lines.values()]
-            if len(own) == len(SEEDS) and all(one["rows"] == asked for one in own):
-                right = [one["right"] for one in own]
-                shown.append(f"`{method}` {fmean(right):.1f} ({min(right)} to {max(right)})")
-        if shown:
-            yield (
-                f"Right answers on {setting.data}, of {asked} (mean and range of the seeds): "
-                f"{before['answered']['right']} before training, {', '.join(shown)}."
-            )
 
 
 def _told_of_tasks(done: Done) -> Iterator[str]:
@@ -114,9 +117,8 @@ def _told_of_tasks(done: Done) -> Iterator[str]:
         if told:
             shown = ", ".join(f"`{method}` {value:.3f}" for method, value in told.items())
             yield (
-                f"What the choice of an expert tells of a token's task on {setting.data} (mutual "
-                "information, as a part of the logarithm of the number of experts; two of five can "
-                f"tell {TWO_OF_FIVE:.2f} at most; not corrected for chance): {shown}."
+                f"What the choice of experts tells of a token's task on {setting.data} (two of "
+                f"five can tell {TWO_OF_FIVE:.2f} at most): {shown}."
             )
 
 
@@ -137,14 +139,16 @@ def effort(done: Done) -> str:
         whole = sum(one.complete for table in found for one in table)
         reached.append(f"{question.lower()} {whole} of {pairs}")
     run = {line["method"] for line in done.values() if is_in(line, setting)}
-    missing = [method for method in NAMED if method not in run]
+    missing = [f"`{method}`" for method in NAMED if method not in run]
+    wanted = [Setting(data="bbh", device=setting.device), *further(setting.device)]
+    elsewhere = [one.short for one in wanted if not _complete(Verdicts(one, done))]
     others = "" if counted == len(trained) else f"{counted} of them "
     return (
         f"So far {len(trained)} cells (training runs) were done, {others}on {TITLES[MAIN]} with at "
         f"least {SMALL} rows, in {hours:.1f} hours of one thread on a machine with other work on "
         f"it. Comparisons that have all their seeds on {setting.data}: {', '.join(reached)}. "
-        f"{len(missing)} of {len(NAMED)} methods have not been run there: "
-        f"{', '.join(f'`{name}`' for name in missing)}."
+        f"{len(missing)} of {len(NAMED)} methods have not been run there: {', '.join(missing)}."
+        + (f" Nothing has all its seeds on {'; '.join(elsewhere)}." if elsewhere else "")
     )
 
 

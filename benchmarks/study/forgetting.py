@@ -39,9 +39,8 @@ def apart(setting: Setting, method: str, against: str | None, done: Done) -> dic
     }
 
 
-def tables(setting: Setting, methods: Sequence[str], done: Done) -> str:
+def tables(setting: Setting, methods: Sequence[str], done: Done) -> Iterator[str]:
     """The rise of other losses over the base model's, and beside those of a LoRA and a mixture."""
-    parts = []
     for against, said in (
         (None, "the rise of other losses (mean and deviation over seeds)"),
         *(
@@ -58,62 +57,48 @@ def tables(setting: Setting, methods: Sequence[str], done: Done) -> str:
                 [f"`{method}`", str(len(found[sets[0]])), *(shown(found[name]) for name in sets)]
                 for method, found in rows.items()
             ]
-            parts += [f"Forgetting, {said}:", table_of(["method", "seeds", *sets], body)]
-    return "\n\n".join(parts)
+            yield f"Forgetting, {said}:"
+            yield table_of(["method", "seeds", *sets], body)
 
 
-def told(setting: Setting, done: Done) -> list[str]:
-    """What a LoRA forgets, what others do against it, and what the learning rate does."""
-    rises = apart(setting, LORA, None, done)
-    if not rises:
+def against_lora(setting: Setting, done: Done) -> list[str]:
+    """What a mixture's other losses are beside those of a LoRA, in a sentence."""
+    found = apart(setting, MIXTURE, LORA, done)
+    if not all(len(values) == len(SEEDS) for values in found.values()) or not found:
         return []
-    own = ", ".join(f"{name} {signed(fmean(found))}" for name, found in rises.items())
-    return [
-        f"What training adds to the other losses (nats a label; more is more forgetting): `{LORA}` "
-        f"{own}.",
-        *_against(setting, done),
-        *_with_the_rate(setting, done),
-    ]
+    shown = ", ".join(f"{name} {_interval(values)}" for name, values in found.items())
+    return [f"Losses of that mixture on other sets, against the LoRA's, in nats: {shown}."]
 
 
-def _against(setting: Setting, done: Done) -> Iterator[str]:
-    """A mixture against a LoRA, and how many intervals of all methods exclude 0."""
-    known = {
-        method: found
+def notes(setting: Setting, done: Done) -> Iterator[str]:
+    """How many intervals exclude 0, and what the learning rate does."""
+    known = [
+        values
         for method in NAMED
         if method != LORA
-        and (found := apart(setting, method, LORA, done))
-        and all(len(values) == len(SEEDS) for values in found.values())
-    }
-    if MIXTURE in known:
-        main = (f"{name} {_interval(values)}" for name, values in known[MIXTURE].items())
-        yield f"`{MIXTURE}` against that LoRA: {', '.join(main)}."
-    shown = [
-        f"`{method}` {name} {signed(fmean(values))}"
-        for method, found in known.items()
-        for name, values in found.items()
-        if (ends := mean_interval(values)) and ends[0] * ends[1] > 0
+        for values in apart(setting, method, LORA, done).values()
+        if len(values) == len(SEEDS)
     ]
+    shown = [ends for values in known if (ends := mean_interval(values)) and ends[0] * ends[1] > 0]
     if known:
-        number = sum(map(len, known.values()))
         yield (
-            f"Of the {number} differences to it that have all seeds, {len(shown)} have an interval "
-            f"without 0 ({LEVEL * number:.0f} would by chance, were they independent)"
-            + (f": {', '.join(shown)}." if shown else ".")
+            f"Intervals without 0 among the {len(known)} differences to `{LORA}` that have all "
+            f"seeds: {len(shown)} (by chance {LEVEL * len(known):.1f}, were they independent)."
         )
+    yield from _with_the_rate(setting, done)
 
 
 def _with_the_rate(setting: Setting, done: Done) -> Iterator[str]:
     """How one set's loss changes with a LoRA's learning rate, at seed 0."""
-    before = done[setting.untrained().key]["others"]
     rates = losses(setting, LORA, done)
-    name = next(iter(before))
-    if len(rates) > 1:
+    if setting.untrained().key in done and len(rates) > 1:
+        before = done[setting.untrained().key]["others"]
+        name = next(iter(before))
         ends = (min(rates), max(rates))
         lines = [done[setting.cell(LORA, rate, SEEDS[0]).key] for rate in ends]
         low, high = (line["others"][name] - before[name] for line in lines)
         yield (
-            f"It hangs on the learning rate (`{LORA}`, seed 0, {name}: {signed(low)} at "
+            f"Forgetting hangs on the learning rate (`{LORA}`, seed 0, {name}: {signed(low)} at "
             f"{ends[0]:g}, {signed(high)} at {ends[1]:g}), so methods at other rates are hard to "
             "compare."
         )

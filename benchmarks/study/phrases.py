@@ -8,7 +8,6 @@ from .chart import signed
 from .compare import (
     BETTER,
     FEW,
-    MINIMUM,
     OPEN,
     SAME,
     VERDICTS,
@@ -27,22 +26,6 @@ SAID = {
 """Verdict to what is said of a mixture, and of its numbers."""
 FINER = 0.002
 """The least part of a loss by which rates between those that were tried are worth a word."""
-
-
-def judged(one: Comparison) -> str:
-    """The verdict, and what an undecided interval rules out all the same."""
-    if one.verdict == FEW:
-        return seeds(one)
-    if one.verdict == SAME and one.low * one.high > 0:
-        return f"{SAME}, and {'worse' if one.middle > 0 else 'better'} by less"
-    if one.verdict != OPEN:
-        return one.verdict
-    bounds = [
-        *(["worse"] if one.high <= MINIMUM else []),
-        *(["better"] if one.low >= -MINIMUM else []),
-    ]
-    said = [f"{100 * MINIMUM:g} % {' or '.join(bounds)} is ruled out"] if bounds else []
-    return f"{OPEN} ({'; '.join(said)})" if said else OPEN
 
 
 def figures(one: Comparison) -> str:
@@ -66,30 +49,25 @@ def _difference(one: Comparison) -> str:
     return said
 
 
-def listed(known: Iterable[Comparison], both: bool, whole: bool) -> str:
-    """Several, by verdict; with what each is compared with, and intervals, if wanted."""
+def listed(known: Iterable[Comparison]) -> str:
+    """Several, by verdict."""
     found = []
     known = list(known)
     for verdict in VERDICTS:
-        own = [shortly(one, both, whole) for one in known if one.verdict == verdict]
+        own = [_shortly(one) for one in known if one.verdict == verdict]
         if own:
             found.append(f"{verdict}: {', '.join(own)}")
     return "; ".join(found)
 
 
-def shortly(one: Comparison, both: bool, whole: bool) -> str:
-    """A method, what it is compared with if wanted, and the figures."""
+def _shortly(one: Comparison) -> str:
+    """A method, what it is compared with, and the figures."""
     middle, low, high = (signed(100 * value) for value in (one.middle, one.low, one.high))
-    shown = [f"{middle} %, {low} to {high}" if whole and one.complete else f"{middle} %"]
+    shown = [f"{middle} %, {low} to {high}" if one.complete else f"{middle} %"]
     if one.verdict == FEW:
-        shown.append(seeds(one))
-    against = f" against `{one.against}`" if both else ""
-    return f"`{one.method}`{against} ({'; '.join([*shown, *filter(None, [more(one)])])})"
-
-
-def seeds(one: Comparison) -> str:
-    """How many of its seeds there are."""
-    return f"{len(one.seeds)} of {one.wanted} seeds so far"
+        shown.append(f"{len(one.seeds)} of {one.wanted} seeds so far")
+    shown += filter(None, [more(one)])
+    return f"`{one.method}` against `{one.against}` ({'; '.join(shown)})"
 
 
 def more(one: Comparison) -> str:

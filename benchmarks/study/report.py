@@ -136,9 +136,10 @@ def questions(done: Done) -> str:
         for title, rows in again(setting, done).items():
             parts += [f"Again, by fresh seeds. {title}:", _again_table(title, rows)]
         parts += [
-            part
-            for part in (forgetting.tables(setting, own, done), _routed(setting, own, done))
-            if part
+            *_right_answers(setting, own, done),
+            *forgetting.tables(setting, own, done),
+            *forgetting.notes(setting, done),
+            *_routed(setting, own, done),
         ]
     return "\n\n".join(parts) or NOTHING
 
@@ -183,7 +184,24 @@ def _heaviest(lines: Collection[Line]) -> str:
     )
 
 
-def _routed(setting: Setting, methods: Sequence[str], done: Done) -> str:
+def _right_answers(setting: Setting, methods: Sequence[str], done: Done) -> Iterator[str]:
+    """How many held-out rows were answered right, where that was asked, before and after."""
+    before = done.get(setting.untrained().key)
+    if before is None or not before["answered"]["rows"]:
+        return
+    asked = before["answered"]["rows"]
+    rows = [["before training", str(before["answered"]["right"]), "", ""]]
+    for method in methods:
+        own = [line["answered"] for line in Runs(setting, method, done).lines.values()]
+        right = [one["right"] for one in own if one["rows"] == asked]
+        if right:
+            ends = [f"{fmean(right):.1f}", f"{min(right)} to {max(right)}", str(len(right))]
+            rows.append([f"`{method}`", *ends])
+    yield f"Right answers, of {asked} rows:"
+    yield table_of(["method", "mean", "range", "seeds"], rows)
+
+
+def _routed(setting: Setting, methods: Sequence[str], done: Done) -> Iterator[str]:
     """What the routers did on the held-out rows."""
     found = means(setting, methods, done, lambda line: line["routers"])
     rows = [
@@ -193,8 +211,9 @@ def _routed(setting: Setting, methods: Sequence[str], done: Done) -> str:
         ]
         for method, numbers in found.items()
     ]
-    said = "Routers (entropy 1: experts are chosen evenly; dead: with under a tenth of their share)"
-    return f"{said}:\n\n{table_of(['method', *ROUTED], rows)}" if rows else ""
+    if rows:
+        yield "Routers:"
+        yield table_of(["method", *ROUTED], rows)
 
 
 def _share(value: float) -> str:

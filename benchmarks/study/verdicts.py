@@ -10,31 +10,19 @@ from typing import Any
 
 from . import phrases
 from .cells import (
-    ACTIVE,
-    CONTROLS,
-    CUT,
     CUT_MIXTURE,
-    EQUALS,
     ESTIMATORS,
-    FEWER,
-    FRESH,
     LORA,
     MIXTURE,
-    MIXTURES,
     PLAN,
-    PLANS,
     PRIMARY,
-    ROUTERS,
-    SEEDS,
-    SHAPES,
-    SHORT,
     STRATEGIES,
     Line,
     Setting,
 )
-from .compare import BETTER, FEW, Comparison, Pair, Runs, percent
+from .compare import BETTER, FEW, Comparison, Pair, Runs
 from .phrases import SAID
-from .questions import ALONE, TOGETHER, again, tables
+from .questions import ALONE, again, tables
 
 CUT_PAIR = (CUT_MIXTURE, LORA)
 FINE = (CUT_MIXTURE, "lora-equal-seg4")
@@ -43,6 +31,7 @@ DEFAULT = ("alphalora-xmin_peak", MIXTURE)
 """The plan that a user gets who says nothing, and a uniform mixture."""
 CONTROL = (PLAN, f"{PLAN}-opposite")
 """A plan, and its numbers the other way round: whether it matters which blocks get more."""
+FIXED = ("fixed-router", MIXTURE)
 EVEN = "5 experts everywhere"
 WORDS = {
     LORA: "a LoRA of rank 40",
@@ -87,21 +76,24 @@ class Verdicts:
         self.setting, self.done = setting, done
         found = [one for own in tables(setting, done).values() for one in own.values()]
         self.pairs = _by_pair(one for table in found for one in table)
-        seen = again(setting, done)
-        self.alone, self.together = (_by_pair(seen.get(title, ())) for title in (ALONE, TOGETHER))
+        self.alone = _by_pair(again(setting, done).get(ALONE, ()))
 
-    def main(self) -> list[str]:
-        """The comparisons that a user asks for first, a sentence each."""
+    def main(self) -> dict[str, list[str]]:
+        """Question to the comparisons that a user asks for first, a sentence each."""
         mixture = "A mixture of 5 experts of rank 8, top-2,"
-        found = [self.clause(PRIMARY[0], subject=mixture, many=0)]
+        shape = [self.clause(PRIMARY[0], subject=mixture, many=0)]
         if CUT_PAIR in self.pairs:
-            found.append(self.clause(CUT_PAIR, other="that LoRA"))
+            shape.append(self.clause(CUT_PAIR, other="that LoRA"))
+        allocation = [self.clause(PRIMARY[1], other=EVEN)]
         if DEFAULT in self.pairs:
-            found.append(self.clause(DEFAULT, other=EVEN))
-        found.append(self.clause(PRIMARY[1], other=EVEN))
+            allocation.insert(0, self.clause(DEFAULT, other=EVEN))
         if CONTROL in self.pairs:
-            found.append(self.clause(CONTROL, subject="They"))
-        return found
+            allocation.append(self.clause(CONTROL, subject="They"))
+        routing = []
+        if FIXED in self.pairs:
+            drawn = "Routers that stay as they were drawn"
+            routing = [self.clause(FIXED, subject=drawn, other="routers that learn")]
+        return {"Shape": shape, "Allocation": allocation, "Routing": routing}
 
     def clause(self, pair: Pair, *, subject: str = "", other: str = "", many: int = 1) -> str:
         """One pair as a sentence, with its figures and what fresh seeds say.
@@ -122,52 +114,9 @@ class Verdicts:
             said += f": {'; '.join(filter(None, [phrases.figures(one), fresh]))}"
         return phrases.capital(f"{said}.")
 
-    def shape(self) -> list[str]:
-        """Mixtures and other LoRAs."""
-        others = [(name, LORA) for name in SHAPES if name not in (MIXTURE, LORA, CUT_MIXTURE)]
-        main = self.pairs.get(PRIMARY[0])
-        rates = ""
-        if main is not None:
-            rates = f"mixture {main.runs.rate:g}, LoRA {main.theirs.rate:g}"
-        equal = [pair for pair in EQUALS if pair != FINE]
-        return [
-            self.sentence(PRIMARY[0]),
-            *([f"Best learning rates: {rates}."] if rates else []),
-            *(self.sentence(pair) for pair in (CUT_PAIR, FINE) if pair in self.pairs),
-            *self.again(),
-            *self.told(f"Other shapes against `{LORA}`", others),
-            *self.told("Other mixtures against a LoRA of as many parameters", equal, both=True),
-            *self.told("Mixtures against a LoRA of as much active rank", ACTIVE, both=True),
-            *self.told(f"Against `{MIXTURE}`", [(name, MIXTURE) for name in MIXTURES]),
-        ]
-
-    def allocation(self) -> list[str]:
-        """Plans against the same number everywhere, and against their controls."""
-        others = [(name, MIXTURE) for name in PLANS if (name, MIXTURE) not in (PRIMARY[1], DEFAULT)]
-        controls = [pair for pair in CONTROLS if pair != CONTROL]
-        return [
-            self.sentence(PRIMARY[1]),
-            *(self.sentence(pair) for pair in (CONTROL, DEFAULT) if pair in self.pairs),
-            *self.told(f"Other plans against `{MIXTURE}`", others),
-            *self.told("Plans against other controls", controls, both=True),
-            *self.told("Estimators", ESTIMATORS, both=True),
-            *self.told("With 2 experts a block", FEWER, both=True),
-            *self.told(f"Cut into 4, against `{CUT_MIXTURE}`", [(n, CUT_MIXTURE) for n in CUT]),
-        ]
-
-    def routing(self) -> list[str]:
-        """Routers that do not learn, are shared or not balanced."""
-        learned = [(name, MIXTURE) for name in ROUTERS]
-        return [
-            *self.told(f"Against `{MIXTURE}`, whose routers learn", learned, whole=True),
-            *self.told(f"Against `{LORA}`", [(name, LORA) for name in ROUTERS], whole=True),
-        ]
-
-    def short(self) -> str:
-        """The main comparisons of a setting that has few; "" if none was run."""
-        others = [(name, MIXTURE) for name in SHORT if name not in (MIXTURE, LORA)]
-        known = [PRIMARY[0], CUT_PAIR, *others]
-        return self.listed(known, both=True, whole=True) if set(known) & set(self.pairs) else ""
+    def equal(self) -> list[str]:
+        """Many small experts, against a LoRA of as many parameters."""
+        return [self.clause(FINE)] if FINE in self.pairs else []
 
     def defaults(self) -> Iterator[tuple[str, str, str]]:
         """A default, what it was compared with, and whether the study says to change it."""
@@ -180,28 +129,12 @@ class Verdicts:
                 for one in (decided.get((one.method, one.against), one) for one in known)
                 if one.verdict == BETTER
             ]
-            compared = self.listed(pairs, both=True, whole=True) or "not run yet"
+            compared = self.listed(pairs) or "not run yet"
             if fresh:
-                compared += f"; by fresh seeds {phrases.listed(fresh, both=True, whole=True)}"
+                compared += f"; by fresh seeds {phrases.listed(fresh)}"
             if not pairs:
                 compared = "nothing here varies it"
             yield default, compared, "is to change" if better else "stays"
-
-    def again(self) -> list[str]:
-        """What fresh seeds say of comparisons whose first seeds had been looked at."""
-        if not self.alone:
-            return []
-        shown = phrases.listed(self.alone.values(), both=True, whole=True)
-        all_of = [
-            f"`{one.method}` against `{one.against}` {percent(one.middle, one.low, one.high)}"
-            for one in self.together.values()
-            if self.alone[one.method, one.against].complete
-        ]
-        number = len(SEEDS) + len(FRESH)
-        return [
-            f"By seeds {FRESH[0]} to {FRESH[-1]} alone, named before they were run: {shown}."
-            + (f" By all {number} seeds, no verdict: {', '.join(all_of)}." if all_of else "")
-        ]
 
     def findings(self) -> list[dict[str, Any]]:
         """The plans that have been compared with all seeds, for `alphalora plan`."""
@@ -230,15 +163,6 @@ class Verdicts:
         rounded = {name: round(value, DIGITS) for name, value in found.items()}
         return {"verdict": one.verdict, **rounded, "seeds": len(one.seeds)}
 
-    def sentence(self, pair: Pair) -> str:
-        """One pair, its verdict first, with its figures."""
-        one = self.pairs.get(pair)
-        method, against = (self.words(name) for name in pair)
-        if one is None:
-            return f"Not run with the same seeds yet: {method} and {against}."
-        verdict = phrases.capital(phrases.judged(one))
-        return f"{verdict}: {method} against {against}: {phrases.figures(one)}."
-
     def words(self, method: str) -> str:
         """What a method is called; a plan with the numbers of its blocks."""
         runs = Runs(self.setting, method, self.done).lines
@@ -249,23 +173,9 @@ class Verdicts:
         default = "the default, " if method == DEFAULT[0] else ""
         return f"{named} ({default}{min(blocks):g} to {max(blocks):g} a block)"
 
-    def told(
-        self, what: str, pairs: Sequence[Pair], *, both: bool = False, whole: bool = False
-    ) -> Iterator[str]:
-        """A sentence on several pairs, see `listed`; none where nothing was run."""
-        if said := self.listed(pairs, both=both, whole=whole):
-            yield f"{what}: {said}."
-
-    def listed(self, pairs: Iterable[Pair], *, both: bool = False, whole: bool = False) -> str:
-        """Pairs by verdict with their differences; those that were not run are left out.
-
-        Args:
-            pairs: Which.
-            both: Whether to name what a method is compared with.
-            whole: Whether to give the intervals, too.
-        """
-        known = [self.pairs[pair] for pair in pairs if pair in self.pairs]
-        return phrases.listed(known, both, whole)
+    def listed(self, pairs: Iterable[Pair]) -> str:
+        """Pairs by verdict with their differences; those that were not run are left out."""
+        return phrases.listed(self.pairs[pair] for pair in pairs if pair in self.pairs)
 
 
 def _by_pair(found: Iterable[Comparison]) -> dict[Pair, Comparison]:

@@ -33,7 +33,7 @@ def test_losses_are_compared_seed_by_seed(forgetful):
 
 def test_the_page_shows_rises_and_differences_with_intervals(forgetful):
     text = report.questions(forgetful).partition("Forgetting")[2].partition("Routers")[0]
-    rise, beside_lora, beside_uniform = text.split("Forgetting")
+    rise, beside_lora, beside_uniform = text.split("Forgetting, ")
     flat = f"+{GRID[2]:.3f} ± 0.00"
     assert f"| `uniform` | 5 | +0.203 ± 0.08 | {flat} |" in rise
     assert f"| `lora-r40` | 5 | {flat} | {flat} |" in rise
@@ -44,25 +44,29 @@ def test_the_page_shows_rises_and_differences_with_intervals(forgetful):
     assert f"| `lora-r40` | 5 | -0.20 ({-high:+.2f} to {-low:+.2f}) | {nought} |" in beside_uniform
 
 
-def test_the_answer_counts_the_intervals_without_nought(forgetful):
+def test_the_page_counts_the_intervals_without_nought(forgetful):
     add(forgetful, "dense", 1.1)
     add(forgetful, "eva", 1.1)
     del forgetful[HERE.cell("eva", GRID[2], 4).key]  # not all of its seeds
-    said = conclusions.answer(forgetful).splitlines()[4]
-    assert "`uniform` against that LoRA: bbh +0.20 (+0.10 to +0.30), text +0.00" in said
-    assert "Of the 4 differences to it that have all seeds, 1 have an interval without 0" in said
-    assert "by chance, were they independent): `uniform` bbh +0.20." in said
+    said = "Intervals without 0 among the 4 differences to `lora-r40` that have all seeds: 1 (by"
+    assert said in " ".join(forgetting.notes(HERE, forgetful))
+    assert said in report.questions(forgetful)
+    answer = conclusions.answer(forgetful).splitlines()[4]
+    assert "on other sets, against the LoRA's, in nats: bbh +0.20 (+0.10 to +0.30), text" in answer
 
 
 def test_what_one_seed_says_has_no_interval(done):
     for seed in range(1, 5):
         del done[HERE.cell("uniform", GRID[2], seed).key]
-    text = forgetting.tables(HERE, ["uniform"], done)
+    text = "\n".join(forgetting.tables(HERE, ["uniform"], done))
     assert "| `uniform` | 1 | +0.00 | +0.00 |" in text
-    assert "differences to it" not in " ".join(forgetting.told(HERE, done))
+    assert "Intervals" not in " ".join(forgetting.notes(HERE, done))
+    assert conclusions.answer(done).splitlines()[4] == "5. **Forgetting.** Not run yet."
 
 
 def test_forgetting_is_told_with_the_rate(done):
-    (*_, said) = conclusions.answer(done).splitlines()
+    (*_, said) = forgetting.notes(HERE, done)
     low, high = (f"+{rate:.2f} at {rate:g}" for rate in (GRID[0], GRID[-1]))
     assert f"(`lora-r40`, seed 0, bbh: {low}, {high})" in said
+    del done[HERE.untrained().key]
+    assert "Forgetting hangs" not in " ".join(forgetting.notes(HERE, done))

@@ -97,9 +97,7 @@ def test_tasks_are_counted_on_which_a_method_is_the_better_one(done):
     assert found.of_tasks[0] == pytest.approx(np.mean(apart) / np.mean(other), abs=3e-4)
     assert found.of_tasks[1] <= found.of_tasks[0] <= found.of_tasks[2]
     assert row["mean of tasks"].startswith(f"{100 * found.of_tasks[0]:+.2f} % (")
-    assert (
-        Verdicts(HERE, done).sentence(("dense", "uniform")).count("in the mean of the tasks") == 1
-    )
+    assert Verdicts(HERE, done).clause(("dense", "uniform")).count("in the mean of the tasks") == 1
 
 
 def test_the_task_that_has_most_of_the_loss_is_named():
@@ -120,7 +118,7 @@ def test_the_task_that_has_most_of_the_loss_is_named():
 
 def test_routers_and_answers_are_shown(done):
     text = report.questions(done)
-    routers = text.partition("Routers (")[2]
+    routers = text.partition("Routers:")[2]
     assert "| `uniform` | 0.500 | 25.0 % |" in routers and "`lora-r40` |" not in routers
     one = done[HERE.cell("uniform", GRID[2], 0).key]
     one["answered"] = {"rows": 50, "right": 5, "interval": [0.0434, 0.2136], "by": "likelihood"}

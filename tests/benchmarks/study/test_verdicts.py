@@ -4,7 +4,7 @@ from itertools import chain
 
 import pytest
 
-from benchmarks.study import conclusions
+from benchmarks.study import conclusions, report
 from benchmarks.study.cells import AGAIN, FRESH, GRID, PRIMARY, SHORT, Setting
 from benchmarks.study.compare import BETTER, FEW, OPEN, SAME, WORSE, comparisons
 from benchmarks.study.questions import ALONE, QUESTIONS, TOGETHER, again, planned, tables
@@ -31,9 +31,8 @@ def test_a_verdict_is_that_of_the_figures(done, loss, offsets, noise, verdict):
     scatter(done, "alphalora-hill", loss, *offsets, noise=noise)
     found = comparisons(HERE, [PAIR], done)[PAIR]
     assert found.verdict == verdict
-    said = Verdicts(HERE, done)
-    assert f"AlphaLoRA's numbers by `hill` {SAID[verdict][1]} 5 experts e" in " ".join(said.main())
-    assert said.sentence(PAIR).lower().startswith(verdict)
+    (said,) = Verdicts(HERE, done).main()["Allocation"]
+    assert said.startswith(f"AlphaLoRA's numbers by `hill` {SAID[verdict][1]} 5 experts every")
 
 
 def test_many_comparisons_ask_for_more(done):
@@ -47,8 +46,8 @@ def test_many_comparisons_ask_for_more(done):
     pairs = [PAIR, *((name, "uniform") for name in others)]
     found = Verdicts(HERE, done)
     found.pairs[PAIR] = comparisons(HERE, pairs, done)[PAIR]
-    assert found.sentence(PAIR).startswith("Undecided (0.5 % better is ruled out): ")
-    assert found.sentence(PAIR).endswith("), p 0.05 after correction.")
+    assert SAID[OPEN][1] in found.clause(PAIR)
+    assert found.clause(PAIR).endswith("), p 0.05 after correction.")
     among = comparisons(HERE, pairs, done)[PAIR]
     assert among.p == alone.p and among.verdict == OPEN and among.family == 21
     assert int(among.needed) > int(alone.needed)
@@ -93,18 +92,17 @@ def test_a_question_is_corrected_for_what_is_to_be_run_of_it_in_its_setting(done
 
 
 def test_fresh_seeds_answer_by_themselves(done):
-    assert again(HERE, done) == {} and "alone" not in conclusions.answer(done)
+    assert again(HERE, done) == {} and "fresh" not in conclusions.answer(done)
     pair = AGAIN[1]
     scatter(done, "lora-r40", 1.0, *CLOSE)
     scatter(done, "uniform-seg4", 1.0, *CLOSE)
-    before = Verdicts(HERE, done).sentence(pair)
+    before = Verdicts(HERE, done).clause(pair)
     for seed, offset in zip(FRESH, CLOSE, strict=True):
         for method, loss in (("lora-r40", 1.0), ("uniform-seg4", 0.97 + offset)):
             one = line(method, GRID[2], seed, loss)
             done[one["cell"]] = one
         if seed == FRESH[2]:
-            said = conclusions.answer(done).splitlines()[0]
-            assert "3 of 5 seeds so far" in said and "By all" not in said
+            assert "fresh" not in conclusions.answer(done) + conclusions.headline(done)
     found = again(HERE, done)
     (alone,), (together,) = found[ALONE], found[TOGETHER]
     assert (alone.method, alone.against) == pair and alone.seeds == tuple(FRESH)
@@ -113,12 +111,11 @@ def test_fresh_seeds_answer_by_themselves(done):
     assert alone.middle == pytest.approx(-0.03, abs=1e-3)
     assert together.middle == pytest.approx(-0.015, abs=1e-3) and len(together.seeds) == 10
     assert together.p is None and together.corrected is None
-    assert Verdicts(HERE, done).sentence(pair) == before, "the first five stay what they were"
-    said = conclusions.answer(done).splitlines()[0]
-    assert "alone, named before they were run: better: `uniform-seg4` against `lora-r40`" in said
-    short = conclusions.short(done).splitlines()[1]
-    assert "; by 5 fresh seeds better, -2.99 % (" in short
-    assert "By all 10 seeds, no verdict: `uniform-seg4` against `lora-r40` -1.49 % (" in said
+    said = Verdicts(HERE, done).clause(pair)
+    assert said.startswith(before.rstrip(".")), "the first five stay what they were"
+    assert "; by 5 fresh seeds better, -2.99 % (" in said
+    assert said.partition(" rank 40: ")[2] in conclusions.short(done).splitlines()[0]
+    assert "Of 1 with fresh seeds: 1 better." in conclusions.headline(done)
 
 
 @pytest.mark.parametrize("first", [1.0, 0.97, 1.03])
@@ -141,7 +138,7 @@ def test_rates_between_those_that_were_tried_are_said_where_they_matter(done):
     scatter(done, "uniform-seg4", 1.0, *CLOSE)
     scatter(done, "lora-r40", 1.0, *CLOSE)
     pair = AGAIN[1]
-    assert "ideal" not in Verdicts(HERE, done).sentence(pair)
+    assert "ideal" not in Verdicts(HERE, done).clause(pair)
     below, best, above = (done[HERE.cell("lora-r40", rate, 0).key] for rate in GRID[1:])
     near = best["held_out"]["loss"]
     below["held_out"]["loss"], above["held_out"]["loss"] = near + 0.01, near + 0.09
@@ -149,7 +146,7 @@ def test_rates_between_those_that_were_tried_are_said_where_they_matter(done):
     assert found.runs.beside == 0
     assert found.theirs.beside == pytest.approx(0.08**2 / (8 * 0.1) / near)
     assert found.finer == pytest.approx(found.middle + found.theirs.beside)
-    said = Verdicts(HERE, done).sentence(pair)
+    said = Verdicts(HERE, done).clause(pair)
     assert "some +0.80 % if both had their ideal learning rate" in said
     assert found.finer is not None
     no_curve = comparisons(HERE, [("alphalora-hill", "uniform")], done)
@@ -161,55 +158,68 @@ def test_the_answer_has_a_line_for_each_question_and_names_what_was_run(done):
     for seed in range(5):
         done[HERE.cell("alphalora-hill", GRID[2], seed).key]["blocks"] = [4, 6, 5]
     scatter(done, "lora-r40", 1.0, *CLOSE)
-    scatter(done, "lora-r16", 1.05, *CLOSE)
-    lines = conclusions.answer(done).splitlines()
-    assert len(lines) == 5
-    assert "Worse: 5 experts of rank 8 in every block against a LoRA of rank 40: +9.9" in lines[0]
-    assert f"rates: mixture {GRID[2]:g}, LoRA {GRID[2]:g}." in lines[0]
-    assert "of as much active rank: worse: `uniform` against `lora-r16` (+4.7" in lines[0]
-    assert "as many parameters" not in lines[0], "not run"
-    assert "Better: AlphaLoRA's numbers by `hill` (4 to 6 a block) against 5" in lines[1]
-    assert "Not run yet." in lines[2] and "Not run yet." in lines[3]
-    assert "`lora-r40` bbh +0.00, text +0.00." in lines[4]
-    assert "Other plans" not in lines[1] and "the other way round" not in lines[1], "not run"
+    shape, allocation, routing, other, forgotten = conclusions.answer(done).splitlines()
+    assert "top-2, did worse than a LoRA of rank 40: +9.9" in shape and "quarter" not in shape
+    assert "`hill` (4 to 6 a block) did better than 5 experts everywhere: -2." in allocation
+    assert "They" not in allocation and "xmin_peak" not in allocation, "not run"
+    assert "Not run yet." in routing and "Not run yet." in other
+    assert "in nats: bbh +0.00 (+0.00 to +0.00), text +0.00 (" in forgotten
+    assert len(conclusions.short(done).splitlines()) == 2, "what was run, a line each"
     scatter(done, "alphalora-hill-opposite", 1.07, *CLOSE)
-    said = conclusions.answer(done).splitlines()[1]
-    assert "Within 0.5 %: AlphaLoRA's numbers by `hill` (4 to 6 a block) against the sa" in said
+    scatter(done, "uniform-seg4", 0.97, *CLOSE)
+    scatter(done, "lora-equal-seg4", 1.0, *CLOSE)
+    scatter(done, "fixed-router", 1.3, *CLOSE)
+    shape, allocation, routing, *_ = conclusions.answer(done).splitlines()
+    assert "20 quarter experts (`segments: 4`) did better than that LoRA: -2.9" in shape
+    assert "(`segments: 4`) did better than a LoRA of as many parameters: -2.9" in shape
+    assert "They were within 0.5 % of the same numbers the other way round: +0.00" in allocation
+    assert "as they were drawn did worse than routers that learn: +1" in routing
+    assert "of as many parameters" not in conclusions.short(done)
     del done[HERE.cell("alphalora-hill-opposite", GRID[2], 0).key]
+    assert "They have not all their seeds yet beside" in conclusions.answer(done).splitlines()[1]
+
+
+def test_the_first_sentence_counts_the_verdicts(done):
+    assert conclusions.headline({}) == "Nothing has been compared with all its seeds yet."
+    scatter(done, "lora-r40", 1.1, *CLOSE)
+    scatter(done, "alphalora-hill", 1.107, 0.008, -0.008, 0.008, -0.008, 0.0)
     said = conclusions.headline(done)
-    assert "top-2, did worse than a LoRA of rank 40: +9.9" in said
-    assert "`hill` (4 to 6 a block) did better than 5 experts everywhere: -2." in said
-    assert "They have not all their seeds yet beside the same numbers the" in said
-    assert len(conclusions.short(done).splitlines()) == 3, "what was run, a line each"
+    assert said.startswith("Nothing was shown to be better or worse than what it was compared")
+    assert said.endswith(": 1 within 0.5 %, 2 undecided.")
+    scatter(done, "lora-r40", 1.0, *CLOSE)
+    said = conclusions.headline(done)
+    assert said.startswith("Of 3 comparisons, ") and said.endswith(": 1 undecided, 2 worse.")
 
 
-def test_other_data_are_answered_apart(done):
+def test_other_data_and_bases_are_answered_apart(done):
+    assert (
+        "Nothing has all its seeds on SmolLM2-135M-Instruct, 320 rows of bbh; Gem"
+        in conclusions.effort(done)
+    )
     scatter(done, "lora-r40", 1.0, *CLOSE)
     other = {}
     for key, one in done.items():
         other[key.replace("/gsm8k/", "/bbh/")] = one | {"data": "bbh"}
-    (elsewhere,) = [row for row in conclusions.answer(done | other).splitlines() if "4." in row[:2]]
-    said = "On SmolLM2-135M-Instruct, 320 rows of bbh: worse: `uniform` against `lora-r40` (+9.9"
-    assert said in elsewhere
-    assert (
-        "Not compared yet: Gemma-3-270M, 320 rows of gsm8k; SmolLM2-135M-Instruct, 1280 rows"
-        in elsewhere
-    )
-    again = "On bbh a mixture did worse than a LoRA: +9.97 % ("
-    assert again in conclusions.headline(done | other) and again in conclusions.short(done | other)
+        other[key.replace("/smollm2/", "/gemma3/")] = one | {"base": "gemma3"}
+    found = conclusions.answer(done | other).splitlines()[3]
+    for where in ("bbh", "Gemma-3-270M"):
+        assert f" On {where} a mixture did worse than a LoRA: +9.97 % (" in found
+    assert found.partition(" ")[2] in conclusions.short(done | other)
+    missing = conclusions.effort(done | other).partition("Nothing has all its seeds on ")[2]
+    assert missing.startswith("SmolLM2-135M-Instruct, 1280 rows of gsm8k; ")
 
 
-def test_answers_are_told_once_all_seeds_gave_some(done):
-    assert "Right answers" not in conclusions.answer(done)
+def test_right_answers_are_told_where_they_were_asked(done):
+    assert "Right answers" not in report.questions(done)
     done[HERE.untrained().key]["answered"] = {"rows": 50, "right": 7}
     for seed in range(5):
         one = done[HERE.cell("uniform", GRID[2], seed).key]
         one["answered"] = {"rows": 50, "right": 10 + seed}
-    said = conclusions.answer(done).splitlines()[3]
-    assert "Right answers on gsm8k, of 50 (mean and range of the seeds): 7 before" in said
-    assert "training, `uniform` 12.0 (10 to 14)." in said and "`lora-r40`" not in said
+    said = report.questions(done).partition("Right answers, of 50 rows:")[2].split("\n\n")[1]
+    assert "| before training | 7 |" in said and "`lora-r40`" not in said
+    assert "| `uniform` | 12.0 | 10 to 14 | 5 |" in said
     done[HERE.cell("uniform", GRID[2], 3).key]["answered"] = {"rows": 0, "why": "not asked for"}
-    assert "Right answers" not in conclusions.answer(done)
+    assert "| `uniform` | 11.8 | 10 to 14 | 4 |" in report.questions(done)
 
 
 def test_what_the_routers_know_of_tasks_is_told_where_there_are_several(done):
@@ -218,38 +228,26 @@ def test_what_the_routers_know_of_tasks_is_told_where_there_are_several(done):
         one = done[HERE.cell("uniform", GRID[2], seed).key]
         one["routers"] = {**one["routers"], "specialisation": 0.02 + 0.01 * seed}
     said = conclusions.answer(done).splitlines()[2]
-    assert "of a token's task on gsm8k" in said and "0.57 at most" in said
-    assert "for chance): `uniform` 0.040." in said
+    assert (
+        "of a token's task on gsm8k (two of five can tell 0.57 at most): `uniform` 0.040." in said
+    )
 
 
 def test_what_was_not_run_has_no_verdict():
-    assert SAID[FEW][0] in conclusions.headline({}) and SAID[FEW][1] in conclusions.headline({})
-    assert conclusions.answer({}).lower().count("not run") == 5
-
-
-def test_an_interval_may_exclude_one_side(done):
-    scatter(done, "alphalora-hill", 1.103, 0.0031, -0.0031, 0.0031, -0.0031, 0.0)
-    assert Verdicts(HERE, done).pairs[PAIR].verdict == OPEN
-    said = Verdicts(HERE, done).sentence(PAIR)
-    assert said.startswith("Undecided (0.5 % better is ruled out): ")
-    scatter(done, "alphalora-hill", 1.097, 0.0031, -0.0031, 0.0031, -0.0031, 0.0)
-    said = Verdicts(HERE, done).sentence(PAIR)
-    assert said.startswith("Undecided (0.5 % worse is ruled out): ")
-    scatter(done, "alphalora-hill", 1.1, 0.02, -0.02, 0.02, -0.02, 0.0)
-    assert Verdicts(HERE, done).sentence(PAIR).startswith("Undecided: ")
-    del done[HERE.cell("alphalora-hill", GRID[2], 2).key]
-    assert Verdicts(HERE, done).sentence(PAIR).startswith("4 of 5 seeds so far: ")
+    assert SAID[FEW][0] in conclusions.answer({}) and SAID[FEW][1] in conclusions.answer({})
+    assert conclusions.answer({}).count("Not run yet.") == 3
 
 
 def test_more_parameters_are_said(done):
     scatter(done, "alphalora-hill", 1.1, *CLOSE)
-    assert "parameters" not in Verdicts(HERE, done).sentence(PAIR)
+    assert "parameters" not in Verdicts(HERE, done).clause(PAIR)
     for seed in range(5):
         done[HERE.cell("alphalora-hill", GRID[2], seed).key]["parameters"] = 1259
     found = Verdicts(HERE, done)
-    assert found.sentence(PAIR).endswith("; 25 % more parameters.")  # than 1,007
-    assert found.listed([PAIR]) == "within 0.5 %: `alphalora-hill` (+0.01 %; 25 % more parameters)"
-    assert " %, -" in found.listed([PAIR], whole=True)
+    assert found.clause(PAIR).endswith("; 25 % more parameters.")  # than 1,007
+    listed = found.listed([PAIR])
+    assert listed.startswith("within 0.5 %: `alphalora-hill` against `uniform` (+0.01 %, -")
+    assert listed.endswith("; 25 % more parameters)")
 
 
 def test_a_default_is_to_change_where_something_else_did_better(done):
