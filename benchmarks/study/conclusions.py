@@ -6,6 +6,7 @@ import json
 import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,22 +14,32 @@ from axolotl_alphalora.report import evidence
 
 from . import forgetting, results
 from .cells import (
+    ALLOCATIONS,
+    BUDGETS,
+    CUT,
+    CUT_MIXTURE,
+    LORA,
     MAIN,
     MIXTURE,
-    NAMED,
     PRIMARY,
     ROUTERS,
+    SEEDS,
+    SHAPES,
     SMALL,
     TITLES,
     Setting,
     further,
 )
 from .chart import table_of
-from .compare import BETTER, VERDICTS, WORSE, Comparison, means
+from .compare import BETTER, VERDICTS, WORSE, Comparison, Pair, Runs, means
 from .questions import QUESTIONS, planned, tables
 from .results import Done, is_in, main, settings
-from .verdicts import Verdicts
+from .verdicts import FIRST, Verdicts
 
+FURTHER = "Other data and bases"
+METHODS = {"Shape": SHAPES, "Allocation": (*ALLOCATIONS, *CUT, *BUDGETS), "Routing": ROUTERS}
+ELSEWHERE = (PRIMARY[0], (CUT_MIXTURE, LORA), PRIMARY[1])
+"""Pairs that are told of other data and bases."""
 FINDINGS = Path(evidence.__file__).with_name("study.json")
 
 
@@ -39,12 +50,21 @@ def headline(done: Done) -> str:
     again = [one for found in own for one in found.alone.values() if one.complete]
     if not first:
         return "Nothing has been compared with all its seeds yet."
-    decided = any(one.verdict in (BETTER, WORSE) for one in first + again)
-    nothing = "Nothing was shown to be better or worse than what it was compared with. "
+    bases = " and ".join(dict.fromkeys(TITLES[found.setting.base] for found in own))
     fresh = f" Of {len(again)} with fresh seeds: {_counted(again)}." if again else ""
     return (
-        f"{'' if decided else nothing}Of {len(first)} comparisons, on small models and in short "
-        f"runs: {_counted(first)}.{fresh}"
+        f"{_nothing(first + again)}Of {len(first)} comparisons (short runs of {bases}; many share "
+        f"theirs): {_counted(first)}.{fresh}"
+    )
+
+
+def _nothing(found: Sequence[Comparison]) -> str:
+    """The sentence for the case that nothing was decided."""
+    if any(one.verdict in (BETTER, WORSE) for one in found):
+        return ""
+    return (
+        "Not so far: neither mixtures of LoRA experts nor AlphaLoRA's plans were shown to be "
+        "better, or worse, in held-out loss than what they were compared with. "
     )
 
 
@@ -60,10 +80,9 @@ def _counted(found: Sequence[Comparison]) -> str:
 def answer(done: Done) -> str:
     """The answer, a line for each question."""
     setting = main(done)
-    found = Verdicts(setting, done)
-    said = _main(done)
-    said["Shape"] += found.equal()
+    said = Verdicts(setting, done).lines()
     said["Routing"] += _told_of_tasks(done)
+    said[FURTHER] = list(_elsewhere(done, ELSEWHERE))
     said["Forgetting"] = forgetting.against_lora(setting, done)
     return "\n".join(
         f"{number}. **{what}.** {' '.join(sentences) or 'Not run yet.'}"
@@ -73,24 +92,21 @@ def answer(done: Done) -> str:
 
 def short(done: Done) -> str:
     """The main comparisons, for the README."""
-    return "\n".join(
-        f"- **{what}.** {' '.join(sentences)}"
-        for what, sentences in _main(done).items()
-        if sentences
-    )
+    found = Verdicts(main(done), done)
+    said = {**found.lines(FIRST), FURTHER: list(_elsewhere(done, PRIMARY[:1]))}
+    lines = [f"**{what}.** {' '.join(sentences)}" for what, sentences in said.items() if sentences]
+    nothing = _nothing([*_complete(found), *found.alone.values()]).strip()
+    return "\n".join(f"- {line}" for line in [nothing, *lines] if line)
 
 
-def _main(done: Done) -> dict[str, list[str]]:
-    return {**Verdicts(main(done), done).main(), "Other data and bases": list(_elsewhere(done))}
-
-
-def _elsewhere(done: Done) -> Iterator[str]:
-    """How a mixture does beside a LoRA on other data, more rows and other bases."""
+def _elsewhere(done: Done, pairs: Sequence[Pair]) -> Iterator[str]:
+    """What was found of some pairs on other data, more rows and other bases."""
     for setting in _others(done):
         found = Verdicts(setting, done)
-        if PRIMARY[0] in found.pairs:
-            where = f"On {_apart(setting, main(done))} a mixture"
-            yield found.clause(PRIMARY[0], subject=where, other="a LoRA", many=0)
+        known = [found.sentence(pair) for pair in pairs if pair in found.pairs]
+        if known:
+            where = _apart(setting, main(done))
+            yield f"On {where}: {' '.join(known)}"
 
 
 def _apart(setting: Setting, own: Setting) -> str:
@@ -104,21 +120,31 @@ def _apart(setting: Setting, own: Setting) -> str:
 
 
 def _others(done: Done) -> list[Setting]:
-    own = main(done)
-    known = [one for one in settings(done) if one.device == own.device]
-    return [one for one in known if one != own]
+    """The other settings, each on the device where most of it was run."""
+    number = {one: sum(is_in(line, one) for line in done.values()) for one in settings(done)}
+    most: dict[Setting, Setting] = {}
+    for one, lines in number.items():
+        named = replace(one, device="")
+        if named not in most or lines > number[most[named]]:
+            most[named] = one
+    return [one for named, one in most.items() if named != replace(main(done), device="")]
 
 
 def _told_of_tasks(done: Done) -> Iterator[str]:
     """How much the routers' choices give away of the task, where there are several tasks."""
     for setting in settings(done):
-        found = means(setting, (MIXTURE, *ROUTERS), done, lambda line: line["routers"])
-        told = {method: one[TOLD] for method, one in found.items() if TOLD in one}
+        methods = (MIXTURE, *ROUTERS)
+        found = means(setting, methods, done, lambda line: line["routers"])
+        told = []
+        for method, one in found.items():
+            if TOLD in one:
+                seeds = len(Runs(setting, method, done).lines)
+                few = "" if seeds >= len(SEEDS) else f" ({seeds} of {len(SEEDS)} seeds)"
+                told.append(f"`{method}` {one[TOLD]:.3f}{few}")
         if told:
-            shown = ", ".join(f"`{method}` {value:.3f}" for method, value in told.items())
             yield (
-                f"What the choice of experts tells of a token's task on {setting.data} (two of "
-                f"five can tell {TWO_OF_FIVE:.2f} at most): {shown}."
+                f"How far experts specialise by task on {setting.data} (0: not at all; "
+                f"{TWO_OF_FIVE:.2f}: as far as two of five can): {', '.join(told)}."
             )
 
 
@@ -132,24 +158,60 @@ def effort(done: Done) -> str:
     trained = [line for line in done.values() if line["steps"]]
     counted = sum(line["base"] == MAIN and line["rows"] >= SMALL for line in trained)
     hours = sum(sum(line["seconds"].values()) for line in trained) / 3600
-    reached = []
-    for question in QUESTIONS:
-        pairs = len(planned(setting, question))
-        found = tables(setting, done).get(question, {}).values()
-        whole = sum(one.complete for table in found for one in table)
-        reached.append(f"{question.lower()} {whole} of {pairs}")
-    run = {line["method"] for line in done.values() if is_in(line, setting)}
-    missing = [f"`{method}`" for method in NAMED if method not in run]
-    wanted = [Setting(data="bbh", device=setting.device), *further(setting.device)]
-    elsewhere = [one.short for one in wanted if not _complete(Verdicts(one, done))]
     others = "" if counted == len(trained) else f"{counted} of them "
-    return (
-        f"So far {len(trained)} cells (training runs) were done, {others}on {TITLES[MAIN]} with at "
-        f"least {SMALL} rows, in {hours:.1f} hours of one thread on a machine with other work on "
-        f"it. Comparisons that have all their seeds on {setting.data}: {', '.join(reached)}. "
-        f"{len(missing)} of {len(NAMED)} methods have not been run there: {', '.join(missing)}."
-        + (f" Nothing has all its seeds on {'; '.join(elsewhere)}." if elsewhere else "")
+    return "\n".join(
+        [
+            f"So far {len(trained)} cells (training runs) were done, {others}on {TITLES[MAIN]} "
+            f"with at least {SMALL} rows, in {hours:.1f} hours of one thread on a machine with "
+            "other work on it. How far each question got:",
+            "",
+            *_reached(setting, done),
+            *_reached_elsewhere(done),
+        ]
     )
+
+
+def _reached(setting: Setting, done: Done) -> Iterator[str]:
+    """What was not run of each question in the main setting."""
+    for question, methods in METHODS.items():
+        own = [name for name in methods if name not in (LORA, MIXTURE)]
+        seeds = {name: len(Runs(setting, name, done).lines) for name in own}
+        run = {line["method"] for line in done.values() if is_in(line, setting)}
+        missing = [f"`{name}`" for name in own if name not in run]
+        few = [
+            f"`{name}` ({seeds[name]} of {len(SEEDS)} seeds)"
+            for name in own
+            if name in run and seeds[name] < len(SEEDS)
+        ]
+        yield (
+            f"- **{question}**, {setting.data}: {_whole(setting, question, done)}."
+            + (f" Too few seeds: {', '.join(few)}." if few else "")
+            + (f" Not run: {', '.join(missing)}." if missing else "")
+        )
+
+
+def _reached_elsewhere(done: Done) -> Iterator[str]:
+    """How far the settings of the fourth question got, and the fifth."""
+    device = main(done).device
+    own = {replace(one, device=""): one for one in _others(done)}
+    wanted = [Setting(data="bbh", device=device), *further(device)]
+    shown = []
+    for setting in (own.get(replace(one, device=""), one) for one in wanted):
+        whole = [
+            f"{question.lower()} {_whole(setting, question, done)}"
+            for question in QUESTIONS
+            if planned(setting, question)
+        ]
+        started = any(is_in(line, setting) and line["steps"] for line in done.values())
+        shown.append(f"{setting.short} ({', '.join(whole) if started else 'not run'})")
+    yield f"- **{FURTHER}**: {'; '.join(shown)}."
+    yield "- **Forgetting** is measured in every cell."
+
+
+def _whole(setting: Setting, question: str, done: Done) -> str:
+    found = tables(setting, done).get(question, {}).values()
+    whole = sum(one.complete for table in found for one in table)
+    return f"{whole} of {len(planned(setting, question))} comparisons"
 
 
 def defaults(done: Done) -> str:

@@ -62,12 +62,17 @@ def tables(setting: Setting, methods: Sequence[str], done: Done) -> Iterator[str
 
 
 def against_lora(setting: Setting, done: Done) -> list[str]:
-    """What a mixture's other losses are beside those of a LoRA, in a sentence."""
+    """What a LoRA forgets, and a mixture against it."""
+    rises = apart(setting, LORA, None, done)
     found = apart(setting, MIXTURE, LORA, done)
-    if not all(len(values) == len(SEEDS) for values in found.values()) or not found:
+    if not rises or not found or any(len(values) < len(SEEDS) for values in found.values()):
         return []
-    shown = ", ".join(f"{name} {_interval(values)}" for name, values in found.items())
-    return [f"Losses of that mixture on other sets, against the LoRA's, in nats: {shown}."]
+    own = ", ".join(f"{name} {signed(fmean(values))}" for name, values in rises.items())
+    beside = ", ".join(f"{name} {_interval(values)}" for name, values in found.items())
+    return [
+        f"Training on {setting.data} with the LoRA adds to the losses on other sets, in nats: "
+        f"{own}. With the mixture, against the LoRA: {beside}."
+    ]
 
 
 def notes(setting: Setting, done: Done) -> Iterator[str]:

@@ -5,48 +5,32 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from .chart import signed
-from .compare import (
-    BETTER,
-    FEW,
-    OPEN,
-    SAME,
-    VERDICTS,
-    WORSE,
-    Comparison,
-    percent,
-)
+from .compare import FEW, OPEN, VERDICTS, Comparison, percent
 
-SAID = {
-    BETTER: ("did better than", "did better than"),
-    WORSE: ("did worse than", "did worse than"),
-    SAME: ("was within 0.5 % of", "were within 0.5 % of"),
-    OPEN: ("was not shown to differ from", "were not shown to differ from"),
-    FEW: ("has not all its seeds yet beside", "have not all their seeds yet beside"),
-}
-"""Verdict to what is said of a mixture, and of its numbers."""
 FINER = 0.002
 """The least part of a loss by which rates between those that were tried are worth a word."""
 
 
-def figures(one: Comparison) -> str:
-    """The difference, and what belongs to it."""
-    shown = [_difference(one), more(one), _finer(one), _tasks(one)]
+def told(one: Comparison | None, fresh: Comparison | None = None) -> str:
+    """Its verdict and figures, and what fresh seeds say of it."""
+    if one is None:
+        return "not run yet"
+    if not one.complete:
+        return _seeds(one)
+    shown = [_judged(one), more(one), _finer(one), _tasks(one)]
+    if fresh is not None and fresh.complete:
+        shown.append(f"by {fresh.wanted} fresh seeds {_judged(fresh)}")
     return "; ".join(filter(None, shown))
 
 
-def fresh(one: Comparison) -> str:
-    """What fresh seeds say of a comparison."""
-    return f"by {one.wanted} fresh seeds {one.verdict}, {_difference(one)}"
-
-
-def _difference(one: Comparison) -> str:
-    """With the interval once all seeds are there, and why one without 0 shows nothing."""
-    if not one.complete:
-        return percent(one.middle)
+def _judged(one: Comparison) -> str:
+    """The verdict and the difference; what an undecided one lacks."""
     said = percent(one.middle, one.low, one.high)
-    if one.verdict == OPEN and one.corrected is not None and one.low * one.high > 0:
+    if one.verdict != OPEN:
+        return f"{one.verdict}, {said}"
+    if one.corrected is not None and one.low * one.high > 0:
         said += f", p {one.corrected:.2f} after correction"
-    return said
+    return f"{OPEN} ({one.needed} seeds needed), {said}"
 
 
 def listed(known: Iterable[Comparison]) -> str:
@@ -65,9 +49,13 @@ def _shortly(one: Comparison) -> str:
     middle, low, high = (signed(100 * value) for value in (one.middle, one.low, one.high))
     shown = [f"{middle} %, {low} to {high}" if one.complete else f"{middle} %"]
     if one.verdict == FEW:
-        shown.append(f"{len(one.seeds)} of {one.wanted} seeds so far")
+        shown.append(_seeds(one))
     shown += filter(None, [more(one)])
     return f"`{one.method}` against `{one.against}` ({'; '.join(shown)})"
+
+
+def _seeds(one: Comparison) -> str:
+    return f"{len(one.seeds)} of {one.wanted} seeds so far"
 
 
 def more(one: Comparison) -> str:
@@ -82,12 +70,12 @@ def _finer(one: Comparison) -> str:
     """The difference at rates between those that were tried, where it is another."""
     if one.finer is None or abs(one.finer - one.middle) < FINER:
         return ""
-    return f"some {percent(one.finer)} if both had their ideal learning rate, by their curves"
+    return f"some {percent(one.finer)} at rates between those that were tried (a guess by seed 0)"
 
 
 def _tasks(one: Comparison) -> str:
     """The difference where every task counts the same, with several tasks."""
-    return "" if one.of_tasks is None else f"in the mean of the tasks {percent(*one.of_tasks)}"
+    return "" if one.of_tasks is None else f"{percent(*one.of_tasks)} if all tasks count the same"
 
 
 def capital(text: str) -> str:

@@ -52,7 +52,6 @@ def pilot(done: Done) -> str:
 
 def _pilot(setting: Setting, done: Done) -> Iterator[str]:
     yield f"![Held-out loss over the learning rate](pictures/{_picture(setting, 'pilot')})"
-    yield _curve_table(setting, PILOT, done)
     rate = best_rate(setting, VARIANCE_OF, done)
     if rate is None:
         yield f"The curve of `{VARIANCE_OF}` is not complete, so its variance is not known."

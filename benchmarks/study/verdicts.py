@@ -5,7 +5,7 @@ Every verdict is one of a table on that page, so that no sentence can go beyond 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from . import phrases
@@ -21,31 +21,35 @@ from .cells import (
     Setting,
 )
 from .compare import BETTER, FEW, Comparison, Pair, Runs
-from .phrases import SAID
 from .questions import ALONE, again, tables
 
-CUT_PAIR = (CUT_MIXTURE, LORA)
-FINE = (CUT_MIXTURE, "lora-equal-seg4")
-"""Many small experts, and a LoRA of as many parameters."""
 DEFAULT = ("alphalora-xmin_peak", MIXTURE)
 """The plan that a user gets who says nothing, and a uniform mixture."""
 CONTROL = (PLAN, f"{PLAN}-opposite")
 """A plan, and its numbers the other way round: whether it matters which blocks get more."""
 FIXED = ("fixed-router", MIXTURE)
-EVEN = "5 experts everywhere"
+ASKED: dict[str, Sequence[Pair]] = {
+    "Shape": [PRIMARY[0], (CUT_MIXTURE, LORA), (CUT_MIXTURE, "lora-equal-seg4")],
+    "Allocation": [DEFAULT, PRIMARY[1], CONTROL, (DEFAULT[0], LORA), (PLAN, LORA)],
+    "Routing": [FIXED],
+}
+"""Question to the comparisons that a user asks for first."""
+FIRST = (PRIMARY[0], DEFAULT, CONTROL, FIXED)
+"""Those of them for the README."""
 WORDS = {
     LORA: "a LoRA of rank 40",
     MIXTURE: "5 experts of rank 8 in every block",
     PLAN: "AlphaLoRA's numbers by `hill`",
     CONTROL[1]: "the same numbers the other way round",
     CUT_MIXTURE: "20 quarter experts (`segments: 4`)",
-    FINE[1]: "a LoRA of as many parameters",
+    "lora-equal-seg4": "a LoRA of as many parameters",
     "alphalora-xmin_peak": "AlphaLoRA's numbers by `xmin_peak`",
     "alphalora-ks": "AlphaLoRA's numbers by `ks`",
     "mola-2468": "MoLA's 2-4-6-8",
     "mola-8642": "MoLA's 8-6-4-2",
     "sensitivity": "numbers by sensitivity",
     "eva": "numbers by EVA",
+    FIXED[0]: "routers that stay as they were drawn",
 }
 """What methods are called in sentences; the others by their names."""
 DEFAULTS: dict[str, Sequence[Pair]] = {
@@ -78,45 +82,27 @@ class Verdicts:
         self.pairs = _by_pair(one for table in found for one in table)
         self.alone = _by_pair(again(setting, done).get(ALONE, ()))
 
-    def main(self) -> dict[str, list[str]]:
-        """Question to the comparisons that a user asks for first, a sentence each."""
-        mixture = "A mixture of 5 experts of rank 8, top-2,"
-        shape = [self.clause(PRIMARY[0], subject=mixture, many=0)]
-        if CUT_PAIR in self.pairs:
-            shape.append(self.clause(CUT_PAIR, other="that LoRA"))
-        allocation = [self.clause(PRIMARY[1], other=EVEN)]
-        if DEFAULT in self.pairs:
-            allocation.insert(0, self.clause(DEFAULT, other=EVEN))
-        if CONTROL in self.pairs:
-            allocation.append(self.clause(CONTROL, subject="They"))
-        routing = []
-        if FIXED in self.pairs:
-            drawn = "Routers that stay as they were drawn"
-            routing = [self.clause(FIXED, subject=drawn, other="routers that learn")]
-        return {"Shape": shape, "Allocation": allocation, "Routing": routing}
-
-    def clause(self, pair: Pair, *, subject: str = "", other: str = "", many: int = 1) -> str:
-        """One pair as a sentence, with its figures and what fresh seeds say.
+    def lines(self, wanted: Collection[Pair] = ()) -> dict[str, list[str]]:
+        """Question to sentences on its comparisons, those that a user asks for first.
 
         Args:
-            pair: Which.
-            subject: What the method is called, if not by its words.
-            other: What the other one is called, if not by its words.
-            many: 1 if the subject is a plural, else 0.
+            wanted: Of which pairs of `ASKED`; all by default. Only `PRIMARY` are named if they were
+                not run.
         """
-        one = self.pairs.get(pair)
-        method, against = (self.words(name) for name in pair)
-        verdict = FEW if one is None else one.verdict
-        said = f"{subject or method} {SAID[verdict][many]} {other or against}"
-        if one is not None and one.complete:
-            new = self.alone.get(pair)
-            fresh = "" if new is None or not new.complete else phrases.fresh(new)
-            said += f": {'; '.join(filter(None, [phrases.figures(one), fresh]))}"
-        return phrases.capital(f"{said}.")
+        return {
+            question: [
+                self.sentence(pair)
+                for pair in pairs
+                if pair in (wanted or pairs) and pair in {*self.pairs, *PRIMARY}
+            ]
+            for question, pairs in ASKED.items()
+        }
 
-    def equal(self) -> list[str]:
-        """Many small experts, against a LoRA of as many parameters."""
-        return [self.clause(FINE)] if FINE in self.pairs else []
+    def sentence(self, pair: Pair) -> str:
+        """One pair: its verdict, its figures and what fresh seeds say."""
+        method, against = (self.words(name) for name in pair)
+        said = phrases.told(self.pairs.get(pair), self.alone.get(pair))
+        return phrases.capital(f"{method} against {against}: {said}.")
 
     def defaults(self) -> Iterator[tuple[str, str, str]]:
         """A default, what it was compared with, and whether the study says to change it."""

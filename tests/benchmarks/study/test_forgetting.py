@@ -52,7 +52,7 @@ def test_the_page_counts_the_intervals_without_nought(forgetful):
     assert said in " ".join(forgetting.notes(HERE, forgetful))
     assert said in report.questions(forgetful)
     answer = conclusions.answer(forgetful).splitlines()[4]
-    assert "on other sets, against the LoRA's, in nats: bbh +0.20 (+0.10 to +0.30), text" in answer
+    assert "With the mixture, against the LoRA: bbh +0.20 (+0.10 to +0.30), text" in answer
 
 
 def test_what_one_seed_says_has_no_interval(done):

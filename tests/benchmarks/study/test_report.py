@@ -15,9 +15,10 @@ from helpers.study_lines import HERE, add, line
 
 
 def test_a_curve_shows_every_rate_with_the_best_in_bold(done):
-    text = report.pilot(done)
+    one = line("uniform-seg4", GRID[0], 0, 1.2)
+    text = report.questions(done | {one["cell"]: one})
     assert "| `lora-r40` | 1.1000 | 1.0500 | **1.0000** | 1.0500 |" in text
-    assert "| `uniform-seg4` |  |  |  |  |" in text
+    assert "| `uniform-seg4` | 1.2000 |  |  |  |" in text
 
 
 def test_the_scale_of_the_losses_is_said(done):
@@ -97,7 +98,10 @@ def test_tasks_are_counted_on_which_a_method_is_the_better_one(done):
     assert found.of_tasks[0] == pytest.approx(np.mean(apart) / np.mean(other), abs=3e-4)
     assert found.of_tasks[1] <= found.of_tasks[0] <= found.of_tasks[2]
     assert row["mean of tasks"].startswith(f"{100 * found.of_tasks[0]:+.2f} % (")
-    assert Verdicts(HERE, done).clause(("dense", "uniform")).count("in the mean of the tasks") == 1
+    assert (
+        Verdicts(HERE, done).sentence(("dense", "uniform")).count("if all tasks count the same")
+        == 1
+    )
 
 
 def test_the_task_that_has_most_of_the_loss_is_named():

@@ -8,7 +8,7 @@ from benchmarks.study import conclusions, report
 from benchmarks.study.cells import AGAIN, FRESH, GRID, PRIMARY, SHORT, Setting
 from benchmarks.study.compare import BETTER, FEW, OPEN, SAME, WORSE, comparisons
 from benchmarks.study.questions import ALONE, QUESTIONS, TOGETHER, again, planned, tables
-from benchmarks.study.verdicts import SAID, Verdicts
+from benchmarks.study.verdicts import Verdicts
 from helpers.study_lines import HERE, add, line, scatter
 
 PAIR = ("alphalora-hill", "uniform")
@@ -31,8 +31,11 @@ def test_a_verdict_is_that_of_the_figures(done, loss, offsets, noise, verdict):
     scatter(done, "alphalora-hill", loss, *offsets, noise=noise)
     found = comparisons(HERE, [PAIR], done)[PAIR]
     assert found.verdict == verdict
-    (said,) = Verdicts(HERE, done).main()["Allocation"]
-    assert said.startswith(f"AlphaLoRA's numbers by `hill` {SAID[verdict][1]} 5 experts every")
+    own = Verdicts(HERE, done)
+    said, *_ = own.lines()["Allocation"]
+    needed = f" ({own.pairs[PAIR].needed} seeds needed)" if verdict == OPEN else ""
+    assert said.startswith("AlphaLoRA's numbers by `hill` against 5 experts of rank 8 in every ")
+    assert f" in every block: {verdict}{needed}, " in said
 
 
 def test_many_comparisons_ask_for_more(done):
@@ -46,8 +49,8 @@ def test_many_comparisons_ask_for_more(done):
     pairs = [PAIR, *((name, "uniform") for name in others)]
     found = Verdicts(HERE, done)
     found.pairs[PAIR] = comparisons(HERE, pairs, done)[PAIR]
-    assert SAID[OPEN][1] in found.clause(PAIR)
-    assert found.clause(PAIR).endswith("), p 0.05 after correction.")
+    assert f"{OPEN} ({found.pairs[PAIR].needed} seeds needed), +" in found.sentence(PAIR)
+    assert found.sentence(PAIR).endswith("), p 0.05 after correction.")
     among = comparisons(HERE, pairs, done)[PAIR]
     assert among.p == alone.p and among.verdict == OPEN and among.family == 21
     assert int(among.needed) > int(alone.needed)
@@ -96,7 +99,7 @@ def test_fresh_seeds_answer_by_themselves(done):
     pair = AGAIN[1]
     scatter(done, "lora-r40", 1.0, *CLOSE)
     scatter(done, "uniform-seg4", 1.0, *CLOSE)
-    before = Verdicts(HERE, done).clause(pair)
+    before = Verdicts(HERE, done).sentence(pair)
     for seed, offset in zip(FRESH, CLOSE, strict=True):
         for method, loss in (("lora-r40", 1.0), ("uniform-seg4", 0.97 + offset)):
             one = line(method, GRID[2], seed, loss)
@@ -111,10 +114,10 @@ def test_fresh_seeds_answer_by_themselves(done):
     assert alone.middle == pytest.approx(-0.03, abs=1e-3)
     assert together.middle == pytest.approx(-0.015, abs=1e-3) and len(together.seeds) == 10
     assert together.p is None and together.corrected is None
-    said = Verdicts(HERE, done).clause(pair)
+    said = Verdicts(HERE, done).sentence(pair)
     assert said.startswith(before.rstrip(".")), "the first five stay what they were"
-    assert "; by 5 fresh seeds better, -2.99 % (" in said
-    assert said.partition(" rank 40: ")[2] in conclusions.short(done).splitlines()[0]
+    assert "; by 5 fresh seeds better, -2.99 % (" in said and said not in conclusions.short(done)
+    assert said in conclusions.answer(done).splitlines()[0]
     assert "Of 1 with fresh seeds: 1 better." in conclusions.headline(done)
 
 
@@ -138,7 +141,7 @@ def test_rates_between_those_that_were_tried_are_said_where_they_matter(done):
     scatter(done, "uniform-seg4", 1.0, *CLOSE)
     scatter(done, "lora-r40", 1.0, *CLOSE)
     pair = AGAIN[1]
-    assert "ideal" not in Verdicts(HERE, done).clause(pair)
+    assert "between" not in Verdicts(HERE, done).sentence(pair)
     below, best, above = (done[HERE.cell("lora-r40", rate, 0).key] for rate in GRID[1:])
     near = best["held_out"]["loss"]
     below["held_out"]["loss"], above["held_out"]["loss"] = near + 0.01, near + 0.09
@@ -146,8 +149,8 @@ def test_rates_between_those_that_were_tried_are_said_where_they_matter(done):
     assert found.runs.beside == 0
     assert found.theirs.beside == pytest.approx(0.08**2 / (8 * 0.1) / near)
     assert found.finer == pytest.approx(found.middle + found.theirs.beside)
-    said = Verdicts(HERE, done).clause(pair)
-    assert "some +0.80 % if both had their ideal learning rate" in said
+    said = Verdicts(HERE, done).sentence(pair)
+    assert "some +0.80 % at rates between those that were tried" in said
     assert found.finer is not None
     no_curve = comparisons(HERE, [("alphalora-hill", "uniform")], done)
     assert all(one.finer is None for one in no_curve.values())
@@ -159,24 +162,29 @@ def test_the_answer_has_a_line_for_each_question_and_names_what_was_run(done):
         done[HERE.cell("alphalora-hill", GRID[2], seed).key]["blocks"] = [4, 6, 5]
     scatter(done, "lora-r40", 1.0, *CLOSE)
     shape, allocation, routing, other, forgotten = conclusions.answer(done).splitlines()
-    assert "top-2, did worse than a LoRA of rank 40: +9.9" in shape and "quarter" not in shape
-    assert "`hill` (4 to 6 a block) did better than 5 experts everywhere: -2." in allocation
-    assert "They" not in allocation and "xmin_peak" not in allocation, "not run"
+    assert "rank 8 in every block against a LoRA of rank 40: worse, +9.9" in shape
+    assert "quarter" not in shape and "xmin_peak" not in allocation, "not run"
+    even = "`hill` (4 to 6 a block) against 5 experts of rank 8 in every block: better, -2."
+    assert even in allocation and "the other way" not in allocation
+    assert "`hill` (4 to 6 a block) against a LoRA of rank 40: worse, +" in allocation
     assert "Not run yet." in routing and "Not run yet." in other
-    assert "in nats: bbh +0.00 (+0.00 to +0.00), text +0.00 (" in forgotten
-    assert len(conclusions.short(done).splitlines()) == 2, "what was run, a line each"
+    assert "adds to the losses on other sets, in nats: bbh +0.00, text +0.00." in forgotten
+    assert "against the LoRA: bbh +0.00 (+0.00 to +0.00), text +0.00 (" in forgotten
+    assert [line[:10] for line in conclusions.short(done).splitlines()] == ["- **Shape."]
     scatter(done, "alphalora-hill-opposite", 1.07, *CLOSE)
     scatter(done, "uniform-seg4", 0.97, *CLOSE)
     scatter(done, "lora-equal-seg4", 1.0, *CLOSE)
     scatter(done, "fixed-router", 1.3, *CLOSE)
     shape, allocation, routing, *_ = conclusions.answer(done).splitlines()
-    assert "20 quarter experts (`segments: 4`) did better than that LoRA: -2.9" in shape
-    assert "(`segments: 4`) did better than a LoRA of as many parameters: -2.9" in shape
-    assert "They were within 0.5 % of the same numbers the other way round: +0.00" in allocation
-    assert "as they were drawn did worse than routers that learn: +1" in routing
-    assert "of as many parameters" not in conclusions.short(done)
+    assert "20 quarter experts (`segments: 4`) against a LoRA of rank 40: better, -2.9" in shape
+    assert "(`segments: 4`) against a LoRA of as many parameters: better, -2.9" in shape
+    assert "against the same numbers the other way round: within 0.5 %, +0.00" in allocation
+    assert "as they were drawn against 5 experts of rank 8 in every block: worse, +1" in routing
+    short = conclusions.short(done)
+    assert "quarter" not in short and "the other way round" in short and "Routers that" in short
     del done[HERE.cell("alphalora-hill-opposite", GRID[2], 0).key]
-    assert "They have not all their seeds yet beside" in conclusions.answer(done).splitlines()[1]
+    said = conclusions.answer(done).splitlines()[1]
+    assert "against the same numbers the other way round: 4 of 5 seeds so far." in said
 
 
 def test_the_first_sentence_counts_the_verdicts(done):
@@ -184,29 +192,48 @@ def test_the_first_sentence_counts_the_verdicts(done):
     scatter(done, "lora-r40", 1.1, *CLOSE)
     scatter(done, "alphalora-hill", 1.107, 0.008, -0.008, 0.008, -0.008, 0.0)
     said = conclusions.headline(done)
-    assert said.startswith("Nothing was shown to be better or worse than what it was compared")
+    assert said.startswith(
+        "Not so far: neither mixtures of LoRA experts nor AlphaLoRA's plans were"
+    )
     assert said.endswith(": 1 within 0.5 %, 2 undecided.")
+    assert conclusions.short(done).startswith("- Not so far: neither")
     scatter(done, "lora-r40", 1.0, *CLOSE)
     said = conclusions.headline(done)
-    assert said.startswith("Of 3 comparisons, ") and said.endswith(": 1 undecided, 2 worse.")
+    assert said.startswith("Of 3 comparisons (") and said.endswith(": 1 undecided, 2 worse.")
+    assert "Not so far" not in conclusions.short(done)
 
 
 def test_other_data_and_bases_are_answered_apart(done):
-    assert (
-        "Nothing has all its seeds on SmolLM2-135M-Instruct, 320 rows of bbh; Gem"
-        in conclusions.effort(done)
-    )
     scatter(done, "lora-r40", 1.0, *CLOSE)
     other = {}
     for key, one in done.items():
         other[key.replace("/gsm8k/", "/bbh/")] = one | {"data": "bbh"}
-        other[key.replace("/smollm2/", "/gemma3/")] = one | {"base": "gemma3"}
+        gpu = one | {"base": "gemma3", "device": "cuda"}
+        other[key.replace("cpu/smollm2/", "cuda/gemma3/")] = gpu
     found = conclusions.answer(done | other).splitlines()[3]
+    worse = "5 experts of rank 8 in every block against a LoRA of rank 40: worse, +9.97 % ("
     for where in ("bbh", "Gemma-3-270M"):
-        assert f" On {where} a mixture did worse than a LoRA: +9.97 % (" in found
-    assert found.partition(" ")[2] in conclusions.short(done | other)
-    missing = conclusions.effort(done | other).partition("Nothing has all its seeds on ")[2]
-    assert missing.startswith("SmolLM2-135M-Instruct, 1280 rows of gsm8k; ")
+        assert f" On {where}: {worse}" in found
+    assert "On Gemma-3-270M: 5 experts" in conclusions.short(done | other), "on another device"
+    both = "(short runs of SmolLM2-135M-Instruct and Gemma-3-270M;"
+    assert both in conclusions.headline(done | other)
+    few = {key: one for key, one in other.items() if one["data"] == "bbh" and one["seed"] < 2}
+    said = conclusions.answer(done | few).splitlines()[3]
+    assert said.endswith("On bbh: " + worse.partition(": ")[0] + ": 2 of 5 seeds so far.")
+
+
+def test_how_far_each_question_got_is_said(done):
+    add(done, "fixed-router", 1.1)
+    del done[HERE.cell("fixed-router", GRID[2], 4).key]
+    bbh = {key.replace("/gsm8k/", "/bbh/"): one | {"data": "bbh"} for key, one in done.items()}
+    said = conclusions.effort(done | bbh).splitlines()
+    shape, allocation, routing, other, _ = (line for line in said if line.startswith("- **"))
+    assert shape.startswith("- **Shape**, gsm8k: 1 of 31 comparisons. Not run: `uniform-seg4`, ")
+    assert "`lora-r40`" not in shape and allocation.endswith(", `alphalora-hill-2`.")
+    assert routing.startswith("- **Routing**, gsm8k: 0 of 6 comparisons. Too few seeds: `fixed-r")
+    assert routing.endswith("(4 of 5 seeds). Not run: `shared-router`, `unbalanced`.")
+    assert "320 rows of bbh (shape 1 of 31 comparisons, " in other
+    assert "; SmolLM2-135M-Instruct, 1280 rows of gsm8k (not run); " in other
 
 
 def test_right_answers_are_told_where_they_were_asked(done):
@@ -223,28 +250,30 @@ def test_right_answers_are_told_where_they_were_asked(done):
 
 
 def test_what_the_routers_know_of_tasks_is_told_where_there_are_several(done):
-    assert "of a token's task" not in conclusions.answer(done)
+    assert "experts specialise" not in conclusions.answer(done)
     for seed in range(5):
         one = done[HERE.cell("uniform", GRID[2], seed).key]
         one["routers"] = {**one["routers"], "specialisation": 0.02 + 0.01 * seed}
     said = conclusions.answer(done).splitlines()[2]
     assert (
-        "of a token's task on gsm8k (two of five can tell 0.57 at most): `uniform` 0.040." in said
+        "by task on gsm8k (0: not at all; 0.57: as far as two of five can): `uniform` 0.0" in said
     )
+    assert said.endswith("0.040.")
+    del done[HERE.cell("uniform", GRID[2], 4).key]
+    assert conclusions.answer(done).splitlines()[2].endswith("0.035 (4 of 5 seeds).")
 
 
 def test_what_was_not_run_has_no_verdict():
-    assert SAID[FEW][0] in conclusions.answer({}) and SAID[FEW][1] in conclusions.answer({})
-    assert conclusions.answer({}).count("Not run yet.") == 3
+    assert conclusions.answer({}).lower().count("not run yet.") == 5
 
 
 def test_more_parameters_are_said(done):
     scatter(done, "alphalora-hill", 1.1, *CLOSE)
-    assert "parameters" not in Verdicts(HERE, done).clause(PAIR)
+    assert "parameters" not in Verdicts(HERE, done).sentence(PAIR)
     for seed in range(5):
         done[HERE.cell("alphalora-hill", GRID[2], seed).key]["parameters"] = 1259
     found = Verdicts(HERE, done)
-    assert found.clause(PAIR).endswith("; 25 % more parameters.")  # than 1,007
+    assert found.sentence(PAIR).endswith("; 25 % more parameters.")  # than 1,007
     listed = found.listed([PAIR])
     assert listed.startswith("within 0.5 %: `alphalora-hill` against `uniform` (+0.01 %, -")
     assert listed.endswith("; 25 % more parameters)")
@@ -266,8 +295,6 @@ def test_what_was_run_is_counted_with_its_hours(done):
     said = conclusions.effort(done)
     assert said.startswith("So far 16 cells (training runs) were done, on SmolLM2-135M-Instruct")
     assert "in 0.1 hours" in said  # 16 of 12 s, and the untrained one not
-    assert "on gsm8k: shape 1 of 31, allocation 0 of" in said
-    assert "methods have not been run there: `uniform-seg4`, " in said and "`lora-r40`" not in said
 
 
 def test_what_has_too_few_seeds_is_no_finding(done):
