@@ -54,6 +54,9 @@ KEYS: Mapping[str, _Key] = {
     "base_model": _key(_Text, "a directory or a hub id", "org/model"),
     "revision_of_model": _key(_Text, "a branch, tag or commit", "main"),
     "trust_remote_code": _SWITCH,
+    "overrides_of_model_config": _key(
+        dict[str, Any], "a mapping of settings", "{rope_theta: 1000000.0}"
+    ),
     "load_in_4bit": _SWITCH,
     "load_in_8bit": _SWITCH,
     "bnb_config_kwargs": _key(

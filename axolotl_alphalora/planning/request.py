@@ -6,7 +6,7 @@ import json
 import re
 import warnings
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from difflib import get_close_matches
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
@@ -137,6 +137,7 @@ REQUEST_KEYS = (
     "base_model",
     "revision_of_model",
     "trust_remote_code",
+    "overrides_of_model_config",
     "lora_r",
     "lora_target_modules",
     "lora_target_linear",
@@ -160,11 +161,13 @@ class PlanRequest(AllocationRequest):
         targets: The layers that get experts.
         revision: Revision of a hub model.
         trust_remote_code: Whether the model's own code may run.
+        overrides: Settings of the model's config that the run changes.
     """
 
     targets: Targets
     revision: str | None = None
     trust_remote_code: bool = False
+    overrides: Mapping[str, Any] = field(default_factory=dict)
 
 
 def read_block(cfg: Mapping[str, Any]) -> AlphaLoraConfigBlock:
@@ -197,6 +200,7 @@ def plan_request(cfg: Mapping[str, Any], block: AlphaLoraConfigBlock) -> PlanReq
         base_model=str(cfg["base_model"]),
         revision=cfg.get("revision_of_model"),
         trust_remote_code=bool(cfg.get("trust_remote_code")),
+        overrides=plain(cfg.get("overrides_of_model_config")) or {},
         targets=Targets(
             modules=_plain(cfg.get("lora_target_modules")),
             linear=bool(cfg.get("lora_target_linear")),
@@ -229,10 +233,35 @@ def layers(request: PlanRequest, base: BaseModel | None = None) -> Shapes:
 
     Raises:
         TypeError: If a target is no linear layer; names the module.
-        ValueError: If the model cannot be opened, or a target matches nothing; names it.
+        ValueError: If the model cannot be opened, a target matches nothing, or the run's overrides
+            of the model's config change the layers; names it.
     """
     base = base or base_model(request)
-    return base.layers(request.targets.resolve, request.targets.identity)
+    found = base.layers(request.targets.resolve, request.targets.identity)
+    if request.overrides:
+        _check_overrides(request, found)
+    return found
+
+
+def _check_overrides(request: PlanRequest, shapes: Shapes) -> None:
+    from ..spectral.definition import skeleton
+
+    model = skeleton(
+        request.base_model,
+        request.revision,
+        request.trust_remote_code,
+        overrides=request.overrides,
+    )
+    try:
+        same = request.targets.resolve(model) == shapes
+    except ValueError:
+        same = False
+    if not same:
+        raise ValueError(
+            f"overrides_of_model_config ({', '.join(request.overrides)}) changes the layers that "
+            "get experts, and a plan is made from those of the checkpoint. Remove what changes "
+            "them, or save a model with these settings and name it in `base_model`."
+        )
 
 
 def check_plan(plan: Plan, request: PlanRequest) -> None:

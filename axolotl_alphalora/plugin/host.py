@@ -39,6 +39,7 @@ _HOMES: Mapping[str, str] = {
     "model_loading": "axolotl.loaders.model:",  # where its patches replace PEFT's preparation
     "bnb_4bit_skip_modules": "axolotl.utils.nf4",  # what `qlora` leaves unquantised; not in 0.20
     "fsdp2_qlora": "axolotl.monkeypatch.fsdp2_qlora:",  # whether its patches of FSDP2 took
+    "frozen_parts": "axolotl.utils.freeze:_MM_MODULE_PREFIXES",  # by `freeze_mm_modules`
     "peft_task_type": "axolotl.loaders.adapter:_get_peft_task_type",
     # Processes.
     "get_device_type": "axolotl.utils.distributed",

@@ -69,6 +69,7 @@ class Allocation:
         self.plan: dict[str, Any] | None = None
         self.saved: dict[str, Any] = {}
         self._settle(cfg)
+        check_frozen(cfg, self)
         check_start(cfg, self)
 
     def serves(self, cfg: Any) -> bool:
@@ -148,6 +149,23 @@ def _key(cfg: Any, needs: str) -> list[Any]:
     content = Path(plan).read_bytes() if plan and Path(plan).is_file() else None
     data = [plain(cfg.get(key)) for key in _DATA] if needs in SAMPLED else None
     return [read, saved_adapter(cfg), content, data]
+
+
+def check_frozen(cfg: Any, allocation: Allocation) -> None:
+    """Refuse experts in layers that the host freezes, as far as the counts are known by now.
+
+    Raises:
+        ValueError: If `freeze_mm_modules` is set and such a layer has experts; names the first.
+    """
+    if not cfg.freeze_mm_modules:
+        return
+    parts = set(host.frozen_parts)
+    for name, count in (allocation.counts or {}).items():
+        if count and not parts.isdisjoint(name.split(".")):
+            raise ValueError(
+                f"`freeze_mm_modules` would freeze the experts of {name}: leave such layers out "
+                "with `lora_exclude_modules`, or remove the option."
+            )
 
 
 def check_start(cfg: Any, allocation: Allocation) -> None:

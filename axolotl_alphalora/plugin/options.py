@@ -18,7 +18,8 @@ HONOURED: Mapping[str, str] = {
     "lora_r": "rank of one expert, which `alphalora.spend: rank` multiplies and "
     "`alphalora.segments` divides",
     "lora_alpha": "scaling numerator of one expert",
-    "lora_dropout": "dropout on the experts' input",
+    "lora_dropout": "dropout on the experts' input; most preference and reward trainers switch all "
+    "dropout off",
     "lora_target_modules": "linear layers that get experts: names, or one regular expression",
     "lora_target_linear": "every linear layer gets experts, except heads and layers that never run",
     "lora_exclude_modules": "linear layers left out of the targets",
@@ -60,6 +61,10 @@ def without_4bit(value: Any, cfg: Mapping[str, Any]) -> bool:
 
 def where_trl_wraps(value: Any, cfg: Mapping[str, Any]) -> bool:
     return bool(value) and cfg.get("rl") in ("dpo", "ipo", "kto")
+
+
+def off_where_trl_wraps(value: Any, cfg: Mapping[str, Any]) -> bool:
+    return value is False and where_trl_wraps(True, cfg)
 
 
 def under_fsdp(value: Any, cfg: Mapping[str, Any]) -> bool:

@@ -83,18 +83,27 @@ class AlphaLoraPlugin(BasePlugin):
         from ..adapter import find_balancer
         from ..trainer import AlphaLoraCallback
         from .training import (
+            check_trained,
             describe_in_cards,
+            keep_fp32,
             keep_settings,
             lr_ratios,
+            save_settings,
             save_whole,
             scale_learning_rates,
+            warn_of_dropout,
         )
         from .verbs import warn_when_evaluated
 
         model: Any = trainer.model
         if find_balancer(model) is None:
             return []
+        check_trained(model)
+        if cfg.peft_autocast_adapter_dtype is not False:
+            keep_fp32(model)
+        warn_of_dropout(trainer, cfg.lora_dropout)
         describe_in_cards(trainer)
+        save_settings(trainer)
         save_whole(model)
         keep_settings(self._config, Path(cfg.output_dir))
         assert self._allocation is not None

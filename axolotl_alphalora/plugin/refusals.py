@@ -10,6 +10,7 @@ from .options import (
     differs_from,
     is_ebft,
     more_than_one,
+    off_where_trl_wraps,
     on_quantised_base,
     under_fsdp,
     where_trl_wraps,
@@ -149,6 +150,20 @@ REFUSED: tuple[Refusal, ...] = (
         "Name modules to train in full in `lora_modules_to_save`",
         {"unfrozen_parameters": ["^lm_head.weight$"]},
     ),
+    Refusal(
+        "spectrum_top_fraction",
+        "SpectrumPlugin freezes the experts and trains base parameters that it picks",
+        "Remove SpectrumPlugin from `plugins:`",
+        {"spectrum_top_fraction": 0.5},
+        differs_from(None),
+    ),
+    Refusal(
+        "peft_autocast_adapter_dtype",
+        "for `rl: dpo`, `ipo` and `kto` TRL adds the adapter, and keeps its weights in fp32",
+        _REMOVE,
+        {"peft_autocast_adapter_dtype": False, "rl": "dpo"},
+        off_where_trl_wraps,
+    ),
     _flag("flash_attn_fuse_mlp", "fused MLPs have no separate linear layers to add experts to"),
     _flag("tiled_mlp", "every tile would count as a pass of its own in the balance loss"),
     _flag("use_onebitllms", "ternary linear layers are trained in full and cannot carry experts"),
@@ -257,7 +272,8 @@ REFUSED: tuple[Refusal, ...] = (
     Refusal(
         "rl",
         "EBFT's embeddings, rewards and block-wise masks have not been tried with routed experts",
-        "Use sft, dpo, ipo, kto, orpo, simpo, grpo or gdpo, or `adapter: lora`",
+        "Use dpo, ipo, kto, orpo, simpo, grpo or gdpo, remove `rl` for supervised fine-tuning, or "
+        "use `adapter: lora`",
         {"rl": "ebft", "ebft": {"mode": "strided"}},
         is_ebft,
     ),

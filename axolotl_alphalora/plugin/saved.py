@@ -19,7 +19,7 @@ from ..planning import ADAPTER, AlphaLoraConfigBlock, PlanRequest, layers
 from ..planning.config import MIXTURE
 from ..planning.request import in_yaml
 from ..spectral.model_files import locate
-from .checkpoints import damage
+from .checkpoints import damage, find_flaw
 
 KEPT: Mapping[str, str] = {
     "lora_r": "r",
@@ -72,6 +72,11 @@ def read_saved(key: str, source: str) -> dict[str, Any]:
         hint = "The directory does not exist."
         if Path(source).exists():
             hint = "If a run was killed while it saved, delete the directory."
+            if find_flaw(Path(source)) is None:
+                hint = (
+                    f"Its weights are in an engine's shards: copy the {ADAPTER_CONFIG} of the run "
+                    "that saved them into it."
+                )
         raise ValueError(f"{where} has no readable {ADAPTER_CONFIG}. {hint}")
     if config.get("peft_type") != METHOD:
         raise ValueError(

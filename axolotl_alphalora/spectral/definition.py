@@ -5,7 +5,7 @@ Needs transformers, as `weight_names` does; everything else in this package does
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +64,7 @@ def skeleton(
     trust_remote_code: bool = False,
     gguf_file: str | None = None,
     whole: bool = False,
+    overrides: Mapping[str, Any] | None = None,
 ) -> nn.Module:
     """Return a model's modules on the meta device: names and sizes, no weights.
 
@@ -74,11 +75,14 @@ def skeleton(
         gguf_file: Name of a GGUF file in the directory that holds the config.
         whole: Whether all of the model is meant, or what is trained of it, see
             `definition`.
+        overrides: Settings that the config is to have in place of its own.
 
     Raises:
         ValueError: If the config cannot be read, or transformers has no such class for it.
     """
     config = load_config(model, revision, trust_remote_code, gguf_file)
+    for key, value in (overrides or {}).items():
+        setattr(config, key, value)
     # Quantised or not, the linear layers have the same names.
     if hasattr(config, "quantization_config"):
         del config.quantization_config

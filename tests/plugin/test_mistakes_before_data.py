@@ -13,6 +13,7 @@ from axolotl_alphalora.adapter import AlphaLoraConfig, resolve_targets
 from axolotl_alphalora.cli import alphalora
 from axolotl_alphalora.planning.config import MIXTURE
 from axolotl_alphalora.plugin import loading
+from helpers.checkpoints import tiny_model
 from helpers.settings import base_yaml, plan, validate
 
 pytestmark = pytest.mark.usefixtures("plugin")
@@ -82,6 +83,14 @@ def test_what_is_there_may_be_excluded(tiny_llama, excluded):
         ({"resume_from_checkpoint": "./outt"}, ["resume_from_checkpoint: ./outt"]),
         ({"alphalora": {"init_from": "./lroa"}}, ["alphalora.init_from: lroa is no directory"]),
         ({"alphalora": {"total_experts": 1}}, ["total_experts is 1, but the least"]),
+        (
+            {"overrides_of_model_config": {"num_hidden_layers": 1}},
+            ["overrides_of_model_config (num_hidden_layers) changes the layers"],
+        ),
+        (
+            {"overrides_of_model_config": {"intermediate_size": 48}},
+            ["overrides_of_model_config (intermediate_size) changes the layers"],
+        ),
     ],
     ids=str,
 )
@@ -94,6 +103,23 @@ def test_what_is_missing_comes_before_the_data(plugin, model, changes, parts):
     for part in parts:
         assert part in str(error.value)
     plugin.load_datasets(cfg, preprocess=True)  # its data serve other runs too
+
+
+def test_settings_of_the_model_that_leave_its_layers_alone_may_change(plugin, model):
+    overrides = {"max_position_embeddings": 64}
+    allocation = {"allocation": "uniform"}
+    plugin.load_datasets(
+        validate(base_model=str(model), overrides_of_model_config=overrides, alphalora=allocation)
+    )
+
+
+def test_experts_in_layers_that_the_host_freezes_are_refused_before_the_data(plugin, tmp_path):
+    tiny_model("llava").save_pretrained(tmp_path)
+    options = {"base_model": str(tmp_path), "freeze_mm_modules": True}
+    options |= {"alphalora": {"allocation": "uniform"}}
+    with pytest.raises(ValueError, match="`freeze_mm_modules` would freeze the experts of .*visio"):
+        plugin.load_datasets(validate(**options))
+    plugin.load_datasets(validate(**options, lora_exclude_modules=".*(vision|multi_modal).*"))
 
 
 def test_what_was_settled_before_the_data_serves_the_model(plugin, model, monkeypatch):

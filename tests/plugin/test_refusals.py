@@ -7,6 +7,7 @@ from axolotl.integrations.config import merge_input_args
 from axolotl.integrations.expert_parallel.args import ExpertParallelArgs
 from axolotl.integrations.lm_eval.args import LMEvalArgs
 from axolotl.integrations.mora.args import MoraArgs
+from axolotl.integrations.spectrum.args import SpectrumArgs
 from axolotl.utils.config import prepare_plugins, validate_config
 from axolotl.utils.dict import DictDefault
 from pydantic import ValidationError
@@ -31,6 +32,7 @@ HOST_IS_FIRST = {
 # The host's schema drops these unless the plugin that owns them is loaded.
 OTHER_PLUGINS = {
     "mora": MoraArgs,
+    "spectrum_top_fraction": SpectrumArgs,
     "lm_eval_post_train": LMEvalArgs,
     "expert_parallel_size": ExpertParallelArgs,
 }

@@ -1,12 +1,22 @@
 """An adapter's files are put in place only when all of them are written."""
 
 import json
+from pathlib import Path
 
 import pytest
+import torch
 from peft import PeftModel
+from transformers import Trainer, TrainingArguments
 
 from axolotl_alphalora import AlphaLoraConfig
-from axolotl_alphalora.plugin.training import keep_settings, save_whole
+from axolotl_alphalora.plugin.saved import read_saved
+from axolotl_alphalora.plugin.training import (
+    check_trained,
+    keep_fp32,
+    keep_settings,
+    save_settings,
+    save_whole,
+)
 from helpers.balancing import adapted
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
@@ -77,3 +87,52 @@ def test_only_the_first_writing_leaves_the_settings_that_are_there(tmp_path):
     keep_settings(old, tmp_path / "empty")
     old.save_pretrained(tmp_path / "empty")
     assert (tmp_path / "empty" / "adapter_config.json").is_file()
+
+
+class Sharded(Trainer):
+    """Leaves the weights of a checkpoint to an engine, as under FSDP with sharded states."""
+
+    def save_model(self, output_dir=None, _internal_call=False):
+        (Path(output_dir) / "pytorch_model_fsdp_0").mkdir(parents=True)
+
+
+def test_a_sharded_checkpoint_has_the_settings(tiny_llama, tmp_path, monkeypatch):
+    model = adapted(tiny_llama)
+    settings = {"report_to": "none", "use_cpu": True}
+    trainer = Sharded(model, TrainingArguments(str(tmp_path), **settings))
+    save_settings(trainer)
+    trainer.save_model(str(tmp_path / "checkpoint-1"), _internal_call=True)
+    assert files(tmp_path / "checkpoint-1") == {CONFIG}
+    saved = AlphaLoraConfig.from_pretrained(tmp_path / "checkpoint-1")
+    assert saved.num_experts == model.peft_config["default"].num_experts
+    trainer.save_model(str(tmp_path / "final"))
+    assert not files(tmp_path / "final"), "the host's own"
+    earlier = tmp_path / "checkpoint-0"
+    earlier.mkdir()
+    (earlier / "trainer_state.json").write_text("{}")
+    with pytest.raises(ValueError, match=f"in an engine's shards: copy the {CONFIG} of the run"):
+        read_saved("resume_from_checkpoint", str(earlier))
+    monkeypatch.setattr(TrainingArguments, "should_save", False)
+    trainer.save_model(str(tmp_path / "checkpoint-2"), _internal_call=True)
+    assert not files(tmp_path / "checkpoint-2"), "another process writes them"
+
+
+def test_frozen_experts_are_an_error(tiny_llama):
+    model = adapted(tiny_llama)
+    model.add_adapter("ref", model.peft_config["default"])  # TRL's reference is frozen
+    check_trained(model)
+    name = "model.layers.1.self_attn.v_proj"
+    router = model.get_base_model().get_submodule(name).alphalora_router["default"]
+    router.requires_grad_(False)
+    with pytest.raises(ValueError, match=f"of 1 layers are frozen, .*{name} among them"):
+        check_trained(model)
+
+
+def test_what_trl_casts_is_put_back_to_fp32(tiny_llama):
+    model = adapted(tiny_llama.to(torch.bfloat16))
+    trained = [p for p in model.parameters() if p.requires_grad]
+    for parameter in trained:
+        parameter.data = parameter.data.to(torch.bfloat16)
+    keep_fp32(model)
+    assert {p.dtype for p in trained} == {torch.float32}
+    assert model.get_input_embeddings().weight.dtype == torch.bfloat16

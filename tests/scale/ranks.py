@@ -34,6 +34,7 @@ from transformers import (  # noqa: E402
     TrainingArguments,
 )
 
+from axolotl_alphalora.plugin.training import save_settings  # noqa: E402
 from axolotl_alphalora.trainer import AlphaLoraCallback  # noqa: E402
 from helpers.balancing import Rows, stack, uneven_rows  # noqa: E402
 from helpers.models import tiny_llama  # noqa: E402
@@ -192,6 +193,7 @@ class Run:
             _catch_before_the_engine_steps(catch)
         trainer = Trainer(model=model, args=args, train_dataset=Rows(ROWS), callbacks=[catch])
         trainer.add_callback(AlphaLoraCallback())
+        save_settings(trainer)
         trainer.train(resume_from_checkpoint=self.resume and str(folder / self.resume))
         logits = _logits(trainer)
         self.save(trainer, folder / name / "final")

@@ -8,6 +8,8 @@ from peft.utils import get_peft_model_state_dict
 from safetensors.torch import load_file
 from transformers import BitsAndBytesConfig, LlamaForCausalLM
 
+from axolotl_alphalora.plugin.checkpoints import find_flaw
+from axolotl_alphalora.plugin.saved import read_saved
 from helpers.balancing import (
     COEFFICIENT,
     adapted,
@@ -186,6 +188,11 @@ def test_fsdp2_on_a_quantised_base(runs, bits, kind):
 
 @pytest.mark.works("Scale-out", "FSDP2, 4-bit base, resume from a sharded checkpoint")
 def test_a_resumed_run_under_fsdp2_on_an_nf4_base_equals_the_uninterrupted_one(runs):
+    sharded = runs.of("nf4-fsdp") / "checkpoint-2"
+    assert not (sharded / "adapter_model.safetensors").exists()
+    assert find_flaw(sharded) is None
+    saved = read_saved("resume_from_checkpoint", str(sharded))  # by which the host's run begins
+    assert set(saved["num_experts"].values()) - {0}
     check_steps(runs, "nf4-fsdp-resumed", like="nf4-single")
     assert runs.report("nf4-fsdp-resumed")["steps"] == 2
     check_saved(runs, "nf4-fsdp-resumed", quantization_config=BASES["nf4"])

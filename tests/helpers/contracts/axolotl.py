@@ -99,6 +99,11 @@ def fsdp2_qlora():
 
 
 @checks("axolotl")
+def frozen_parts():
+    assert "vision_tower" in hosted("frozen_parts")
+
+
+@checks("axolotl")
 def peft_task_type():
     assert hosted("peft_task_type")(tiny()) == "CAUSAL_LM"
 
