@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -37,10 +38,23 @@ class Answer:
     Attributes:
         text: Without special tokens.
         steps: Its tokens.
+
+    Raises:
+        ValueError: If a log-probability is no finite number.
     """
 
     text: str
     steps: tuple[Step, ...]
+
+    def __post_init__(self) -> None:
+        for step in self.steps:
+            for token, logprob in ((step.token, step.logprob), *step.top.items()):
+                if not math.isfinite(logprob):
+                    raise ValueError(
+                        f"the log-probability of {token!r} is {logprob}, so nothing can be said of "
+                        "who answers: the weights of the model, or what is computed with them, are "
+                        "no finite numbers."
+                    )
 
     @property
     def logprob(self) -> float:

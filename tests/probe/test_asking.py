@@ -39,6 +39,13 @@ def test_an_answer_ends_with_a_token_without_text(model, monkeypatch):
     assert [bool(step.token) for step in answer.steps] == [True, False]
 
 
+def test_a_model_that_gives_nan_gives_no_answer():
+    broken = tiny_llama().eval()
+    broken.lm_head.weight.data.fill_(torch.nan)
+    with pytest.raises(ValueError, match="is nan"):
+        ask_model(broken, word_tokenizer(), "w5 w9 w33", 6)
+
+
 def test_a_token_keeps_its_first_space():
     tokenizer = byte_tokenizer(["hello world"] * 9)
     ids = tokenizer("hello world")["input_ids"]

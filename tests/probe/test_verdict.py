@@ -113,3 +113,15 @@ def test_answers_of_which_nothing_can_be_compared_are_an_error():
     probe = Probe("base", "lora", 1, [Asked("x", {"adapter": known, "base": BASE})])
     with pytest.raises(ValueError, match="no token that can be compared"):
         judge(probe, [answer(("é", -0.2))])
+
+
+@pytest.mark.parametrize("wrong", [math.nan, -math.inf])
+def test_log_probabilities_that_are_no_numbers_are_near_to_nothing(wrong, tmp_path):
+    with pytest.raises(ValueError, match=f"' a' is {wrong}"):
+        judge(PROBE, [answer((" a", wrong))])
+    with pytest.raises(ValueError, match=f"' z' is {wrong}"):
+        judge(PROBE, [Answer(" a", (Step(" a", -0.1, {" a": -0.1, " z": wrong}),))])
+    path = tmp_path / "probe.json"
+    path.write_text(PROBE.to_json().replace("-0.6", "NaN"))
+    with pytest.raises(ValueError, match=r"probe\.json cannot be used as a probe: .*nan"):
+        read_probe(path)
