@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import math
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+import yaml
 from rich.console import Console
 
 from ..files import write_whole
@@ -15,7 +17,6 @@ from ..mixture import Mixture
 from ..planning import Planner, base_model, compare_plans, read_source
 from ..planning.as_lora import FORMATS, check_lora, comment
 from ..planning.config import MIXTURE
-from ..planning.request import in_yaml
 from ..planning.source import AS_GIVEN
 from ..report.documents import plans_document
 from ..report.evidence import study_line
@@ -125,9 +126,10 @@ def _in_block(plan: Plan, saved: Path) -> str:
     """The `alphalora:` block that takes a saved plan, with the shape that it was made for."""
     usual = Mixture()
     shape = {key: getattr(plan, key) for key in MIXTURE}
-    keys = {key: value for key, value in shape.items() if value != getattr(usual, key)}
-    said = "".join(f", {key}: {in_yaml(value)}" for key, value in keys.items())
-    return f"alphalora: {{plan: {saved}{said}}}"
+    changed = {key: value for key, value in shape.items() if value != getattr(usual, key)}
+    block = {"plan": str(saved)} | changed
+    style: Any = {"default_flow_style": True, "sort_keys": False, "allow_unicode": True}
+    return f"alphalora: {yaml.safe_dump(block, width=math.inf, **style).strip()}"
 
 
 def _planner(source: Source, console: Any, halves: bool) -> Planner:
