@@ -14,7 +14,7 @@ from ..report.adapter_sentences import asking, exported
 from ..report.adapter_tables import losses_table
 from ..report.markdown import export_card
 from ..report.terminal import print_as_is, print_lines, print_table
-from .options import FilePath, errors_in_words, only_output
+from .options import FilePath, check_files, errors_in_words, only_output
 from .trained import (
     Data,
     Trained,
@@ -145,6 +145,7 @@ def export(
     console = Console(stderr=as_json)
     data = Data(source, **wanted)
     data.check()
+    check_files({"--gguf": gguf}, source, eval_data)
     with errors_in_words(), only_output(as_json) as emit:
         data.check_source()
         from ..evaluation import load_tokenizer

@@ -18,7 +18,7 @@ from ..report.adapter_tables import blocks_table, modules_table, routers_table, 
 from ..report.documents import inspection_document
 from ..report.plots import check_plot, save_inspection
 from ..report.terminal import print_as_is, print_lines, print_paragraph, print_table
-from .options import FilePath, errors_in_words, only_output
+from .options import FilePath, check_files, errors_in_words, only_output
 from .trained import Data, data_options, let_waiting_threads_yield, load_trained
 
 if TYPE_CHECKING:
@@ -77,6 +77,7 @@ def inspect(
         wanted[name] for name in ("base_model", "load_in_4bit", "load_in_8bit", "sequence_len")
     ):
         raise click.UsageError("the base model is loaded, and rows are read, for --data: add it.")
+    check_files({"--plot": plot}, source)
     with errors_in_words(), only_output(as_json) as emit:
         if data is not None:
             data.check_source()

@@ -15,7 +15,7 @@ from ..files import ADAPTER_CONFIG, PROBE, expanded, read_adapter_config, write_
 from ..progress import working
 from ..report.probe_sentences import distances_table, verdict, written
 from ..report.terminal import print_lines, print_table
-from .options import FilePath, errors_in_words, only_output
+from .options import FilePath, check_files, errors_in_words, only_output
 from .trained import Data, data_options, let_waiting_threads_yield, load_trained
 
 if TYPE_CHECKING:
@@ -128,6 +128,7 @@ def _check(
         raise click.UsageError("--write and --data belong together: rows make the prompts.")
     if write and source is not None:
         Data(source, **wanted).check()
+        check_files({"--probe": file}, source)
     if not write and file is None and _is_url(target):
         raise click.UsageError("name the file that says what to ask: --probe DIR/probe.json")
     if not write and file is not None and not file.exists():
