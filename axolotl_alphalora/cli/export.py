@@ -20,6 +20,7 @@ from .trained import (
     Trained,
     check_adapter,
     data_options,
+    given,
     let_waiting_threads_yield,
     load_trained,
 )
@@ -141,6 +142,8 @@ def export(
     """
     if rank == _AUTO and max_kl is None:
         raise click.UsageError("--rank auto looks for the smallest rank within --max-kl: add it.")
+    if gguf is None and given("gguf_type"):
+        raise click.UsageError("--gguf-type is of the file for llama.cpp: name it with --gguf.")
     let_waiting_threads_yield()
     console = Console(stderr=as_json)
     data = Data(source, **wanted)

@@ -8,7 +8,7 @@ import click
 from rich.console import Console
 
 from ..quickstart.config import DEFAULT_STEPS
-from .options import FilePath, check_files, ModelName, errors_in_words
+from .options import FilePath, ModelName, check_files, errors_in_words
 
 
 @click.command()
