@@ -112,6 +112,18 @@ def _is_special(path: Path) -> bool:
     return path.exists() and not path.is_file()
 
 
+def parse_json(text: str | bytes) -> Any:
+    """Read JSON.
+
+    Raises:
+        ValueError: If it is none, or is nested too deeply to be read.
+    """
+    try:
+        return json.loads(text)
+    except RecursionError as error:
+        raise json.JSONDecodeError("it is nested too deeply", "", 0) from error
+
+
 def read_adapter_config(folder: Path) -> dict[str, Any]:
     """Read the settings of a saved adapter, whatever its method.
 
@@ -122,7 +134,7 @@ def read_adapter_config(folder: Path) -> dict[str, Any]:
         OSError: If there is no such file.
         ValueError: If it is no JSON.
     """
-    settings = json.loads((folder / ADAPTER_CONFIG).read_text(encoding="utf-8"))
+    settings = parse_json((folder / ADAPTER_CONFIG).read_text(encoding="utf-8"))
     return settings if isinstance(settings, dict) else {}
 
 

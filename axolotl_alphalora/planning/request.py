@@ -288,8 +288,8 @@ def check_optimizer(plan: Plan, cfg: Mapping[str, Any]) -> None:
     if found != counted:
         raise ValueError(
             f"the plan's budget in memory counts the state of `optimizer: {counted}`, but the YAML "
-            f"says {found}: make a new plan, or take the numbers alone with `allocation: {{strategy: "
-            "counts, experts: PLAN}`"
+            f"says {found}: make a new plan, or take the numbers alone with `allocation: "
+            "{strategy: counts, experts: PLAN}`"
         )
 
 
