@@ -52,6 +52,7 @@ WRITING = {
 @pytest.mark.parametrize("command", WRITING)
 def test_a_file_that_cannot_be_written_is_named_before_any_work(home, run, monkeypatch, command):
     monkeypatch.chdir(home)
+    monkeypatch.setattr("axolotl_alphalora.quickstart.run.run_quickstart", lambda **_: None)
     arguments, options = WRITING[command]
     for option in options:
         done = run(*arguments, option, "rows.jsonl/out.html")
