@@ -5,6 +5,7 @@ Knows what a saved adapter's configuration means, and nothing of PEFT, torch or 
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import os
@@ -59,6 +60,8 @@ def adapter_below(folder: Path) -> Path | None:
 def write_whole(path: Path, content: str | bytes, sync: bool = True) -> None:
     """Write a file, replacing an older one only once all of the new one is on disk.
 
+    A link stays, and what it names is replaced. A device or a pipe is written to.
+
     Args:
         path: The file to write; its directory must exist.
         content: The whole content; text is written as UTF-8 with `\\n` as line end.
@@ -68,6 +71,10 @@ def write_whole(path: Path, content: str | bytes, sync: bool = True) -> None:
         OSError: If the file cannot be written. What was there before is still there then.
     """
     data = content.encode() if isinstance(content, str) else content
+    if _is_special(path):
+        path.write_bytes(data)
+        return
+    path = Path(os.path.realpath(path))
     descriptor, name = mkstemp(dir=path.parent, prefix=f".{path.name}.")
     draft = Path(name)
     try:
@@ -83,6 +90,40 @@ def write_whole(path: Path, content: str | bytes, sync: bool = True) -> None:
         raise
 
 
+def check_writable(path: Path) -> None:
+    """Check that `write_whole` can write a file, once the directories on the way are made.
+
+    Raises:
+        OSError: If it cannot.
+    """
+    if _is_special(path):
+        if not os.access(path, os.W_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+        return
+    path = Path(os.path.realpath(path))
+    folder = next(parent for parent in path.parents if parent.exists())
+    descriptor, name = mkstemp(dir=folder, prefix=f".{path.name}.")
+    os.close(descriptor)
+    os.unlink(name)
+
+
+def _is_special(path: Path) -> bool:
+    """Whether something is there that is no regular file, whose content could be replaced."""
+    return path.exists() and not path.is_file()
+
+
+def parse_json(text: str | bytes) -> Any:
+    """Read JSON.
+
+    Raises:
+        ValueError: If it is none, or is nested too deeply to be read.
+    """
+    try:
+        return json.loads(text)
+    except RecursionError as error:
+        raise json.JSONDecodeError("it is nested too deeply", "", 0) from error
+
+
 def read_adapter_config(folder: Path) -> dict[str, Any]:
     """Read the settings of a saved adapter, whatever its method.
 
@@ -93,7 +134,7 @@ def read_adapter_config(folder: Path) -> dict[str, Any]:
         OSError: If there is no such file.
         ValueError: If it is no JSON.
     """
-    settings = json.loads((folder / ADAPTER_CONFIG).read_text(encoding="utf-8"))
+    settings = parse_json((folder / ADAPTER_CONFIG).read_text(encoding="utf-8"))
     return settings if isinstance(settings, dict) else {}
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from copy import deepcopy
 from dataclasses import asdict, replace
 from numbers import Integral, Real
@@ -211,8 +211,7 @@ def _decide(registered: Registered, problem: Problem) -> tuple[dict[str, int], d
     """Return each module's number and each unit's score, if they fit the model and the budget."""
     name = registered.strategy.name
     try:
-        scores = registered.score(problem)
-        _check_scores(scores, problem, negative=registered.allocates)
+        scores = _read_scores(registered.score(problem), problem, negative=registered.allocates)
         numbers = _by_module(registered.allocate(problem, scores), problem)
         check_numbers(numbers, problem)
         numbers = deal(numbers, scores, problem)
@@ -222,13 +221,13 @@ def _decide(registered: Registered, problem: Problem) -> tuple[dict[str, int], d
         if not isinstance(error, ValueError | TypeError):
             said = f"{type(error).__name__}: {error}"
         raise StrategyError(f"strategy {name!r}{package}: {said}") from error
-    return numbers, {unit: float(scores[unit]) for unit in scores}
+    return numbers, scores
 
 
-def _check_scores(scores: Mapping[str, Any], problem: Problem, negative: bool) -> None:
-    """Check what a strategy returned; only shares of a budget cannot be negative."""
+def _read_scores(scores: Mapping[str, Any], problem: Problem, negative: bool) -> dict[str, float]:
+    """Check and read what a strategy returned; only shares of a budget cannot be negative."""
     if not scores:
-        return
+        return {}
     _check_names(scores, problem.units, "score", "unit")
     for unit, value in scores.items():
         if isinstance(value, bool) or not isinstance(value, Real):
@@ -236,6 +235,7 @@ def _check_scores(scores: Mapping[str, Any], problem: Problem, negative: bool) -
         if not (math.isfinite(value) and (negative or float(value) >= 0)):
             least = "" if negative else ", 0 or larger"
             raise ValueError(f"the score of {unit!r} is {value}: it must be finite{least}")
+    return {unit: float(value) for unit, value in scores.items()}
 
 
 def _by_module(counts: Mapping[str, Any], problem: Problem) -> dict[str, int]:
@@ -289,10 +289,7 @@ def check_numbers(numbers: Mapping[str, int], problem: Problem) -> None:
             f"its experts cost {costs.amount(spent):g}, more than the budget of "
             f"{budget.kind} {budget.amount:g} ({costs.amount(costs.limit):g})"
         )
-    left = costs.limit - spent
-    # In memory, what the next expert costs is known from above only.
-    known = budget.kind != "memory_mib"
-    if known and left and left >= max(_next_experts(numbers, problem), default=math.inf):
+    if _has_room(numbers, problem):
         raise ValueError(
             f"its experts cost {costs.amount(spent):g} of {costs.amount(costs.limit):g}, which "
             "leaves room for more: spend the whole budget, for example with problem.spend"
@@ -305,11 +302,28 @@ def check_numbers(numbers: Mapping[str, int], problem: Problem) -> None:
         )
 
 
-def _next_experts(numbers: Mapping[str, int], problem: Problem) -> Iterator[int]:
-    """What one expert more would cost each unit that may have one."""
+def _has_room(numbers: Mapping[str, int], problem: Problem) -> bool:
+    """Whether any unit that may have one expert more could be paid it.
+
+    Room for a cheap one alone may have to stay: it could turn the order of the scores round.
+    """
     costs, most = problem.costs, problem.budget.max_experts
-    for modules in problem.units.values():
-        if most is None or all(numbers[name] < most for name in modules):
-            yield costs.total({name: numbers[name] + 1 for name in modules}) - costs.total(
-                {name: numbers[name] for name in modules}
-            )
+    assert costs.limit is not None
+    highest = {unit: max(numbers[name] for name in names) for unit, names in problem.units.items()}
+    # In memory `problem.spend` goes by bounds from above, as `Costs.of` says.
+    bounded = problem.budget.kind == "memory_mib"
+    spent = costs.total(numbers)
+    if bounded:
+        spent = sum(costs.of(unit, number) for unit, number in highest.items())
+    prices = []
+    for unit, names in problem.units.items():
+        if most is not None and highest[unit] >= most:
+            continue
+        now = {name: numbers[name] for name in names}
+        more = {name: number + 1 for name, number in now.items()}
+        if bounded:
+            prices.append(costs.of(unit, highest[unit] + 1) - costs.of(unit, highest[unit]))
+        else:
+            prices.append(costs.total(more) - costs.total(now))
+    left = costs.limit - spent
+    return left > 0 and left >= max(prices, default=math.inf)

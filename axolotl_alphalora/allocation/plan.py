@@ -75,7 +75,7 @@ from typing import Any, Literal, Self
 from pydantic import StrictBool, ValidationError, model_validator
 
 from ..blocks import GRANULARITIES, group_by_block, group_by_unit
-from ..files import expanded, write_whole
+from ..files import expanded, parse_json, write_whole
 from ..mixture import Mixture
 from ..settings import Count
 from .budget import whole_if_exact
@@ -89,6 +89,7 @@ from .records import (
     StrategyRecord,
     Text,
     UnitPlan,
+    check_measuring,
     check_spend,
     in_words,
     shown,
@@ -245,6 +246,8 @@ class Plan(Record):
             plan = cls.model_validate(data)
         except ValidationError as error:
             raise PlanError(in_words(error)) from error
+        except OverflowError as error:
+            raise PlanError(f"a number in it is too large: {_EDITED}") from error
         for key in _TOTALS:
             if key not in totals:
                 raise PlanError(f"{key} is missing")
@@ -281,7 +284,7 @@ class Plan(Record):
                 the file and the key.
         """
         try:
-            document = json.loads(Path(expanded(path)).read_text(encoding="utf-8"))
+            document = parse_json(Path(expanded(path)).read_text(encoding="utf-8"))
         except OSError as error:
             raise PlanError(f"cannot read the plan {path}: {error.strerror}") from error
         except ValueError as error:
@@ -290,6 +293,8 @@ class Plan(Record):
             return cls.from_dict(document)
         except PlanError as error:
             raise PlanError(f"{path}: {error}") from error
+        except RecursionError as error:
+            raise PlanError(f"{path}: it is nested too deeply") from error
 
     def _block_means(self) -> dict[str, Fraction]:
         numbers = self.numbers
@@ -304,6 +309,7 @@ class Plan(Record):
         if not isinstance(self.weights.get("source"), str):
             raise ValueError("weights.source is missing: it says where the weights came from")
         self.mixture.check_rank(self.rank, "rank")
+        check_measuring(self.strategy["options"], self.modules)
         check_spend(self.spend, self.mixture)
         for key in ("asked", "spent", "unspent"):
             if self.budget["kind"] is not None and self.budget[key] is None:

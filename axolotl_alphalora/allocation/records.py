@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import math
+import sys
+from collections.abc import Iterable, Mapping
 from dataclasses import fields
 from typing import Annotated, Any, Literal
 
@@ -19,8 +20,9 @@ from pydantic import (
 )
 from typing_extensions import TypedDict
 
+from ..blocks import group_by_unit
 from ..mixture import Mixture
-from ..settings import Count, MatrixQuality, Number
+from ..settings import Count, MatrixQuality, Number, QualitySettings
 
 _MEASURED = tuple(field.name for field in fields(MatrixQuality))[2:]  # what it says of a matrix
 
@@ -31,7 +33,8 @@ class PlanError(ValueError):
 
 def _amount(value: Any) -> float:
     """Check a number of at least 0; a whole one stays whole."""
-    if not isinstance(value, int | float) or isinstance(value, bool) or not math.isfinite(value):
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not (number and abs(value) <= sys.float_info.max):
         raise ValueError(f"must be a finite number, not {shown(value)}")
     if value < 0:
         raise ValueError(f"must be at least 0, not {value:g}")
@@ -135,7 +138,7 @@ class ModulePlan(Record):
             return data
         rest = {key: value for key, value in data.items() if key not in _MEASURED}
         measured = {key: data[key] for key in _MEASURED if key in data}
-        if len(measured) < len(_MEASURED) or set(measured.values()) != {None}:
+        if len(measured) < len(_MEASURED) or any(v is not None for v in measured.values()):
             matrix = {"module": data.get("name"), "shape": data.get("shape")}
             rest["quality"] = matrix | measured
         return rest
@@ -164,6 +167,21 @@ class UnitPlan(Record):
     score: Number | None
     experts: Amount
     interval: tuple[Number, Number] | None
+
+
+def check_measuring(options: Mapping[str, Any], modules: Iterable[ModulePlan]) -> None:
+    """Check that the options of a plan say how the alphas in it were measured.
+
+    Raises:
+        ValueError: If a value is none that is known; names the option.
+    """
+    if all(module.quality is None or module.quality.alpha is None for module in modules):
+        return
+    try:
+        QualitySettings.from_options(options)
+        group_by_unit((), options.get("granularity", "block"))
+    except ValueError as error:
+        raise ValueError(f"strategy.options: {error}") from error
 
 
 _SAID = {

@@ -202,7 +202,7 @@ class Problem:
         self.costs.check_minimum(self.budget.min_experts)
         exact = _told_apart(weights, ties) if ties else weights
         counts = spend(
-            [exact[unit] for unit in self.units],
+            [float(exact[unit]) for unit in self.units],
             [partial(self.costs.of, unit) for unit in self.units],
             self.costs.limit,
             self.budget.min_experts,

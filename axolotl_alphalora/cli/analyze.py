@@ -26,7 +26,14 @@ from ..report.quality_sentences import explain
 from ..report.terminal import print_as_is, print_lines, print_table
 from ..report.words import source_line
 from ..settings import AGGREGATES, ESTIMATORS, QualitySettings
-from .options import Display, ModelName, errors_in_words, only_output, shared_options
+from .options import (
+    Display,
+    ModelName,
+    check_files,
+    errors_in_words,
+    only_output,
+    shared_options,
+)
 
 if TYPE_CHECKING:
     from ..spectral import Measurement
@@ -91,6 +98,7 @@ def analyze(
     is an object whose `columns` hold `label`, `rank_correlation`, `trust` and `analysis` each.
     """
     display = Display.read(**wanted)
+    check_files({"--plot": display.plot}, model)
     console = Console(stderr=as_json)
     with errors_in_words(), only_output(as_json) as emit:
         settings = QualitySettings(estimator, _window(window), aggregate, normalize)  # type: ignore[arg-type]

@@ -14,12 +14,13 @@ from ..report.adapter_sentences import asking, exported
 from ..report.adapter_tables import losses_table
 from ..report.markdown import export_card
 from ..report.terminal import print_as_is, print_lines, print_table
-from .options import FilePath, errors_in_words, only_output
+from .options import FilePath, check_files, errors_in_words, only_output
 from .trained import (
     Data,
     Trained,
     check_adapter,
     data_options,
+    given,
     let_waiting_threads_yield,
     load_trained,
 )
@@ -141,10 +142,13 @@ def export(
     """
     if rank == _AUTO and max_kl is None:
         raise click.UsageError("--rank auto looks for the smallest rank within --max-kl: add it.")
+    if gguf is None and given("gguf_type"):
+        raise click.UsageError("--gguf-type is of the file for llama.cpp: name it with --gguf.")
     let_waiting_threads_yield()
     console = Console(stderr=as_json)
     data = Data(source, **wanted)
     data.check()
+    check_files({"--gguf": gguf}, source, eval_data)
     with errors_in_words(), only_output(as_json) as emit:
         data.check_source()
         from ..evaluation import load_tokenizer

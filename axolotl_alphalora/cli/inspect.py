@@ -18,8 +18,15 @@ from ..report.adapter_tables import blocks_table, modules_table, routers_table, 
 from ..report.documents import inspection_document
 from ..report.plots import check_plot, save_inspection
 from ..report.terminal import print_as_is, print_lines, print_paragraph, print_table
-from .options import FilePath, errors_in_words, only_output
-from .trained import Data, data_options, let_waiting_threads_yield, load_trained
+from .options import FilePath, check_files, errors_in_words, only_output
+from .trained import (
+    DATA_OPTIONS,
+    Data,
+    data_options,
+    given,
+    let_waiting_threads_yield,
+    load_trained,
+)
 
 if TYPE_CHECKING:
     from ..inspection import Inspection
@@ -73,10 +80,12 @@ def inspect(
     if source is not None:
         data = Data(source, **wanted)
         data.check()
-    elif any(
-        wanted[name] for name in ("base_model", "load_in_4bit", "load_in_8bit", "sequence_len")
-    ):
-        raise click.UsageError("the base model is loaded, and rows are read, for --data: add it.")
+    elif idle := given(*DATA_OPTIONS):
+        raise click.UsageError(
+            f"the base model is loaded, and rows are read, for --data: add it, or leave out "
+            f"{', '.join(idle)}."
+        )
+    check_files({"--plot": plot}, source)
     with errors_in_words(), only_output(as_json) as emit:
         if data is not None:
             data.check_source()

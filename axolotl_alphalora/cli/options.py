@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +12,7 @@ from typing import Any
 
 import click
 
-from ..files import expanded
+from ..files import check_writable, expanded
 from ..planning.source import split_outside
 from ..plugin.host import has_printed_banner
 from ..report.plots import check_plot
@@ -37,6 +37,32 @@ class ModelName(click.ParamType):
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
         """Expand `~`."""
         return expanded(value)
+
+
+def check_files(written: Mapping[str, Path | None], *read: str | Path | None) -> None:
+    """Check that files can be written, before any work is done for them.
+
+    Args:
+        written: Option to its file; None where it is not given.
+        read: What the command reads.
+
+    Raises:
+        click.UsageError: If one cannot be written, is what is read, or is that of two options.
+    """
+    taken = {os.path.realpath(path): "what is read" for path in read if path is not None}
+    for option, path in written.items():
+        if path is None:
+            continue
+        place = os.path.realpath(path)
+        if place in taken:
+            raise click.UsageError(f"{option} {path} is {taken[place]}: name another file.")
+        taken[place] = f"the file of {option}"
+        try:
+            check_writable(path)
+        except OSError as error:
+            raise click.UsageError(
+                f"{option} {path} cannot be written ({error.strerror}): name another place."
+            ) from error
 
 
 _SAMPLES = 100

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import math
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+import yaml
 from rich.console import Console
 
 from ..files import write_whole
@@ -15,7 +17,6 @@ from ..mixture import Mixture
 from ..planning import Planner, base_model, compare_plans, read_source
 from ..planning.as_lora import FORMATS, check_lora, comment
 from ..planning.config import MIXTURE
-from ..planning.request import in_yaml
 from ..planning.source import AS_GIVEN
 from ..report.documents import plans_document
 from ..report.evidence import study_line
@@ -25,7 +26,15 @@ from ..report.plan_tables import correlations_table, modules_table, plans_legend
 from ..report.plots import save_comparison, save_plan
 from ..report.terminal import print_as_is, print_lines, print_plan, print_table
 from ..report.words import WARNING
-from .options import Display, FilePath, ModelName, errors_in_words, only_output, shared_options
+from .options import (
+    Display,
+    FilePath,
+    ModelName,
+    check_files,
+    errors_in_words,
+    only_output,
+    shared_options,
+)
 
 if TYPE_CHECKING:
     from ..allocation import Plan
@@ -90,6 +99,7 @@ def plan(
         written = _lora_format(wanted, as_json, output)
     wanted["compare"] = (*wanted["compare"], *specs)
     display = Display.read(**wanted, plots_compared=True)
+    check_files({"--output": output, "--plot": display.plot}, source)
     console = Console(stderr=as_json or as_lora)
     with errors_in_words(), only_output(as_json or as_lora) as emit:
         known = read_source(source, strategy)
@@ -108,13 +118,13 @@ def plan(
                 print_as_is(f"Saved to {output}", console)
             return
         if display.compare:
-            document, own = _show_comparison(known, strategy, display, planner, quiet=as_json)
+            document, own = _show_comparison(
+                known, strategy, display, planner, output, quiet=as_json
+            )
             made, which = own.plan, f": the plan {own.label!r}"
         else:
-            document, made = _show_plan(known, display, planner, quiet=as_json)
+            document, made = _show_plan(known, display, planner, output, quiet=as_json)
             which = ""
-        if output is not None:
-            made.save(output)
         if as_json:
             emit(json.dumps(document, indent=2))
     if output is not None:
@@ -125,9 +135,10 @@ def _in_block(plan: Plan, saved: Path) -> str:
     """The `alphalora:` block that takes a saved plan, with the shape that it was made for."""
     usual = Mixture()
     shape = {key: getattr(plan, key) for key in MIXTURE}
-    keys = {key: value for key, value in shape.items() if value != getattr(usual, key)}
-    said = "".join(f", {key}: {in_yaml(value)}" for key, value in keys.items())
-    return f"alphalora: {{plan: {saved}{said}}}"
+    changed = {key: value for key, value in shape.items() if value != getattr(usual, key)}
+    block = {"plan": str(saved)} | changed
+    style: Any = {"default_flow_style": True, "sort_keys": False, "allow_unicode": True}
+    return f"alphalora: {yaml.safe_dump(block, width=math.inf, **style).strip()}"
 
 
 def _planner(source: Source, console: Any, halves: bool) -> Planner:
@@ -157,9 +168,9 @@ def _lora_format(given: dict[str, Any], as_json: bool, output: Path | None) -> s
 
 
 def _show_plan(
-    source: Source, display: Display, planner: Planner, quiet: bool
+    source: Source, display: Display, planner: Planner, output: Path | None, quiet: bool
 ) -> tuple[dict[str, Any], Plan]:
-    """Make a plan, print and draw it as asked; returns it as JSON values, and itself."""
+    """Make a plan, print, save and draw it as asked; returns it as JSON values, and itself."""
     if display.spectra and source.saved is None and source.request.needs != "quality":
         raise ValueError(
             f"the strategy {source.request.strategy} goes by no spectra: leave out --spectra"
@@ -175,6 +186,8 @@ def _show_plan(
     if display.per_module and not quiet:
         console.print()
         print_table(modules_table(plan, findings), console)
+    if output is not None:
+        plan.save(output)
     if display.plot is not None:
         spectra = _spectra(source, plan, findings, found) if display.spectra else None
         save_plan(plan, findings, display.plot, spectra)
@@ -195,9 +208,18 @@ def _data(source: Source, plan: Plan) -> list[str]:
 
 
 def _show_comparison(
-    source: Source, strategy: str | None, display: Display, planner: Planner, quiet: bool
+    source: Source,
+    strategy: str | None,
+    display: Display,
+    planner: Planner,
+    output: Path | None,
+    quiet: bool,
 ) -> tuple[dict[str, Any], Compared]:
-    """Make plans, print and draw them as asked; returns JSON values, and the source's own plan."""
+    """Make plans, print and draw them as asked, and save the source's own.
+
+    Returns:
+        JSON values, and the source's own plan.
+    """
     columns = compare_plans(source, display.compare, planner, strategy or AS_GIVEN)
     document = plans_document(columns)
     if not quiet:
@@ -206,10 +228,13 @@ def _show_comparison(
             planner.console.print()
             print_table(correlations_table(columns), planner.console)
         print_lines([plans_legend(columns)], planner.console)
+    own = next(column for column in columns if column.own)
+    if output is not None:
+        own.plan.save(output)
     if display.plot is not None:
         save_comparison(columns, display.plot, document)
         print_as_is(f"\nDrawn in {display.plot}", planner.console)
-    return document, next(column for column in columns if column.own)
+    return document, own
 
 
 def _spectra(source: Source, plan: Plan, findings: Findings | None, found: Measured) -> Spectra:

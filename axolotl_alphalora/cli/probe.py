@@ -15,8 +15,8 @@ from ..files import ADAPTER_CONFIG, PROBE, expanded, read_adapter_config, write_
 from ..progress import working
 from ..report.probe_sentences import distances_table, verdict, written
 from ..report.terminal import print_lines, print_table
-from .options import FilePath, errors_in_words, only_output
-from .trained import Data, data_options, let_waiting_threads_yield, load_trained
+from .options import FilePath, check_files, errors_in_words, only_output
+from .trained import Data, data_options, given, let_waiting_threads_yield, load_trained
 
 if TYPE_CHECKING:
     from ..probe import Answer, Probe
@@ -116,18 +116,30 @@ def _check(
         click.UsageError: If they do not; says what to do.
     """
     loads = any(wanted[name] for name in ("base_model", "load_in_4bit", "load_in_8bit"))
+    idle = given("tolerance", "as_json") if write else given("samples", "seed", "sequence_len")
+    if idle:
+        what = "a verdict, which --write does not give" if write else "the rows of --write"
+        raise click.UsageError(f"{', '.join(idle)}: for {what}. Leave it out.")
     if _is_url(target) and (write or loads):
         raise click.UsageError(
             "--write, --base-model and --load-in-... are for a directory, not for a server."
         )
     if not _is_url(target) and ":" in target and not Path(expanded(target)).is_dir():
         raise click.UsageError(f"{target} is no directory; a server's address begins with http://")
+    folder = Path(expanded(target))
+    merged = not write and folder.is_dir() and not (folder / ADAPTER_CONFIG).is_file()
+    if merged and wanted["base_model"]:
+        raise click.UsageError(
+            f"--base-model is that of an adapter, and {target} holds none: a merged model is "
+            "loaded as it is. Leave it out."
+        )
     if not _is_url(target) and model is not None:
         raise click.UsageError("--model is the name of a server's model, and this is a directory.")
     if write != (source is not None):
         raise click.UsageError("--write and --data belong together: rows make the prompts.")
     if write and source is not None:
         Data(source, **wanted).check()
+        check_files({"--probe": file}, source)
     if not write and file is None and _is_url(target):
         raise click.UsageError("name the file that says what to ask: --probe DIR/probe.json")
     if not write and file is not None and not file.exists():

@@ -8,7 +8,7 @@ import click
 from rich.console import Console
 
 from ..quickstart.config import DEFAULT_STEPS
-from .options import FilePath, ModelName, errors_in_words
+from .options import FilePath, ModelName, check_files, errors_in_words
 
 
 @click.command()
@@ -48,6 +48,7 @@ def quickstart(model: str | None, steps: int, directory: Path, json_path: Path |
 
     from ..quickstart.run import run_quickstart
 
+    check_files({"--json": json_path})
     with errors_in_words():
         run_quickstart(
             model=model, steps=steps, directory=directory, json_path=json_path, console=Console()

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+from click.core import ParameterSource
 
 from ..planning.keys import YAML_SUFFIXES, read_yaml
 from .options import ModelName
@@ -117,6 +118,21 @@ def data_options(command: Callable[..., Any]) -> Callable[..., Any]:
     for option in reversed(options):
         command = option(command)
     return command
+
+
+def given(*names: str) -> list[str]:
+    """Return those of the running command's options that were given, as they are written."""
+    context = click.get_current_context()
+    written = {option.name: option.opts[0] for option in context.command.params}
+    return [
+        written[name]
+        for name in names
+        if context.get_parameter_source(name) is not ParameterSource.DEFAULT
+    ]
+
+
+DATA_OPTIONS = ("samples", "seed", "sequence_len", "base_model", "load_in_4bit", "load_in_8bit")
+"""Names of what `data_options` adds."""
 
 
 def let_waiting_threads_yield() -> None:

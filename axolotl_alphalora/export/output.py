@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -62,6 +63,8 @@ def write_export(
     whole = bool(model.peft_config["default"].modules_to_save)
     saved = get_peft_model_state_dict(model, save_embedding_layers="auto" if whole else False)
     draft = _draft(output)
+    if gguf is not None:
+        gguf = Path(os.path.realpath(gguf))  # a link stays
     beside = None if gguf is None or is_inside(gguf, output) else _draft(gguf)
     try:
         draft.mkdir()

@@ -182,7 +182,8 @@ def lowest(high: int, enough: Callable[[int], bool]) -> int:
 def _check_gguf(model: Any, layers: Sequence[AlphaLoraLayer], gguf: Path, output: Path) -> None:
     names = [layer.module_name for layer in layers]
     check_gguf(names, model.get_base_model().config, _whole(model))
-    if gguf.is_dir() or not (gguf.parent.is_dir() or is_inside(gguf, output)):
+    special = gguf.exists() and not gguf.is_file()
+    if special or not (gguf.parent.is_dir() or is_inside(gguf, output)):
         raise ValueError(f"--gguf {gguf}: name a file in a directory that is there.")
 
 

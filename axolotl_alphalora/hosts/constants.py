@@ -40,6 +40,9 @@ NF4: Mapping[str, Any] = {
 }
 """Axolotl: the arguments of `BitsAndBytesConfig` that make a 4-bit base of its `qlora`."""
 
+LORA_ALPHA = 8
+"""PEFT: the `lora_alpha` of a `LoraConfig` that names none."""
+
 OPTIMIZER = "adamw_torch_fused"
 """Axolotl: the optimizer of a YAML that names none."""
 

@@ -23,7 +23,16 @@ from .planner import (
     plan_from_files,
     plan_from_model,
 )
-from .request import PlanRequest, Targets, base_model, check_plan, layers, plan_request, read_block
+from .request import (
+    PlanRequest,
+    Targets,
+    base_model,
+    check_optimizer,
+    check_plan,
+    layers,
+    plan_request,
+    read_block,
+)
 from .source import Source, read_source
 
 __all__ = [
@@ -41,6 +50,7 @@ __all__ = [
     "WeightsNotReadable",
     "base_model",
     "changed_blocks",
+    "check_optimizer",
     "check_plan",
     "compare_plans",
     "layers",

@@ -14,6 +14,7 @@ import yaml
 from ..allocation import Plan
 from ..blocks import group_by_block
 from ..files import KEY_PREFIX
+from ..hosts.constants import LORA_ALPHA
 from ..mixture import Mixture
 from .config import ADAPTER, plain
 from .keys import PLUGIN
@@ -49,9 +50,10 @@ def lora_config(source: Source, plan: Plan) -> dict[str, Any]:
     found["rank_pattern"] = {
         f"^{re.escape(name)}": number * plan.rank for name, number in numbers.items() if number > 1
     }
-    if found.get("use_rslora") and "lora_alpha" in found and plan.spend == "experts":
+    if found.get("use_rslora") and plan.spend == "experts":
+        alpha = found.get("lora_alpha", LORA_ALPHA)
         found["alpha_pattern"] = {
-            f"^{re.escape(name)}": found["lora_alpha"] / math.sqrt(number)
+            f"^{re.escape(name)}": alpha / math.sqrt(number)
             for name, number in numbers.items()
             if number > 1
         }
@@ -143,11 +145,12 @@ def lora_yaml(source: Source, plan: Plan) -> str:
     """
     keys = lora_keys(plan, source.config)
     if source.path is not None:
-        if source.config.get("lora_model_dir"):
-            raise ValueError(
-                f"{source.path}: `lora_model_dir` names an AlphaLoRA adapter, which no LoRA can "
-                "continue from: remove it"
-            )
+        for key in ("lora_model_dir", "resume_from_checkpoint"):
+            if source.config.get(key):
+                raise ValueError(
+                    f"{source.path}: `{key}` names an AlphaLoRA adapter, which no LoRA can "
+                    "continue from: remove it"
+                )
         keys = _run(source.config) | keys
     text = yaml.safe_dump(keys, sort_keys=False, allow_unicode=True, width=1000)
     return "".join(f"# {line}\n" for line in comment(plan, source)) + text
@@ -256,13 +259,20 @@ def comment(plan: Plan, source: Source, for_host: bool = True) -> list[str]:
         lines.append(
             "alpha_pattern has lora_alpha / sqrt(N), for the scale of N experts with equal gates."
         )
+    start = (config.get(ADAPTER) or {}).get("init_from")
+    if start:
+        lines.append(
+            f"The plan's experts start from the LoRA in {start} (alphalora.init_from); this LoRA "
+            "starts anew."
+        )
     if for_host and config.get("output_dir"):
         lines.append(f"output_dir is still {config['output_dir']}: name another one.")
     if source.path is None:
         lines.append(
             "To be completed: base_model, adapter: lora, lora_alpha, datasets."
             if for_host
-            else "Not said, so PEFT's defaults: task_type, lora_alpha (8), lora_dropout (0)."
+            else f"Not said, so PEFT's defaults: task_type, lora_alpha ({LORA_ALPHA}), "
+            "lora_dropout (0)."
         )
     return lines
 

@@ -161,7 +161,7 @@ def compare_plans(
         else:
             wanted = with_budget(request, budget)
             plan, measured = planner.plan(wanted)
-            _check_cost(spec, wanted, plan, budget)
+            _check_cost(spec, wanted, plan, budget, own[0])
             columns[spec] = (plan, measured, wanted)
     return [
         Compared(label, plan, _stability(plan, measured, request, planner), own=plan is own[0])
@@ -175,8 +175,8 @@ def changed_blocks(plan: Plan, other: Plan) -> int:
     return len({block_name(name) for name in numbers if numbers[name] != others[name]})
 
 
-def _check_cost(spec: str, request: PlanRequest, plan: Plan, budget: Budget) -> None:
-    """Refuse a plan that took no budget and costs something else."""
+def _check_cost(spec: str, request: PlanRequest, plan: Plan, budget: Budget, own: Plan) -> None:
+    """Refuse a plan that took no budget, and costs neither that nor what the source's plan does."""
     if request.settings.budget_use != "none":
         return
     units = {name: [name] for name in plan.shapes}
@@ -191,7 +191,7 @@ def _check_cost(spec: str, request: PlanRequest, plan: Plan, budget: Budget) -> 
     )
     assert costs.limit is not None
     spent = costs.total(plan.numbers)
-    if spent != costs.limit:
+    if spent not in (costs.limit, costs.total(own.numbers)):
         raise ValueError(
             f"{spec}: the plans of a comparison have one budget, {budget.recorded_kind} "
             f"{costs.amount(costs.limit):,}, but {request.strategy} takes none and comes to "

@@ -132,6 +132,8 @@ def read_yaml(path: Path) -> dict[str, Any]:
         ) from error
     try:
         found = yaml.safe_load(text)
+    except RecursionError as error:
+        raise ValueError(f"{path} is nested too deeply to be read.") from error
     except yaml.YAMLError as error:
         tab = getattr(error, "problem", None) and r"'\t'" in str(error.problem)
         hint = " Indent with spaces: YAML takes no tabs." if tab else ""

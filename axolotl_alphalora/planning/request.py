@@ -297,6 +297,31 @@ def check_plan(plan: Plan, request: PlanRequest) -> None:
         raise ValueError(f"the plan has {stray}, which is no target module here")
 
 
+def check_optimizer(plan: Plan, cfg: Mapping[str, Any]) -> None:
+    """Check that a saved plan's budget in memory counts the optimizer of a configuration.
+
+    Args:
+        plan: The saved plan.
+        cfg: As for `plan_request`.
+
+    Raises:
+        ValueError: If it counts another, or something trains that it does not count; says what.
+    """
+    counted = plan.budget["optimizer"]
+    if counted is None:
+        return
+    try:
+        found = _optimizer(cfg)
+    except ValueError as error:
+        raise ValueError(f"the plan has a budget in memory: {error}") from error
+    if found != counted:
+        raise ValueError(
+            f"the plan's budget in memory counts the state of `optimizer: {counted}`, but the YAML "
+            f"says {found}: make a new plan, or take the numbers alone with `allocation: "
+            "{strategy: counts, experts: PLAN}`"
+        )
+
+
 def _optimizer(cfg: Mapping[str, Any]) -> str:
     """The optimizer that a memory budget counts.
 

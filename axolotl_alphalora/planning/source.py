@@ -29,7 +29,7 @@ from .keys import (
     check_spelling,
     read_yaml,
 )
-from .request import PlanRequest, plan_request, read_block
+from .request import PlanRequest, check_optimizer, plan_request, read_block
 
 
 @dataclass(frozen=True)
@@ -64,8 +64,9 @@ def read_source(source: str | Path, strategy: str | None = None) -> Source:
             its own takes none.
 
     Raises:
-        ValueError: If the YAML is none, a key in it is wrong, the saved plan cannot be read, or the
-            LoRA or adapter to start from is not there; names file and key.
+        ValueError: If the YAML is none, a key in it is wrong, the saved plan cannot be read or
+            counts another optimizer, or the LoRA or adapter to start from is not there; names file
+            and key.
     """
     config, path = _read(str(source))
     notes = tuple(_notes(config, path))
@@ -79,6 +80,10 @@ def read_source(source: str | Path, strategy: str | None = None) -> Source:
     saved = None
     if block.plan is not None:
         saved = Path(block.plan), Plan.load(block.plan)
+        try:
+            check_optimizer(saved[1], config)
+        except ValueError as error:
+            raise ValueError(f"{path}: `alphalora.plan`: {block.plan}: {error}") from error
         request = _as_saved(request, saved[1])
     if strategy is not None:
         if saved is None:

@@ -19,6 +19,7 @@ from ..planning import (
     ADAPTER,
     ModelNeeded,
     WeightsNotReadable,
+    check_optimizer,
     check_plan,
     plan_from_files,
     plan_from_model,
@@ -104,6 +105,7 @@ class Allocation:
             plan = Plan.load(path)
             try:
                 check_plan(plan, self.request)
+                check_optimizer(plan, cfg)
             except ValueError as error:
                 raise ValueError(
                     f"alphalora.plan {path} does not fit this run: {error}."

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
+
+from ..files import parse_json
 
 FORMAT, VERSION = "axolotl-alphalora probe", 1
 
@@ -37,10 +40,26 @@ class Answer:
     Attributes:
         text: Without special tokens.
         steps: Its tokens.
+
+    Raises:
+        ValueError: If a text is none, or a log-probability no finite number.
     """
 
     text: str
     steps: tuple[Step, ...]
+
+    def __post_init__(self) -> None:
+        for text in (self.text, *(step.token for step in self.steps)):
+            if not isinstance(text, str):
+                raise ValueError(f"an answer or a token of it is {text!r}, and no text.")
+        for step in self.steps:
+            for token, logprob in ((step.token, step.logprob), *step.top.items()):
+                if not math.isfinite(logprob):
+                    raise ValueError(
+                        f"the log-probability of {token!r} is {logprob}, so nothing can be said of "
+                        "who answers: the weights of the model, or what is computed with them, are "
+                        "no finite numbers."
+                    )
 
     @property
     def logprob(self) -> float:
@@ -58,8 +77,19 @@ class Answer:
     @classmethod
     def from_dict(cls, document: Mapping[str, Any]) -> Answer:
         """Read what `to_dict` wrote."""
-        steps = tuple(Step(token, float(lp), dict(top)) for token, lp, top in document["steps"])
+        steps = tuple(
+            Step(token, float(lp), as_logprobs(top)) for token, lp, top in document["steps"]
+        )
         return cls(document["text"], steps)
+
+
+MISREAD = (KeyError, TypeError, ValueError, OverflowError, RecursionError)
+"""What reading an answer of another form may raise."""
+
+
+def as_logprobs(top: Mapping[str, Any]) -> dict[str, float]:
+    """Tokens to log-probabilities, as numbers."""
+    return {token: float(logprob) for token, logprob in dict(top).items()}
 
 
 @dataclass(frozen=True)
@@ -109,7 +139,7 @@ def read_probe(path: Path) -> Probe:
         ValueError: If it is none, or of a newer version; says which file.
     """
     try:
-        document = json.loads(path.read_text(encoding="utf-8"))
+        document = parse_json(path.read_text(encoding="utf-8"))
         if not isinstance(document, dict) or document.get("format") != FORMAT:
             raise ValueError("it is not a file that `alphalora probe --write` writes")
         if document["version"] > VERSION:
@@ -123,6 +153,11 @@ def read_probe(path: Path) -> Probe:
         ]
         if not asked or not all({ADAPTER, BASE} <= set(one.answers) for one in asked):
             raise ValueError("it lacks answers of adapter and base")
+        for number, one in enumerate(asked, 1):
+            if not isinstance(one.prompt, str):
+                raise ValueError(f"prompt {number} is {one.prompt!r}, and no text")
+            if other := one.answers.keys() ^ asked[0].answers.keys():
+                raise ValueError(f"prompt {number} and the first differ in {min(other)}")
         base, method = document["base_model"], document["method"]
         return Probe(base, method, int(document["tokens"]), asked)
     except OSError as error:
@@ -130,6 +165,6 @@ def read_probe(path: Path) -> Probe:
             f"cannot read {path} ({error.strerror}): write it with `alphalora probe ADAPTER_DIR "
             "--write --data ROWS.jsonl`."
         ) from error
-    except (KeyError, TypeError, ValueError) as error:
+    except MISREAD as error:
         what = f"`{error.args[0]}` is missing" if isinstance(error, KeyError) else str(error)
         raise ValueError(f"{path} cannot be used as a probe: {what}.") from error

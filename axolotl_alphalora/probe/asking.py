@@ -13,7 +13,8 @@ from urllib.request import Request, urlopen
 
 import torch
 
-from .answers import Answer, Step
+from ..files import parse_json
+from .answers import MISREAD, Answer, Step, as_logprobs
 
 TOP = 5
 """Tokens whose log-probabilities are asked for at each place; as many as most servers give."""
@@ -122,7 +123,7 @@ def _request(url: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
     data = None if body is None else json.dumps(body).encode()
     try:
         with urlopen(Request(url, data, headers), timeout=_SECONDS) as response:
-            found = json.load(response)
+            found = parse_json(response.read())
     except HTTPError as error:
         said = error.read().decode(errors="replace")[:500]
         raise ValueError(f"{url} answers {error.code}: {said}") from error
@@ -154,20 +155,25 @@ def _answer(response: dict[str, Any]) -> Answer:
                 Step(
                     row["token"],
                     float(row["logprob"]),
-                    {one["token"]: one["logprob"] for one in row.get("top_logprobs") or ()},
+                    as_logprobs(
+                        {one["token"]: one["logprob"] for one in row.get("top_logprobs") or ()}
+                    ),
                 )
                 for row in found["content"]
             ]
         else:
             tops = found.get("top_logprobs") or [{}] * len(found["tokens"])
             rows = zip(found["tokens"], found["token_logprobs"], tops, strict=True)
-            steps = [Step(token, float(value), dict(top or {})) for token, value, top in rows]
-    except (KeyError, IndexError, TypeError, ValueError) as error:
+            steps = [
+                Step(token, float(value), as_logprobs(top or {})) for token, value, top in rows
+            ]
+    except (*MISREAD, IndexError, AttributeError) as error:
         raise ValueError(
             "the server's completions have no log-probabilities, which the probe goes by "
             f"({type(error).__name__}: {error})."
         ) from error
+    answer = Answer(text, tuple(steps))
     # Some servers list the token that ends the answer, with its name.
     if steps and choice.get("finish_reason") == "stop" and not text.endswith(steps[-1].token):
-        steps[-1] = replace(steps[-1], token="")
-    return Answer(text, tuple(steps))
+        answer = replace(answer, steps=(*steps[:-1], replace(steps[-1], token="")))
+    return answer

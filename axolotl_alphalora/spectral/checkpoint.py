@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import json
 import re
 import zipfile
 from collections.abc import Callable, Mapping, Sequence
@@ -16,6 +15,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from ..files import parse_json
 from .cache import Cache, combined_digest, file_state, is_settled, tensor_digest
 from .model_files import FORMATS, Directory, Repository, UnreadableCheckpoint
 
@@ -187,7 +187,7 @@ def _shards(source: Directory | Repository, index: Path) -> list[Path]:
 def read_json(path: Path) -> dict[str, Any]:
     """Read a JSON object of a checkpoint, or raise UnreadableCheckpoint."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = parse_json(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise UnreadableCheckpoint(f"cannot read {path}: {error}") from error
     if not isinstance(content, dict):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from functools import cache, cached_property
 from importlib.metadata import version
@@ -81,6 +82,8 @@ class BaseModel:
     def layers(self, choose: Callable[[nn.Module], Shapes], choice: str) -> Shapes:
         """Return the layers that a function chooses, from the cache if it was asked before.
 
+        What the function warns of is warned of each time.
+
         Args:
             choose: Takes the skeleton, returns exact name to (output features, input features).
             choice: What the function goes by, and the versions of what it uses: equal texts must
@@ -91,10 +94,17 @@ class BaseModel:
         """
         cache, identity = self._definition_cache()
         key = f"{identity} {choice}"
-        known = cache.get("layers", key)
-        if known is None:
-            known = choose(self.skeleton)
+        known, warned = cache.get("layers", key), cache.get("layers-warned", key)
+        if known is None or warned is None:
+            skeleton = self.skeleton
+            with warnings.catch_warnings(record=True) as caught:
+                warnings.simplefilter("always")
+                known = choose(skeleton)
+            warned = [str(one.message) for one in caught if one.category is UserWarning]
             cache.put("layers", key, known)
+            cache.put("layers-warned", key, warned)
+        for message in warned:
+            warnings.warn(message, stacklevel=2)
         return {name: (rows, columns) for name, (rows, columns) in known.items()}
 
     def weights(self, shapes: Mapping[str, tuple[int, int]], load: bool = True) -> WeightSource:

@@ -35,6 +35,16 @@ def test_numpy_numbers_will_do(site):
     assert set(map(type, counts.values())) == {int}
 
 
+@pytest.mark.parametrize("kind", ["float32", "float64", "int64"])
+@pytest.mark.parametrize("hook", ["score", "allocate"])
+def test_numpy_scores_and_weights_will_do(site, kind, hook):
+    found = f"{{u: __import__('numpy').{kind}(4 - i) for i, u in enumerate(problem.units)}}"
+    deciding(site, **{hook: found if hook == "score" else f"problem.spend({found})"})
+    made = plan("odd", budget={"total_experts": 20})
+    assert experts(made) == [8, 6, 4, 2]
+    assert hook == "allocate" or [type(unit.score) for unit in made.units] == [float] * 4
+
+
 def test_scores_are_spent_where_there_is_no_allocate_hook(site):
     deciding(site, score="{unit: len(problem.units) - i for i, unit in enumerate(problem.units)}")
     assert experts(plan("odd", budget={"total_experts": 20})) == [8, 6, 4, 2]
@@ -111,3 +121,28 @@ def test_every_kind_of_budget_is_checked(site, budget, message):
     deciding(site, allocate="dict.fromkeys(problem.units, 99)")
     with pytest.raises(StrategyError, match=message):
         plan("odd", budget=budget, optimizer="adamw_torch")
+
+
+@pytest.mark.parametrize("optimizer", ["adamw_torch", "adamw_8bit"])
+@pytest.mark.parametrize("budget", [{"memory_mib": 500.0}, {"total_parameters": 10**7}])
+def test_a_budget_that_is_left_unspent_is_refused_in_every_currency(site, budget, optimizer):
+    deciding(site, allocate="dict.fromkeys(problem.units, 1)")
+    with pytest.raises(StrategyError, match=r"its experts cost \S+ of \S+, which leaves room"):
+        plan("odd", budget=budget, optimizer=optimizer)
+
+
+@pytest.mark.parametrize("optimizer", ["adamw_torch", "adamw_8bit", "adamw_torch_4bit"])
+def test_what_is_spent_in_proportion_leaves_no_room_in_memory(site, optimizer):
+    """The state of 8-bit optimizers falls where a tensor is large enough to be quantised."""
+    shapes = model(3, {"mlp.up_proj": (96, 64), "mlp.down_proj": (64, 96)})
+    deciding(site, score="{unit: 3 + i for i, unit in enumerate(problem.units)}")
+    for step in range(12):
+        made = plan("odd", shapes, budget={"memory_mib": 0.15 + step / 8}, optimizer=optimizer)
+        assert made.budget["spent"] <= made.budget["asked"]
+
+
+def test_room_for_the_cheapest_expert_alone_may_stay(site):
+    shapes = {"model.layers.0.a": (64, 64), "model.layers.1.a": (512, 512)}
+    deciding(site, score="dict.fromkeys(problem.units, 1)")
+    made = plan("odd", shapes, rank=8, budget={"total_parameters": 66_000})
+    assert list(made.counts.values()) == [7, 6] and made.budget["unspent"] == 6160

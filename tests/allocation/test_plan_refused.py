@@ -89,6 +89,9 @@ def _set(document, path, value):
         (["modules", 0, "shape"], [64, 8, 8], r"modules\[0\]\.shape has too many items"),
         (["modules", 0, "shape"], [64, 0], r"modules\[0\]\.shape\[1\] must be an integer of"),
         (["modules", 0, "alpha"], float("inf"), r"modules\[0\]\.alpha must be a finite number"),
+        (["modules", 0, "alpha"], [1], r"modules\[0\]\.alpha must be a finite number, not \[1\]"),
+        (["modules", 2, "experts"], 10**400, "a number in it is too large"),
+        (["budget", "asked"], 10**400, r"budget\.asked must be a finite number, not 1000"),
         (["modules", 0, "rank"], 0, r"modules\[0\]\.rank must be an integer of at least 1"),
         (["modules", 0, "sensitivity"], 1, r"modules\[0\]\.sensitivity must be an object"),
         (
@@ -146,3 +149,25 @@ def test_ranks_that_are_no_multiple_or_of_several_experts_are_refused(ranks, key
     document["modules"][0][key] = value
     with pytest.raises(PlanError, match=r"modules\[0\] has . experts of rank ., which is not how"):
         Plan.from_dict(document)
+
+
+def test_how_alphas_were_measured_must_be_known(plan, tmp_path):
+    document = json.loads(json.dumps(plan.to_dict()))
+    measured = {"alpha": 2.0, "x_min": 1.0, "distance": 0.1, "tail_size": 9}
+    document["modules"][0] |= measured | {"num_eigenvalues": 9, "numerical_rank": 9}
+    assert Plan.from_dict(document)
+    file = tmp_path / "bad.json"
+    for option in ("estimator", "aggregate", "granularity"):
+        options = document["strategy"]["options"] | {option: "x"}
+        changed = document | {"strategy": document["strategy"] | {"options": options}}
+        file.write_text(json.dumps(changed))
+        with pytest.raises(PlanError, match=rf"bad\.json: strategy\.options: unknown {option} 'x'"):
+            Plan.load(file)
+
+
+def test_a_document_that_is_nested_too_deeply_is_refused(tmp_path):
+    file = tmp_path / "bad.json"
+    for text in ("[" * 200_000, "[" * 2_000 + "]" * 2_000):
+        file.write_text(text)
+        with pytest.raises(PlanError, match=r"bad\.json.*: it is nested too deeply"):
+            Plan.load(file)

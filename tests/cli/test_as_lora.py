@@ -254,6 +254,8 @@ def test_each_key_of_a_pattern_is_one_module_s():
         for key in pattern:
             assert len([name for name in numbers if get_pattern_key([key], name) == key]) == 1
         assert len(pattern) == sum(number > 1 for number in numbers.values())
+    unsaid = lora_config(Source(None, None, {"peft_use_rslora": True}, None), plan)
+    assert unsaid["alpha_pattern"] == config["alpha_pattern"], "by PEFT's own lora_alpha, 8"
 
 
 def test_4bit_becomes_qlora_and_other_plugins_stay(made):
@@ -269,10 +271,12 @@ def test_what_differs_is_said(made, tmp_path, model, run):
     assert "sqrt(N)" in text
     path = tmp_path / "config.yml"
     (tmp_path / "adapter_config.json").write_text("{}")
-    keys = base_yaml(base_model=str(model), lora_model_dir=str(tmp_path))
-    path.write_text(yaml.safe_dump(keys))
-    result = run("plan", path, "--as-lora")
-    assert result.exit_code == 1 and "`lora_model_dir` names an AlphaLoRA adapter" in result.output
+    for key in ("lora_model_dir", "resume_from_checkpoint"):
+        path.write_text(yaml.safe_dump(base_yaml(base_model=str(model), **{key: str(tmp_path)})))
+        result = run("plan", path, "--as-lora")
+        assert result.exit_code == 1 and f"`{key}` names an AlphaLoRA adapter" in result.output
+    _, text = made(alphalora={"allocation": "uniform", "init_from": str(tmp_path)})
+    assert f"start from the LoRA in {tmp_path} (alphalora.init_from); this LoRA starts" in text
 
 
 def test_a_regex_beside_all_linear_layers_becomes_names(made, model):

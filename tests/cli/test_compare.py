@@ -112,6 +112,11 @@ def test_numbers_that_cost_something_else_are_refused_with_both(tmp_path, model,
     path = config(tmp_path, model, total_parameters=100_000)
     said = " ".join(run("plan", path, "--compare", "counts:[1, 1, 1, 1]").output.split())
     assert "total_parameters 100,000, but counts takes none and comes to 1" in said
+    saved = tmp_path / "plan.json"
+    assert run("plan", path, "--output", saved).exit_code == 0
+    assert Plan.load(saved).budget["unspent"] > 0
+    own = run("plan", path, "--compare", f"counts+experts={saved}")
+    assert own.exit_code == 0, own.output
 
 
 def test_a_saved_plan_is_the_first_column(tmp_path, model, run, columns):

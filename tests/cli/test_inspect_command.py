@@ -123,6 +123,10 @@ def test_an_adapter_of_one_module_and_one_expert(run, tmp_path):
     ("options", "message"),
     [
         (["no/such/dir"], "no/such/dir is no directory"),
+        (
+            ["no/such/dir", "--samples", "7", "--seed", "9"],
+            "add it, or leave out --samples, --seed",
+        ),
         (["no/such/dir", "--plot", "experts.gif"], "its name must end in one of .png"),
     ],
 )

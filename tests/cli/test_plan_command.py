@@ -58,8 +58,9 @@ def test_the_shape_of_the_mixtures_is_printed_saved_and_asked_for_again(tmp_path
 
 
 def test_the_line_for_the_yaml_is_taken_as_it_is_printed(tmp_path, model):
-    saved = tmp_path / "plan.json"
-    for shape in (SHAPE, {"top_k": 1}, {}):
+    shapes = {"plan.json": SHAPE, "plan #1.json": {"top_k": 1}, "a, {b}: 'c'.json": {}}
+    for name, shape in shapes.items():
+        saved = tmp_path / name
         said = plan(config(tmp_path, model, alphalora=shape), "--output", saved).output
         line = said.replace("\n", " ").partition("In the YAML: ")[2]
         block = yaml.safe_load(line)["alphalora"]

@@ -249,6 +249,15 @@ WRONG = {
     "a directory's name of a model": (["here", "--model", "m"], "this is a directory"),
     "a server without http": (["localhost:8000", "--model", "m"], "begins with http://"),
     "write without rows": (["here", "--write"], "--write and --data belong together"),
+    "rows without write": (
+        ["here", "--samples", "9", "--seed", "1", "--sequence-len", "5"],
+        "--samples, --seed, --sequence-len: for the rows of --write",
+    ),
+    "a verdict of writing": (
+        ["here", "--write", "--data", __file__, "--json", "--tolerance", "0.1"],
+        "--tolerance, --json: for a verdict, which --write does not give",
+    ),
+    "a base of a merged model": ([str(EXAMPLE.parent), "--base-model", "x"], "Leave it out"),
     "a probe that is not there": (["here", "--probe", "gone"], "there is no such file"),
 }
 

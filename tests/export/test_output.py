@@ -1,5 +1,6 @@
 """Where an export goes: into a new or an empty directory, whole or not at all."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -98,3 +99,15 @@ def test_modules_that_peft_takes_for_routed_experts_are_refused_by_name():
     with pytest.raises(ValueError, match="deepseek_v3: Cannot convert PEFT target.* gate_proj"):
         check_targets([dense[0], attention], base)
     check_targets(dense, tiny_llama())
+
+
+def test_a_gguf_file_is_written_through_a_link_and_no_pipe_is_replaced(saved, tmp_path):
+    (tmp_path / "elsewhere").mkdir()
+    link, pipe = tmp_path / "link.gguf", tmp_path / "pipe.gguf"
+    link.symlink_to("elsewhere/lora.gguf")
+    exported(saved, tmp_path / "lora", gguf=link)
+    assert link.is_symlink() and (tmp_path / "elsewhere" / "lora.gguf").is_file()
+    os.mkfifo(pipe)
+    with pytest.raises(ValueError, match="--gguf .*pipe.gguf"):
+        exported(saved, tmp_path / "other", gguf=pipe)
+    assert pipe.is_fifo()

@@ -4,7 +4,14 @@ import pytest
 
 from axolotl_alphalora.allocation import Budget, build_plan
 from axolotl_alphalora.mixture import Mixture
-from axolotl_alphalora.planning import Targets, check_plan, plan_request, read_block
+from axolotl_alphalora.planning import (
+    Targets,
+    check_optimizer,
+    check_plan,
+    plan_request,
+    read_block,
+    read_source,
+)
 from axolotl_alphalora.planning.request import REQUEST_KEYS
 from helpers.allocating import model
 from helpers.allocating import plan as planned
@@ -90,3 +97,23 @@ def test_a_saved_plan_of_another_shape_is_refused_with_every_difference():
     with pytest.raises(ValueError) as error:
         check_plan(plan, request(alphalora=check | SHAPE | {"segments": 2}))
     assert str(error.value) == "the plan says segments 4, but alphalora.segments is 2"
+
+
+def test_a_saved_plan_of_a_budget_in_memory_is_for_its_optimizer(tmp_path):
+    plan = planned("uniform", budget={"memory_mib": 1.0}, optimizer="adamw_8bit")
+    check_optimizer(plan, {"optimizer": "adamw_8bit"})
+    check_optimizer(planned("uniform"), {"optimizer": "ademamix", "optim_args": "x=1"})
+    for keys, message in (
+        ({"optimizer": "ademamix"}, "state of `optimizer: adamw_8bit`, but the YAML says ademamix"),
+        ({}, "but the YAML says adamw_torch_fused"),
+        ({"optimizer": "adamw_8bit", "optim_args": "x=1"}, "budget in memory: .*`optim_args`"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            check_optimizer(plan, keys)
+    plan.save(tmp_path / "plan.json")
+    config = tmp_path / "config.yml"
+    block = f"alphalora: {{plan: {tmp_path}/plan.json}}"
+    config.write_text(f"base_model: some/model\noptimizer: ademamix\n{block}\n")
+    for strategy in (None, "uniform"):
+        with pytest.raises(ValueError, match=r"config\.yml: `alphalora\.plan`: .*ademamix"):
+            read_source(config, strategy)

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from axolotl_alphalora.probe import ask_model, prompts_of
-from axolotl_alphalora.probe.asking import _text
+from axolotl_alphalora.probe.asking import _answer, _text
 from axolotl_alphalora.probe.writing import scaled
 from axolotl_alphalora.samples import Sample
 from helpers.balancing import adapted
@@ -37,6 +37,44 @@ def test_an_answer_ends_with_a_token_without_text(model, monkeypatch):
     monkeypatch.setattr(model.generation_config, "eos_token_id", [end])
     answer = ask_model(model, tokenizer, "w5 w9 w33", 6)
     assert [bool(step.token) for step in answer.steps] == [True, False]
+
+
+def test_a_model_that_gives_nan_gives_no_answer():
+    broken = tiny_llama().eval()
+    broken.lm_head.weight.data.fill_(torch.nan)
+    with pytest.raises(ValueError, match="is nan"):
+        ask_model(broken, word_tokenizer(), "w5 w9 w33", 6)
+
+
+COMPLETIONS = {
+    "no text": ({"text": None, "logprobs": {"tokens": ["a"], "token_logprobs": [-1.0]}}, "no text"),
+    "no token": ({"logprobs": {"tokens": [5], "token_logprobs": [-1.0]}}, "is 5, and no text"),
+    "a list": ({"logprobs": [1]}, "no log-probabilities"),
+    "a number": ({"logprobs": 1}, "no log-probabilities"),
+    "null": ({"logprobs": {"tokens": ["a"], "token_logprobs": [None]}}, "no log-probabilities"),
+    "null beside": (
+        {"logprobs": {"tokens": ["a"], "token_logprobs": [-1], "top_logprobs": [{"b": None}]}},
+        "no log-probabilities",
+    ),
+    "null as for chats": (
+        {
+            "logprobs": {
+                "content": [
+                    {"token": "a", "logprob": -1, "top_logprobs": [{"token": "b", "logprob": None}]}
+                ]
+            }
+        },
+        "no log-probabilities",
+    ),
+    "NaN": ({"logprobs": {"tokens": ["a"], "token_logprobs": [float("nan")]}}, "of 'a' is nan"),
+}
+
+
+@pytest.mark.parametrize("case", COMPLETIONS)
+def test_a_completion_of_another_form_is_an_error(case):
+    choice, message = COMPLETIONS[case]
+    with pytest.raises(ValueError, match=message):
+        _answer({"choices": [{"text": "a", "finish_reason": "stop"} | choice]})
 
 
 def test_a_token_keeps_its_first_space():

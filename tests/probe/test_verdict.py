@@ -1,5 +1,6 @@
 """Who has answered, by log-probabilities token by token."""
 
+import json
 import math
 
 import pytest
@@ -113,3 +114,36 @@ def test_answers_of_which_nothing_can_be_compared_are_an_error():
     probe = Probe("base", "lora", 1, [Asked("x", {"adapter": known, "base": BASE})])
     with pytest.raises(ValueError, match="no token that can be compared"):
         judge(probe, [answer(("é", -0.2))])
+
+
+@pytest.mark.parametrize("wrong", [math.nan, -math.inf])
+def test_log_probabilities_that_are_no_numbers_are_near_to_nothing(wrong, tmp_path):
+    with pytest.raises(ValueError, match=f"' a' is {wrong}"):
+        judge(PROBE, [answer((" a", wrong))])
+    with pytest.raises(ValueError, match=f"' z' is {wrong}"):
+        judge(PROBE, [Answer(" a", (Step(" a", -0.1, {" a": -0.1, " z": wrong}),))])
+    path = tmp_path / "probe.json"
+    path.write_text(PROBE.to_json().replace("-0.6", "NaN"))
+    with pytest.raises(ValueError, match=r"probe\.json cannot be used as a probe: .*nan"):
+        read_probe(path)
+
+
+def test_a_probe_of_another_form_is_refused_with_what_is_wrong(tmp_path):
+    path = tmp_path / "probe.json"
+    two = Probe("base", "lora", 3, [PROBE.asked[0], PROBE.asked[0]])
+    for change, message in (
+        (lambda rows: rows[1].pop("half"), "prompt 2 and the first differ in half"),
+        (lambda rows: rows[0].update(prompt=5), "prompt 1 is 5, and no text"),
+        (lambda rows: rows[0]["adapter"].update(text=None), "is None, and no text"),
+        (lambda rows: rows[0]["adapter"]["steps"][0].__setitem__(0, 5), "is 5, and no text"),
+        (lambda rows: rows[0]["adapter"]["steps"][0].__setitem__(2, {"a": None}), "NoneType"),
+        (lambda rows: rows[0]["adapter"]["steps"][0].__setitem__(1, 10**400), "too large"),
+    ):
+        document = json.loads(two.to_json())
+        change(document["prompts"])
+        path.write_text(json.dumps(document))
+        with pytest.raises(ValueError, match=rf"probe\.json cannot be used .*{message}"):
+            read_probe(path)
+    path.write_text("[" * 200_000)
+    with pytest.raises(ValueError, match=r"probe\.json cannot be used .*nested too deeply"):
+        read_probe(path)

@@ -1,6 +1,7 @@
 """Whatever the family and the files, a checkpoint gives the weights that its loaded model has."""
 
 import json
+import warnings
 
 import pytest
 import torch
@@ -53,6 +54,19 @@ def test_files_and_loaded_model_give_the_same_weights_and_results(models, tmp_pa
     found, expected = measure(weights, shapes), measure(live, shapes)
     assert found.matrices == expected.matrices
     assert found.scores == expected.scores
+
+
+def test_what_choosing_layers_warns_of_is_warned_of_each_time(models, tmp_path):
+    save(models["llama"], tmp_path)
+
+    def choose(skeleton):
+        warnings.warn("some layers cannot be adapted", stacklevel=1)
+        return {"a": (1, 2)}
+
+    for _ in range(2):
+        base = BaseModel(str(tmp_path), cache=Cache(tmp_path / "cache"))
+        with pytest.warns(UserWarning, match="some layers cannot be adapted"):
+            assert base.layers(choose, "by a test") == {"a": (1, 2)}
 
 
 def test_names_in_the_file_may_differ_from_the_modules(models, tmp_path):

@@ -77,6 +77,13 @@ def NF4():
 
 
 @checks("constants")
+def LORA_ALPHA():
+    from peft import LoraConfig
+
+    assert LoraConfig().lora_alpha == constants.LORA_ALPHA
+
+
+@checks("constants")
 def OPTIMIZER():
     from axolotl.utils.schemas.config import AxolotlInputConfig
 
