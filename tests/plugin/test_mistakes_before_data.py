@@ -122,6 +122,18 @@ def test_experts_in_layers_that_the_host_freezes_are_refused_before_the_data(plu
     plugin.load_datasets(validate(**options, lora_exclude_modules=".*(vision|multi_modal).*"))
 
 
+def test_a_plan_that_counts_another_optimizer_is_refused(tmp_path, plugin, model):
+    changes = {"base_model": str(model), "optimizer": "adamw_8bit"}
+    block = {"allocation": "uniform", "memory_mib": 1}
+    (tmp_path / "config.yml").write_text(yaml.safe_dump(base_yaml(**changes, alphalora=block)))
+    arguments = ["plan", str(tmp_path / "config.yml"), "--output", str(tmp_path / "plan.json")]
+    assert CliRunner().invoke(alphalora, arguments).exit_code == 0
+    saved = {"alphalora": {"plan": str(tmp_path / "plan.json")}}
+    plugin.load_datasets(validate(**changes, **saved))
+    with pytest.raises(ValueError, match="counts the state of `optimizer: adamw_8bit`, but .* sgd"):
+        plugin.load_datasets(validate(**changes | {"optimizer": "sgd"}, **saved))
+
+
 def test_what_was_settled_before_the_data_serves_the_model(plugin, model, monkeypatch):
     cfg = validate(base_model=str(model), alphalora={"allocation": "uniform"})
     plugin.load_datasets(cfg)
