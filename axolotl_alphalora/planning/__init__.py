@@ -27,12 +27,11 @@ from .request import (
     PlanRequest,
     Targets,
     base_model,
-    check_optimizer,
-    check_plan,
     layers,
     plan_request,
     read_block,
 )
+from .saved_plan import check_optimizer, check_plan
 from .source import Source, read_source
 
 __all__ = [

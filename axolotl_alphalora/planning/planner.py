@@ -13,7 +13,8 @@ from ..allocation import SAMPLED, Evidence, Plan, build_plan, check_budget, comp
 from ..blocks import Shapes
 from ..progress import Progress, working
 from ..settings import QualitySettings
-from .request import PlanRequest, base_model, check_plan, layers
+from .request import PlanRequest, base_model, layers
+from .saved_plan import check_plan
 from .source import Source, check_estimator
 
 if TYPE_CHECKING:

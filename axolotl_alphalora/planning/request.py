@@ -1,10 +1,9 @@
-"""What a plan is asked for, and for which layers: read from keys, checked against a saved plan."""
+"""What a plan is asked for, and for which layers: read from keys."""
 
 from __future__ import annotations
 
 import json
 import re
-import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from difflib import get_close_matches
@@ -12,10 +11,10 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 from .. import __version__
-from ..allocation import AllocationRequest, Plan
+from ..allocation import AllocationRequest
 from ..blocks import Shapes
 from ..hosts.constants import OPTIMIZER
-from .config import MIXTURE, AlphaLoraConfigBlock, plain
+from .config import AlphaLoraConfigBlock, plain
 
 if TYPE_CHECKING:
     from torch import nn
@@ -215,7 +214,7 @@ def plan_request(cfg: Mapping[str, Any], block: AlphaLoraConfigBlock) -> PlanReq
         options=options,
         budget=block.budget,
         spend=block.spend or "experts",
-        optimizer=None if block.memory_mib is None else _optimizer(cfg),
+        optimizer=None if block.memory_mib is None else counted_optimizer(cfg),
     )
 
 
@@ -264,65 +263,7 @@ def _check_overrides(request: PlanRequest, shapes: Shapes) -> None:
         )
 
 
-def check_plan(plan: Plan, request: PlanRequest) -> None:
-    """Check that a saved plan is one for this model and these settings.
-
-    Raises:
-        ValueError: Names the first difference.
-    """
-    if plan.rank != request.rank:
-        raise ValueError(f"the plan is for rank {plan.rank}, but lora_r is {request.rank}")
-    differ = [key for key in MIXTURE if getattr(plan, key) != getattr(request.mixture, key)]
-    if differ:
-        raise ValueError(
-            "; ".join(
-                f"the plan says {key} {in_yaml(getattr(plan, key))}, but alphalora.{key} is "
-                f"{in_yaml(getattr(request.mixture, key))}"
-                for key in differ
-            )
-        )
-    if plan.base_model != request.base_model:
-        warnings.warn(
-            f"The plan was made for {plan.base_model} and is used for {request.base_model}.",
-            stacklevel=2,
-        )
-    shapes, planned = layers(request), plan.shapes
-    for name, shape in shapes.items():
-        if name not in planned:
-            raise ValueError(f"target module {name} is not in the plan (base_model, targets?)")
-        if planned[name] != shape:
-            raise ValueError(f"{name} is {shape} in the model, but {planned[name]} in the plan")
-    stray = next((name for name in planned if name not in shapes), None)
-    if stray is not None:
-        raise ValueError(f"the plan has {stray}, which is no target module here")
-
-
-def check_optimizer(plan: Plan, cfg: Mapping[str, Any]) -> None:
-    """Check that a saved plan's budget in memory counts the optimizer of a configuration.
-
-    Args:
-        plan: The saved plan.
-        cfg: As for `plan_request`.
-
-    Raises:
-        ValueError: If it counts another, or something trains that it does not count; says what.
-    """
-    counted = plan.budget["optimizer"]
-    if counted is None:
-        return
-    try:
-        found = _optimizer(cfg)
-    except ValueError as error:
-        raise ValueError(f"the plan has a budget in memory: {error}") from error
-    if found != counted:
-        raise ValueError(
-            f"the plan's budget in memory counts the state of `optimizer: {counted}`, but the YAML "
-            f"says {found}: make a new plan, or take the numbers alone with `allocation: "
-            "{strategy: counts, experts: PLAN}`"
-        )
-
-
-def _optimizer(cfg: Mapping[str, Any]) -> str:
+def counted_optimizer(cfg: Mapping[str, Any]) -> str:
     """The optimizer that a memory budget counts.
 
     Raises:

@@ -29,7 +29,8 @@ from .keys import (
     check_spelling,
     read_yaml,
 )
-from .request import PlanRequest, check_optimizer, plan_request, read_block
+from .request import PlanRequest, plan_request, read_block
+from .saved_plan import check_optimizer
 
 
 @dataclass(frozen=True)
