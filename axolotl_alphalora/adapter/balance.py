@@ -25,6 +25,7 @@ from torch import nn
 from .batch import (
     OUTSIDE,
     Decision,
+    Pass,
     Passes,
     Phase,
     Tokens,
@@ -94,7 +95,7 @@ class LoadBalancer:
     Attributes:
         scale: d(total) / d(loss). Its default holds where the model does not compute the loss
             itself, as in reinforcement learning: 1 / accumulation steps, set by
-            `AlphaLoraCallback`.
+            `AlphaLoraCallback`; its `of_shares` where the pass knows its share of the step.
         evaluating: Whether a trainer's evaluation runs, so that passes without labels count too.
         usage: What the routers decide in each phase, where somebody has put a meter to read it.
     """
@@ -103,6 +104,7 @@ class LoadBalancer:
         self.scale = LossScale(default_scale)
         # Of passes without labels, whose losses no probe sees.
         self._unlabelled = LossScale(of=self.scale)
+        self._shares = LossScale(of=self.scale, shares=True)
         self.evaluating = False
         self.usage: dict[Phase, UsageMeter] = {}
         self.passes = Passes()
@@ -179,7 +181,7 @@ class LoadBalancer:
         return BalanceTerm(
             current.weight,
             coefficient if training else 0.0,
-            (self.scale if current.labelled else self._unlabelled).key,
+            self._scale_of(current).key,
             over_ranks and training,
         )
 
@@ -271,7 +273,7 @@ class LoadBalancer:
         if current.phase == "train":
             current.weight = micro_batch_weight(model, call)
             if not current.counted:
-                self.scale.recorded = None
+                self._scale_of(current).recorded = None
         elif not model.training and (current.labelled or self._counts_without_labels(call)):
             current.phase = "eval"
         if current.phase is not None:
@@ -297,7 +299,12 @@ class LoadBalancer:
             current.counted = True
         if current.phase != "train" or not current.labelled:
             return output
-        return probe_output(output, self.scale.key)
+        return probe_output(output, self._scale_of(current).key)
+
+    def _scale_of(self, one: Pass) -> LossScale:
+        if isinstance(one.weight, torch.Tensor):
+            return self._shares
+        return self.scale if one.labelled else self._unlabelled
 
 
 def _entrances(model: nn.Module) -> list[nn.Module]:

@@ -25,13 +25,19 @@ class LossScale:
     Attributes:
         default: Its value where no loss of the model's own has told; None where nobody has set
             it, and 1 is taken with a warning. A scale made with `of` has that one's.
+        of_shares: The same for passes whose weight is their share of the step, so that nothing is
+            left to divide by.
         recorded: What the loss's backward told, a 0-d fp32 tensor.
         key: Under which the operators find it; unique in the process.
     """
 
-    def __init__(self, default: float | None = None, of: LossScale | None = None) -> None:
+    def __init__(
+        self, default: float | None = None, of: LossScale | None = None, shares: bool = False
+    ) -> None:
         self.default = default
+        self.of_shares = 1.0
         self._of = of
+        self._shares = shares
         self.recorded: torch.Tensor | None = None
         self.key = next(_keys)
         self._warned = False
@@ -40,7 +46,8 @@ class LossScale:
     def guess(self) -> float:
         """The default, or 1 where there is none, with one warning."""
         if self._of is not None:
-            return self._of.guess()
+            guess = self._of.guess()
+            return self._of.of_shares if self._shares else guess
         if self.default is not None:
             return self.default
         if not self._warned:
