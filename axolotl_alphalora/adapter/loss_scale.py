@@ -13,8 +13,6 @@ from typing import Any
 
 import torch
 
-from ..hosts.transformers import ModelOutput
-
 _keys = itertools.count()
 _scales: weakref.WeakValueDictionary[int, LossScale] = weakref.WeakValueDictionary()
 
@@ -156,13 +154,18 @@ def _(grad: torch.Tensor, key: int) -> torch.Tensor:
 
 
 def probe_output(output: Any, key: int) -> Any:
-    """Put the probe on the loss of a model's output: a ModelOutput, or a tuple led by it."""
-    if isinstance(output, ModelOutput):
-        loss = output.get("loss")
-        if loss is not None and loss.requires_grad:
-            output["loss"] = probe_loss(loss, key)
-    elif isinstance(output, tuple):
-        loss = output[0]
-        if isinstance(loss, torch.Tensor) and loss.ndim == 0 and loss.requires_grad:
-            return (probe_loss(loss, key), *output[1:])
+    """Put the probe on the loss of a model's output, if it is a 0-d tensor.
+
+    The output is a dictionary, as transformers' are, or a tuple led by the loss. The elements of
+    another loss may each count for something else.
+    """
+    if isinstance(output, dict):
+        if _is_loss(output.get("loss")):
+            output["loss"] = probe_loss(output["loss"], key)
+    elif isinstance(output, tuple) and output and _is_loss(output[0]):
+        return (probe_loss(output[0], key), *output[1:])
     return output
+
+
+def _is_loss(value: Any) -> bool:
+    return isinstance(value, torch.Tensor) and value.ndim == 0 and value.requires_grad

@@ -1,0 +1,74 @@
+"""The load-balancing loss of passes that are not a language model's: losses, labels, calls."""
+
+import copy
+import warnings
+
+import pytest
+import torch
+from peft import get_peft_model
+
+from axolotl_alphalora.adapter import AlphaLoraConfig, find_balancer
+from helpers.balancing import COEFFICIENT, assert_same, gradients
+from helpers.models import tiny_llama
+
+
+class Wrapped(torch.nn.Module):
+    """A model whose loss is that of each row, or one that comes in a dictionary."""
+
+    def __init__(self, rows):
+        super().__init__()
+        self.model, self.rows = tiny_llama(), rows
+
+    def forward(self, input_ids, labels):
+        out = self.model(input_ids=input_ids, labels=labels)
+        if not self.rows:
+            return {"loss": out.loss, "logits": out.logits}
+        losses = torch.nn.functional.cross_entropy(
+            out.logits[:, :-1].transpose(1, 2), labels[:, 1:], reduction="none"
+        )
+        out["loss"] = losses.mean(1)
+        return out
+
+
+def adapted(model, coefficient=COEFFICIENT, **config):
+    torch.manual_seed(3)
+    settings = {"r": 4, "num_experts": 3, "init_weights": False, "target_modules": ["q_proj"]}
+    settings |= {"aux_loss_coef": coefficient} | config
+    return get_peft_model(copy.deepcopy(model), AlphaLoraConfig(**settings)).train()
+
+
+def balance_alone(model, backward, **config):
+    """The gradient of the load-balancing loss, once `backward` has been called on the model."""
+    found = []
+    for coefficient in (COEFFICIENT, 0.0):
+        one = adapted(model, coefficient, **config)
+        backward(one)
+        found.append(gradients(one))
+    return {name: found[0][name] - found[1][name] for name in found[0]}
+
+
+def test_a_loss_in_a_dictionary_tells_what_it_counts(batch):
+    call = {key: batch[key] for key in ("input_ids", "labels")}
+    model = Wrapped(rows=False)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        got = balance_alone(model, lambda one: (one(**call)["loss"] / 4).backward())
+    want = balance_alone(model, lambda one: one(**call)["loss"].backward())
+    assert_same(got, {name: value / 4 for name, value in want.items()})
+
+
+def test_a_loss_of_each_row_tells_no_scale(batch):
+    call = {"input_ids": batch["input_ids"], "labels": batch["input_ids"]}
+
+    def backward(one):
+        one(**call).loss.mean().backward()
+
+    with pytest.warns(UserWarning, match="the loss is not computed by the model"):
+        whole = balance_alone(Wrapped(rows=True), backward)
+
+    def in_a_loop(one):
+        find_balancer(one).scale.default = 0.5
+        backward(one)
+
+    halved = balance_alone(Wrapped(rows=True), in_a_loop)
+    assert_same(halved, {name: value / 2 for name, value in whole.items()})
