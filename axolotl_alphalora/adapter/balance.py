@@ -29,6 +29,7 @@ from .batch import (
     Passes,
     Phase,
     Tokens,
+    computes_loss,
     micro_batch_weight,
     padding_of,
     positional_names,
@@ -269,7 +270,7 @@ class LoadBalancer:
             return
         call = _bind(names, args, kwargs)
         current = self.passes.begin(model, model.training and torch.is_grad_enabled())
-        current.labelled = call.get("labels") is not None
+        current.labelled = computes_loss(call)
         if current.phase == "train":
             current.weight = micro_batch_weight(model, call)
             if not current.counted:

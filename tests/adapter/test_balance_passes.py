@@ -5,11 +5,12 @@ import warnings
 
 import pytest
 import torch
+import transformers as hf
 from peft import get_peft_model
 
 from axolotl_alphalora.adapter import AlphaLoraConfig, find_balancer
 from helpers.balancing import COEFFICIENT, assert_same, gradients
-from helpers.models import tiny_llama
+from helpers.models import tiny_llama, tiny_llama_config
 
 
 class Wrapped(torch.nn.Module):
@@ -72,3 +73,38 @@ def test_a_loss_of_each_row_tells_no_scale(batch):
 
     halved = balance_alone(Wrapped(rows=True), in_a_loop)
     assert_same(halved, {name: value / 2 for name, value in whole.items()})
+
+
+SPANS = {"start_positions": torch.tensor([1, 2, 3]), "end_positions": torch.tensor([4, 5, 6])}
+
+
+def question_answering():
+    return hf.LlamaForQuestionAnswering(tiny_llama_config()), SPANS
+
+
+def clip():
+    sides = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1}
+    sides |= {"num_attention_heads": 4, "projection_dim": 16}
+    config = hf.CLIPConfig(
+        text_config=sides | {"vocab_size": 97},
+        vision_config=sides | {"image_size": 8, "patch_size": 4},
+        projection_dim=16,
+    )
+    return hf.CLIPModel(config), {"pixel_values": torch.randn(3, 3, 8, 8), "return_loss": True}
+
+
+@pytest.mark.works("Trainers", "losses of other labels", "question answering, contrastive pairs")
+@pytest.mark.parametrize("make", [question_answering, clip])
+def test_losses_that_are_not_of_labels_tell_what_they_count_too(batch, make):
+    torch.manual_seed(0)
+    model, call = make()
+    call = call | {"input_ids": batch["input_ids"]}
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        got = balance_alone(model, lambda one: (one(**call).loss / 4).backward())
+    want = balance_alone(model, lambda one: one(**call).loss.backward())
+    assert_same(got, {name: value / 4 for name, value in want.items()})
+    evaluated = adapted(model).eval()
+    with torch.no_grad():
+        evaluated(**call)
+    assert find_balancer(evaluated).pop("eval") >= 1 - 1e-5
