@@ -9,6 +9,7 @@ import transformers as hf
 from peft import get_peft_model
 
 from axolotl_alphalora.adapter import AlphaLoraConfig, find_balancer
+from axolotl_alphalora.adapter.fused import using
 from helpers.balancing import COEFFICIENT, assert_same, gradients
 from helpers.models import tiny_llama, tiny_llama_config
 
@@ -108,3 +109,26 @@ def test_losses_that_are_not_of_labels_tell_what_they_count_too(batch, make):
     with torch.no_grad():
         evaluated(**call)
     assert find_balancer(evaluated).pop("eval") >= 1 - 1e-5
+
+
+@pytest.mark.parametrize("router_rank", [None, 2])
+@pytest.mark.parametrize("fused", [True, False])
+def test_a_frozen_router_balances_nothing(batch, fused, router_rank):
+    def build(coefficient):
+        """Two active adapters; the balance of the second would reach the first through x."""
+        settings = {"target_modules": ["q_proj", "down_proj"], "router_rank": router_rank}
+        model = adapted(tiny_llama(), 0.0, **settings)
+        torch.manual_seed(4)
+        settings |= {"r": 4, "num_experts": 3, "init_weights": False}
+        model.add_adapter("other", AlphaLoraConfig(aux_loss_coef=coefficient, **settings))
+        model.base_model.set_adapter(["default", "other"])
+        model.set_requires_grad("other", requires_grad=False)
+        return model
+
+    found = []
+    for coefficient in (COEFFICIENT, 0.0):
+        model = build(coefficient)
+        with using(function=fused):
+            model(**batch).loss.backward()
+        found.append(gradients(model))
+    assert_same(*found)
