@@ -16,6 +16,7 @@ from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
+from itertools import chain
 from typing import Any, NamedTuple
 
 import torch
@@ -109,11 +110,12 @@ class LoadBalancer:
         self.evaluating = False
         self.usage: dict[Phase, UsageMeter] = {}
         self.passes = Passes()
-        self._last: dict[str, Decision] = {}
+        self._last: dict[str, list[Decision]] = {}
         self._meters: dict[Phase, _Meter] = {"train": _Meter(), "eval": _Meter()}
         self._idle_checked: set[str] = set()
         self._idle: set[str] = set()
         self._outside_named = False
+        self._repeated_named = False
 
     def __reduce__(self) -> tuple[type[LoadBalancer], tuple[Any, ...]]:
         """Copy and pickle as a fresh balancer: the key must stay unique, the rest is transient."""
@@ -202,7 +204,8 @@ class LoadBalancer:
         # Those of a recomputation would never be read.
         current = self.passes.current()
         if not current.counted:
-            current.decisions[module] = Decision(sums.detach(), slots.detach(), block_share)
+            made = Decision(sums.detach(), slots.detach(), block_share)
+            current.decisions.setdefault(module, []).append(made)
 
     def note(self, layer: str) -> None:
         """Keep in mind that an adapter's layer ran; `layer` is named as its router would be."""
@@ -255,7 +258,11 @@ class LoadBalancer:
         Reading it waits for the device; worth it where `pop` gave NaN.
         """
         decisions, self._last = self._last, {}
-        return [name for name, made in decisions.items() if not bool(made.sums.isfinite().all())]
+        return [
+            name
+            for name, calls in decisions.items()
+            if not all(bool(made.sums.isfinite().all()) for made in calls)
+        ]
 
     def _before_forward(
         self,
@@ -291,16 +298,37 @@ class LoadBalancer:
         failed = output is None
         if current.phase == "train" and not (failed or torch.compiler.is_compiling()):
             self.name_idle(model)
+            self._name_repeated(current)
         if current.phase is not None and current.decisions:
             self._meters[current.phase].add(_total_loss(current.decisions), current.weight)
             if current.phase in self.usage:
-                sums = {name: made.sums for name, made in current.decisions.items()}
-                self.usage[current.phase].add(sums)
+                self.usage[current.phase].add(
+                    {
+                        name: sum((made.sums for made in calls[1:]), calls[0].sums)
+                        for name, calls in current.decisions.items()
+                    }
+                )
             self._last, current.decisions = current.decisions, {}
             current.counted = True
         if current.phase != "train" or not current.labelled:
             return output
         return probe_output(output, self._scale_of(current).key)
+
+    def _name_repeated(self, one: Pass) -> None:
+        """Warn, once, of layers that a training pass calls more than once."""
+        repeated = [name for name, calls in one.decisions.items() if len(calls) > 1]
+        if not repeated or self._repeated_named:
+            return
+        self._repeated_named = True
+        first, more = repeated[0], len(repeated) - 1
+        warnings.warn(
+            f"AlphaLoRA: {first.rpartition('.')[0]}{f' and {more} more layers' if more else ''} "
+            f"ran {len(one.decisions[first])} times in one forward pass. Each call is balanced by "
+            "itself, and their load-balancing losses add up: lower `aux_loss_coef` if that is too "
+            "much. Where a call sees only a part of the batch (chunked feed-forward), padding "
+            "counts in it.",
+            stacklevel=2,
+        )
 
     def _scale_of(self, one: Pass) -> LossScale:
         if isinstance(one.weight, torch.Tensor):
@@ -333,10 +361,13 @@ def _sum_over_ranks(share: torch.Tensor) -> torch.Tensor:
     return share
 
 
-def _total_loss(decisions: Mapping[str, Decision]) -> torch.Tensor:
-    """Load-balancing loss of a pass, the sum over blocks of their routers' mean."""
+def _total_loss(decisions: Mapping[str, list[Decision]]) -> torch.Tensor:
+    """Load-balancing loss of a pass, the sum over blocks of their routers' mean.
+
+    That of a router is the sum over its layer's calls.
+    """
     alike: dict[tuple[int, float, torch.device], list[Decision]] = defaultdict(list)
-    for made in decisions.values():
+    for made in chain.from_iterable(decisions.values()):
         alike[len(made.slots), made.block_share, made.sums.device].append(made)
     totals = [
         block_share

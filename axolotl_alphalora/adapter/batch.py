@@ -231,7 +231,7 @@ PASSES = 64
 
 
 class Decision(NamedTuple):
-    """What one router decided in a pass; see `LoadBalancer.record`."""
+    """What one router decided in one call of its layer; see `LoadBalancer.record`."""
 
     sums: torch.Tensor
     slots: torch.Tensor
@@ -247,7 +247,7 @@ class Pass:
         padding: Which positions are real.
         weight: Share of this micro-batch in the step: 0-d tensor, or 1.
         labelled: Whether the model was given labels of some kind, and so computes a loss.
-        decisions: What each router decided, until it is counted.
+        decisions: What each router decided in each call, until it is counted.
         counted: Whether it was.
         ran: The adapters' layers that ran, named as their routers would be.
         first: Sequence number of the first autograd node made in it.
@@ -258,7 +258,7 @@ class Pass:
     padding: Padding = Padding()
     weight: torch.Tensor | float = 1.0
     labelled: bool = False
-    decisions: dict[str, Decision] = field(default_factory=dict)
+    decisions: dict[str, list[Decision]] = field(default_factory=dict)
     counted: bool = False
     ran: dict[str, None] = field(default_factory=dict)
     first: int = 0

@@ -8,9 +8,11 @@ import torch
 import transformers as hf
 from peft import get_peft_model
 
-from axolotl_alphalora.adapter import AlphaLoraConfig, find_balancer
+from axolotl_alphalora.adapter import AlphaLoraConfig, find_balancer, find_routers
 from axolotl_alphalora.adapter.fused import using
-from helpers.balancing import COEFFICIENT, assert_same, gradients
+from axolotl_alphalora.adapter.usage import UsageMeter
+from helpers import reference
+from helpers.balancing import COEFFICIENT, assert_same, gradients, router_inputs
 from helpers.models import tiny_llama, tiny_llama_config
 
 
@@ -132,3 +134,48 @@ def test_a_frozen_router_balances_nothing(batch, fused, router_rank):
             model(**batch).loss.backward()
         found.append(gradients(model))
     assert_same(*found)
+
+
+BERT = {"vocab_size": 97, "hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 4}
+BERT |= {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+
+
+def albert():
+    """Four calls of one layer."""
+    config = hf.AlbertConfig(**BERT, embedding_size=16, num_hidden_layers=4, num_hidden_groups=1)
+    return hf.AlbertForMaskedLM(config), "query", True
+
+
+def chunked():
+    """Three calls, each of four positions of every row, padding or not."""
+    config = hf.BertConfig(**BERT, num_hidden_layers=1, chunk_size_feed_forward=4)
+    return hf.BertForMaskedLM(config), "intermediate.dense", False
+
+
+@pytest.mark.parametrize("make", [albert, chunked])
+def test_a_layer_that_runs_several_times_counts_in_every_call(batch, make):
+    torch.manual_seed(0)
+    base, target, masked = make()
+    plain = adapted(base, 0.0, target_modules=[target])
+    with router_inputs(plain) as seen:
+        loss = plain(**batch).loss
+    masks = [batch["attention_mask"] if masked else torch.ones(x.shape[:2]) for _, x in seen]
+    aux = sum(
+        reference.load_balancing(x, layer.alphalora_router["default"], None, top_k=2, mask=mask)
+        for (layer, x), mask in zip(seen, masks, strict=True)
+    )
+    (loss + COEFFICIENT * aux).backward()
+
+    model = adapted(base, target_modules=[target])
+    balancer = find_balancer(model)
+    meter = balancer.usage["train"] = UsageMeter()
+    with pytest.warns(UserWarning, match=rf"{target} ran {len(seen)} times in one forward pass"):
+        model(**batch).loss.backward()
+    assert len(seen) > 2
+    assert_same(gradients(model), gradients(plain))
+    assert balancer.pop("train") == pytest.approx(float(aux), rel=1e-5)
+    (usage,) = meter.pop(find_routers(model)).values()
+    assert usage.tokens == sum(int(mask.sum()) for mask in masks)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        model(**batch).loss.backward()
