@@ -182,14 +182,15 @@ class AlphaLoraCallback(TrainerCallback):
         balancer = self._balancer
         if balancer is None:
             return self._evaluation_loop(*args, **kwargs)
-        balancer.evaluating = True
+        model: Any = self._attached()[0].model
+        balancer.evaluating = frozenset(find_routers(model))
         # What a prediction has left, which is never logged.
         balancer.pop("eval")
         balancer.usage["eval"] = UsageMeter()
         try:
             return self._evaluation_loop(*args, **kwargs)
         finally:
-            balancer.evaluating = False
+            balancer.evaluating = frozenset()
 
     def log(self, logs: dict[str, Any], *args: Any, **kwargs: Any) -> None:
         """Add the routers' numbers to what the trainer logs; training and evaluation apart."""

@@ -14,7 +14,6 @@ from __future__ import annotations
 import warnings
 from collections import defaultdict
 from collections.abc import Mapping
-from dataclasses import dataclass
 from functools import partial
 from itertools import chain
 from typing import Any, NamedTuple
@@ -37,32 +36,9 @@ from .batch import (
 )
 from .functional import load_balancing_loss
 from .loss_scale import LossScale, probe_output
-from .usage import Reduce, UsageMeter
+from .usage import MeanMeter, Reduce, UsageMeter
 
 HOOKS = "_alphalora_hooks"
-
-
-@dataclass
-class _Meter:
-    """Weighted mean of a scalar that stays on its device until it is read."""
-
-    total: torch.Tensor | None = None
-    weight: torch.Tensor | float = 0.0
-
-    def add(self, value: torch.Tensor, weight: torch.Tensor | float) -> None:
-        if isinstance(weight, torch.Tensor):
-            weight = weight.to(value.device)
-        value = value * weight
-        self.total = value if self.total is None else self.total.to(value.device) + value
-        self.weight = self.weight + weight
-
-    def pop(self, reduce: Reduce | None) -> float | None:
-        total = torch.zeros(()) if self.total is None else self.total.float()
-        sums = torch.stack([total, torch.as_tensor(self.weight).to(total)])
-        self.total, self.weight = None, 0.0
-        total, weight = (sums if reduce is None else reduce(sums)).tolist()
-        # Micro-batches without a target have no weight.
-        return None if weight == 0.0 else total / weight
 
 
 class BalanceTerm(NamedTuple):
@@ -98,7 +74,9 @@ class LoadBalancer:
         scale: d(total) / d(loss). Its default holds where the model does not compute the loss
             itself, as in reinforcement learning: 1 / accumulation steps, set by
             `AlphaLoraCallback`; its `of_shares` where the pass knows its share of the step.
-        evaluating: Whether a trainer's evaluation runs, so that passes without labels count too.
+        evaluating: The routers that are measured while a trainer's evaluation runs, also in passes
+            without labels; a reference adapter's, which is active now and then, are not among
+            them. Empty elsewhere.
         usage: What the routers decide in each phase, where somebody has put a meter to read it.
     """
 
@@ -107,11 +85,11 @@ class LoadBalancer:
         # Of passes without labels, whose losses no probe sees.
         self._unlabelled = LossScale(of=self.scale)
         self._shares = LossScale(of=self.scale, shares=True)
-        self.evaluating = False
+        self.evaluating: frozenset[str] = frozenset()
         self.usage: dict[Phase, UsageMeter] = {}
         self.passes = Passes()
         self._last: dict[str, list[Decision]] = {}
-        self._meters: dict[Phase, _Meter] = {"train": _Meter(), "eval": _Meter()}
+        self._meters: dict[Phase, MeanMeter] = {"train": MeanMeter(), "eval": MeanMeter()}
         self._idle_checked: set[str] = set()
         self._idle: set[str] = set()
         self._outside_named = False
@@ -203,7 +181,8 @@ class LoadBalancer:
         """
         # Those of a recomputation would never be read.
         current = self.passes.current()
-        if not current.counted:
+        left_out = bool(self.evaluating) and module not in self.evaluating
+        if not (current.counted or left_out):
             made = Decision(sums.detach(), slots.detach(), block_share)
             current.decisions.setdefault(module, []).append(made)
 
@@ -289,7 +268,7 @@ class LoadBalancer:
 
     def _counts_without_labels(self, call: Mapping[str, Any]) -> bool:
         """Preference trainers evaluate without labels; generation has a cache."""
-        return self.evaluating and call.get("past_key_values") is None
+        return bool(self.evaluating) and call.get("past_key_values") is None
 
     def _after_forward(self, model: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
         if self.passes.running is not model:

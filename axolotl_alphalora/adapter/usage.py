@@ -106,6 +106,31 @@ class RouterUsage:
         return tuple(gate / total for gate in self.mean_gates)
 
 
+@dataclass
+class MeanMeter:
+    """Weighted mean of a scalar that stays on its device until it is read."""
+
+    total: torch.Tensor | None = None
+    weight: torch.Tensor | float = 0.0
+
+    def add(self, value: torch.Tensor, weight: torch.Tensor | float) -> None:
+        """Add a value that counts as much as its weight says."""
+        if isinstance(weight, torch.Tensor):
+            weight = weight.to(value.device)
+        value = value * weight
+        self.total = value if self.total is None else self.total.to(value.device) + value
+        self.weight = self.weight + weight
+
+    def pop(self, reduce: Reduce | None) -> float | None:
+        """The mean since the last call; None where nothing has a weight."""
+        total = torch.zeros(()) if self.total is None else self.total.float()
+        sums = torch.stack([total, torch.as_tensor(self.weight).to(total)])
+        self.total, self.weight = None, 0.0
+        total, weight = (sums if reduce is None else reduce(sums)).tolist()
+        # Micro-batches without a target have no weight.
+        return None if weight == 0.0 else total / weight
+
+
 class UsageMeter:
     """Sums over forward passes, router by router, that stay on their device until they are read."""
 
