@@ -142,6 +142,9 @@ class UsageMeter:
         new = {name: value for name, value in sums.items() if name not in self._sums}
         old = [name for name in sums if name not in new]
         if old:
+            for name in old:
+                if self._sums[name].is_inference():  # outside of that mode its copy is none
+                    self._sums[name] = self._sums[name].clone()
             added = [sums[name].to(self._sums[name].device) for name in old]
             add_each([self._sums[name] for name in old], added)
         self._sums |= {name: value.clone() for name, value in new.items()}
