@@ -197,7 +197,7 @@ class AlphaLoraModel(BaseTuner):
 
     @contextmanager
     def _enable_peft_forward_hooks(self, *args: Any, **kwargs: Any) -> Iterator[None]:
-        if "adapter_names" in kwargs:
+        if kwargs.get("adapter_names") is not None:
             raise ValueError(
                 "AlphaLoRA cannot mix adapters within a batch (`adapter_names`): run one batch per "
                 "adapter, with `set_adapter` in between."

@@ -211,6 +211,9 @@ def test_mixed_batches_are_refused(tiny_llama):
     model = get_peft_model(tiny_llama, config())
     with pytest.raises(ValueError, match="cannot mix adapters within a batch"):
         model(IDS, adapter_names=["default"])
+    expected = model(IDS).logits
+    assert torch.equal(model(IDS, adapter_names=None).logits, expected)
+    assert model.generate(IDS, adapter_names=None, max_new_tokens=1).shape[1] == IDS.shape[1] + 1
 
 
 def tiny_mixtral():
