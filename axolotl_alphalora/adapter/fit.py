@@ -46,17 +46,21 @@ def check_known(config: AlphaLoraConfig, key: str, model: nn.Module) -> None:
         )
 
 
-def check_depth(config: AlphaLoraConfig, blocks: dict[str, int], model: nn.Module) -> None:
+def check_depth(config: AlphaLoraConfig, model: nn.Module) -> None:
     """Check that the lists of blocks of a model are as long as those an adapter was trained on.
+
+    A list that the model does not have is left to `check_known`, which names a layer in it.
 
     Raises:
         ValueError: Names the first list of another length, and both lengths.
     """
+    modules = dict(model.named_modules())
     for name, count in (config.base_blocks or {}).items():
-        if blocks.get(name, count) != count:
+        here = len(list(modules[name].children())) if name in modules else count
+        if here != count:
             raise ValueError(
-                f"The adapter was trained on {count} blocks in {name}, and the model has "
-                f"{blocks[name]}: " + _other_base(config, model)
+                f"The adapter was trained on {count} blocks in {name}, and the model has {here}: "
+                + _other_base(config, model)
             )
 
 

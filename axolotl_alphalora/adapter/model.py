@@ -85,6 +85,8 @@ class AlphaLoraModel(BaseTuner):
     def _prepare_model(self, peft_config: AlphaLoraConfig, model: nn.Module) -> None:
         """Resolve the counts and refuse what does not fit, before any module is replaced."""
         _keep_heads(peft_config, model)
+        if peft_config.saved:
+            check_depth(peft_config, model)
         check_known(peft_config, "num_experts", model)
         check_known(peft_config, "rank_pattern", model)
         targets = resolve_targets(peft_config, model)
@@ -94,10 +96,7 @@ class AlphaLoraModel(BaseTuner):
         else:
             peft_config.num_experts = dict.fromkeys(targets, peft_config.num_experts)
         check_ranks(peft_config.rank_pattern, peft_config.num_experts)
-        blocks = block_counts(targets, model)
-        if peft_config.saved:
-            check_depth(peft_config, blocks, model)
-        peft_config.base_blocks = blocks
+        peft_config.base_blocks = block_counts(targets, model)
         _warn_of_idle_head(peft_config, model)
         # Patterns may match otherwise in another model; the exact names cannot.
         peft_config.target_modules = set(targets)
