@@ -79,8 +79,8 @@ def check_counts(counts: dict[str, int], targets: list[str]) -> None:
     for name, count in counts.items():
         if count and name not in targets:
             raise ValueError(
-                f"num_experts gives {name} {count} experts, but target_modules or "
-                "exclude_modules leave it out."
+                f"num_experts gives {name} {count} experts, but target_modules, exclude_modules or "
+                "layers_to_transform leave it out. Give it 0 experts, or change those."
             )
     for name in targets:
         if name not in counts:
