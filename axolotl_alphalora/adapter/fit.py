@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 import torch
 from peft import PeftModel
@@ -87,6 +87,27 @@ def check_counts(counts: dict[str, int], targets: list[str]) -> None:
             raise ValueError(
                 f"Target module {name} has no entry in num_experts. Give it a count (0 leaves it "
                 "alone) or take it out of target_modules."
+            )
+
+
+def check_names(adapters: Collection[str], model: nn.Module) -> None:
+    """Check that the tensors of adapters beside each other can be told apart when they are saved.
+
+    PEFT leaves out of an adapter's file every tensor with another adapter's name anywhere in it.
+
+    Raises:
+        ValueError: Names the first adapter that is called like a part of a module's name.
+    """
+    if len(adapters) < 2:
+        return
+    parts = {"base_model", "model", "modules_to_save", "weight", "bias"}
+    parts.update(part for name, _ in outside_adapters(model) for part in name.split("."))
+    for adapter in adapters:
+        if adapter in parts:
+            raise ValueError(
+                f"An adapter beside another cannot be called {adapter!r}: that is a part of the "
+                "names of the model's tensors, by which PEFT tells adapters apart when it saves "
+                "them. Give that adapter another name."
             )
 
 

@@ -29,6 +29,7 @@ from .fit import (
     check_counts,
     check_depth,
     check_known,
+    check_names,
     check_ranks,
     check_sizes,
     check_weights,
@@ -161,6 +162,7 @@ class AlphaLoraModel(BaseTuner):
         The config is resolved in a copy, which is that of the adapted model. A new adapter starts
         from the LoRA in `init_from`, if there is one; TRL's reference from what it refers to.
         """
+        check_names(self.peft_config, model)
         given = self.peft_config[adapter_name]
         config: Any = copy.deepcopy(given)
         if state_dict is not None:
