@@ -88,7 +88,8 @@ class AlphaLoraCallback(TrainerCallback):
 
     Where the trainer computes the loss itself (preference and reinforcement learning, label
     smoothing, `compute_loss_func`), each micro-batch of a step counts equally in the
-    load-balancing loss, times the scale of fp16's loss scaler. Where the model computes it, the
+    load-balancing loss, or by its share of the step's targets where the model is told their number
+    (`num_items_in_batch`), times the scale of fp16's loss scaler. Where the model computes it, the
     load-balancing loss follows that, with or without this callback.
 
     With every logged training loss go the load-balancing loss and the routers' statistics since
@@ -166,27 +167,30 @@ class AlphaLoraCallback(TrainerCallback):
     def training_step(self, *args: Any, **kwargs: Any) -> Any:
         """The trainer's own; where no loss of the model's tells, micro-batches count equally."""
         trainer, balancer = self._attached()
-        before = balancer.scale.default
-        accumulated = trainer.current_gradient_accumulation_steps
-        balancer.scale.default = _loss_scale(trainer) / accumulated
+        scale = balancer.scale
+        before = scale.default, scale.of_shares
+        loss_scale = _loss_scale(trainer)
+        scale.default = loss_scale / trainer.current_gradient_accumulation_steps
+        scale.of_shares = loss_scale * _processes_of_a_share(trainer)
         try:
             return self._training_step(*args, **kwargs)
         finally:
-            balancer.scale.default = before
+            scale.default, scale.of_shares = before
 
     def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
         """The trainer's own loop, with the balance counted in passes without labels too."""
         balancer = self._balancer
         if balancer is None:
             return self._evaluation_loop(*args, **kwargs)
-        balancer.evaluating = True
+        model: Any = self._attached()[0].model
+        balancer.evaluating = frozenset(find_routers(model))
         # What a prediction has left, which is never logged.
         balancer.pop("eval")
         balancer.usage["eval"] = UsageMeter()
         try:
             return self._evaluation_loop(*args, **kwargs)
         finally:
-            balancer.evaluating = False
+            balancer.evaluating = frozenset()
 
     def log(self, logs: dict[str, Any], *args: Any, **kwargs: Any) -> None:
         """Add the routers' numbers to what the trainer logs; training and evaluation apart."""
@@ -271,6 +275,12 @@ def _loss_scale(trainer: Any) -> float:
         return float(getattr(optimizer, "loss_scale", 1.0))
     scaler = trainer.accelerator.scaler
     return 1.0 if scaler is None else scaler.get_scale()
+
+
+def _processes_of_a_share(trainer: Trainer) -> int:
+    """Processes over which the trainer counts a step's targets, and averages gradients."""
+    across = trainer.args.average_tokens_across_devices
+    return trainer.accelerator.num_processes if across else 1
 
 
 def _check_threads(trainer: Trainer) -> None:

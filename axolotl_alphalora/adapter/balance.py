@@ -14,8 +14,8 @@ from __future__ import annotations
 import warnings
 from collections import defaultdict
 from collections.abc import Mapping
-from dataclasses import dataclass
 from functools import partial
+from itertools import chain
 from typing import Any, NamedTuple
 
 import torch
@@ -25,41 +25,20 @@ from torch import nn
 from .batch import (
     OUTSIDE,
     Decision,
+    Pass,
     Passes,
     Phase,
     Tokens,
+    computes_loss,
     micro_batch_weight,
     padding_of,
     positional_names,
 )
 from .functional import load_balancing_loss
 from .loss_scale import LossScale, probe_output
-from .usage import Reduce, UsageMeter
+from .usage import MeanMeter, Reduce, UsageMeter
 
 HOOKS = "_alphalora_hooks"
-
-
-@dataclass
-class _Meter:
-    """Weighted mean of a scalar that stays on its device until it is read."""
-
-    total: torch.Tensor | None = None
-    weight: torch.Tensor | float = 0.0
-
-    def add(self, value: torch.Tensor, weight: torch.Tensor | float) -> None:
-        if isinstance(weight, torch.Tensor):
-            weight = weight.to(value.device)
-        value = value * weight
-        self.total = value if self.total is None else self.total.to(value.device) + value
-        self.weight = self.weight + weight
-
-    def pop(self, reduce: Reduce | None) -> float | None:
-        total = torch.zeros(()) if self.total is None else self.total.float()
-        sums = torch.stack([total, torch.as_tensor(self.weight).to(total)])
-        self.total, self.weight = None, 0.0
-        total, weight = (sums if reduce is None else reduce(sums)).tolist()
-        # Micro-batches without a target have no weight.
-        return None if weight == 0.0 else total / weight
 
 
 class BalanceTerm(NamedTuple):
@@ -94,8 +73,10 @@ class LoadBalancer:
     Attributes:
         scale: d(total) / d(loss). Its default holds where the model does not compute the loss
             itself, as in reinforcement learning: 1 / accumulation steps, set by
-            `AlphaLoraCallback`.
-        evaluating: Whether a trainer's evaluation runs, so that passes without labels count too.
+            `AlphaLoraCallback`; its `of_shares` where the pass knows its share of the step.
+        evaluating: The routers that are measured while a trainer's evaluation runs, also in passes
+            without labels; a reference adapter's, which is active now and then, are not among
+            them. Empty elsewhere.
         usage: What the routers decide in each phase, where somebody has put a meter to read it.
     """
 
@@ -103,14 +84,16 @@ class LoadBalancer:
         self.scale = LossScale(default_scale)
         # Of passes without labels, whose losses no probe sees.
         self._unlabelled = LossScale(of=self.scale)
-        self.evaluating = False
+        self._shares = LossScale(of=self.scale, shares=True)
+        self.evaluating: frozenset[str] = frozenset()
         self.usage: dict[Phase, UsageMeter] = {}
         self.passes = Passes()
-        self._last: dict[str, Decision] = {}
-        self._meters: dict[Phase, _Meter] = {"train": _Meter(), "eval": _Meter()}
+        self._last: dict[str, list[Decision]] = {}
+        self._meters: dict[Phase, MeanMeter] = {"train": MeanMeter(), "eval": MeanMeter()}
         self._idle_checked: set[str] = set()
         self._idle: set[str] = set()
         self._outside_named = False
+        self._repeated_named = False
 
     def __reduce__(self) -> tuple[type[LoadBalancer], tuple[Any, ...]]:
         """Copy and pickle as a fresh balancer: the key must stay unique, the rest is transient."""
@@ -179,7 +162,7 @@ class LoadBalancer:
         return BalanceTerm(
             current.weight,
             coefficient if training else 0.0,
-            (self.scale if current.labelled else self._unlabelled).key,
+            self._scale_of(current).key,
             over_ranks and training,
         )
 
@@ -198,8 +181,10 @@ class LoadBalancer:
         """
         # Those of a recomputation would never be read.
         current = self.passes.current()
-        if not current.counted:
-            current.decisions[module] = Decision(sums.detach(), slots.detach(), block_share)
+        left_out = bool(self.evaluating) and module not in self.evaluating
+        if not (current.counted or left_out):
+            made = Decision(sums.detach(), slots.detach(), block_share)
+            current.decisions.setdefault(module, []).append(made)
 
     def note(self, layer: str) -> None:
         """Keep in mind that an adapter's layer ran; `layer` is named as its router would be."""
@@ -252,7 +237,11 @@ class LoadBalancer:
         Reading it waits for the device; worth it where `pop` gave NaN.
         """
         decisions, self._last = self._last, {}
-        return [name for name, made in decisions.items() if not bool(made.sums.isfinite().all())]
+        return [
+            name
+            for name, calls in decisions.items()
+            if not all(bool(made.sums.isfinite().all()) for made in calls)
+        ]
 
     def _before_forward(
         self,
@@ -267,11 +256,11 @@ class LoadBalancer:
             return
         call = _bind(names, args, kwargs)
         current = self.passes.begin(model, model.training and torch.is_grad_enabled())
-        current.labelled = call.get("labels") is not None
+        current.labelled = computes_loss(call)
         if current.phase == "train":
             current.weight = micro_batch_weight(model, call)
             if not current.counted:
-                self.scale.recorded = None
+                self._scale_of(current).recorded = None
         elif not model.training and (current.labelled or self._counts_without_labels(call)):
             current.phase = "eval"
         if current.phase is not None:
@@ -279,7 +268,7 @@ class LoadBalancer:
 
     def _counts_without_labels(self, call: Mapping[str, Any]) -> bool:
         """Preference trainers evaluate without labels; generation has a cache."""
-        return self.evaluating and call.get("past_key_values") is None
+        return bool(self.evaluating) and call.get("past_key_values") is None
 
     def _after_forward(self, model: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
         if self.passes.running is not model:
@@ -288,16 +277,42 @@ class LoadBalancer:
         failed = output is None
         if current.phase == "train" and not (failed or torch.compiler.is_compiling()):
             self.name_idle(model)
+            self._name_repeated(current)
         if current.phase is not None and current.decisions:
             self._meters[current.phase].add(_total_loss(current.decisions), current.weight)
             if current.phase in self.usage:
-                sums = {name: made.sums for name, made in current.decisions.items()}
-                self.usage[current.phase].add(sums)
+                self.usage[current.phase].add(
+                    {
+                        name: sum((made.sums for made in calls[1:]), calls[0].sums)
+                        for name, calls in current.decisions.items()
+                    }
+                )
             self._last, current.decisions = current.decisions, {}
             current.counted = True
         if current.phase != "train" or not current.labelled:
             return output
-        return probe_output(output, self.scale.key)
+        return probe_output(output, self._scale_of(current).key)
+
+    def _name_repeated(self, one: Pass) -> None:
+        """Warn, once, of layers that a training pass calls more than once."""
+        repeated = [name for name, calls in one.decisions.items() if len(calls) > 1]
+        if not repeated or self._repeated_named:
+            return
+        self._repeated_named = True
+        first, more = repeated[0], len(repeated) - 1
+        warnings.warn(
+            f"AlphaLoRA: {first.rpartition('.')[0]}{f' and {more} more layers' if more else ''} "
+            f"ran {len(one.decisions[first])} times in one forward pass. Each call is balanced by "
+            "itself, and their load-balancing losses add up: lower `aux_loss_coef` if that is too "
+            "much. Where a call sees only a part of the batch (chunked feed-forward), padding "
+            "counts in it.",
+            stacklevel=2,
+        )
+
+    def _scale_of(self, one: Pass) -> LossScale:
+        if isinstance(one.weight, torch.Tensor):
+            return self._shares
+        return self.scale if one.labelled else self._unlabelled
 
 
 def _entrances(model: nn.Module) -> list[nn.Module]:
@@ -325,10 +340,13 @@ def _sum_over_ranks(share: torch.Tensor) -> torch.Tensor:
     return share
 
 
-def _total_loss(decisions: Mapping[str, Decision]) -> torch.Tensor:
-    """Load-balancing loss of a pass, the sum over blocks of their routers' mean."""
+def _total_loss(decisions: Mapping[str, list[Decision]]) -> torch.Tensor:
+    """Load-balancing loss of a pass, the sum over blocks of their routers' mean.
+
+    That of a router is the sum over its layer's calls.
+    """
     alike: dict[tuple[int, float, torch.device], list[Decision]] = defaultdict(list)
-    for made in decisions.values():
+    for made in chain.from_iterable(decisions.values()):
         alike[len(made.slots), made.block_share, made.sums.device].append(made)
     totals = [
         block_share

@@ -31,6 +31,8 @@ _KEY_OR_VALUE = re.compile(
     r"(to_|w)?[kv](_?proj|_lin)?|(key|value|kv|key_value)s?(_?proj(ection)?)?|c_attn", re.IGNORECASE
 )
 
+_SPANS = ("start_positions", "end_positions")
+
 
 def is_seq2seq(model: nn.Module) -> bool:
     """Whether a model has an encoder and a decoder, each with tokens of its own."""
@@ -200,6 +202,16 @@ def _fitted(mask: torch.Tensor | None, shape: torch.Size) -> torch.Tensor | None
     return mask.reshape(-1)
 
 
+def computes_loss(call: Call) -> bool:
+    """Whether a model is given what it computes a loss from, by the names that transformers knows.
+
+    Among them are the ends of an answer, and what CLIP is told.
+    """
+    given = {name for name, value in call.items() if value is not None}
+    labels = any("label" in name for name in given)
+    return labels or not given.isdisjoint(_SPANS) or bool(call.get("return_loss"))
+
+
 def micro_batch_weight(model: nn.Module, call: Call) -> torch.Tensor | float:
     """This micro-batch's share of the step's target tokens, counted as the HF Trainer does."""
     num_items, labels = call.get("num_items_in_batch"), call.get("labels")
@@ -219,7 +231,7 @@ PASSES = 64
 
 
 class Decision(NamedTuple):
-    """What one router decided in a pass; see `LoadBalancer.record`."""
+    """What one router decided in one call of its layer; see `LoadBalancer.record`."""
 
     sums: torch.Tensor
     slots: torch.Tensor
@@ -234,8 +246,8 @@ class Pass:
         phase: None where nothing is to be counted.
         padding: Which positions are real.
         weight: Share of this micro-batch in the step: 0-d tensor, or 1.
-        labelled: Whether the model was given labels, and so computes a loss.
-        decisions: What each router decided, until it is counted.
+        labelled: Whether the model was given labels of some kind, and so computes a loss.
+        decisions: What each router decided in each call, until it is counted.
         counted: Whether it was.
         ran: The adapters' layers that ran, named as their routers would be.
         first: Sequence number of the first autograd node made in it.
@@ -246,7 +258,7 @@ class Pass:
     padding: Padding = Padding()
     weight: torch.Tensor | float = 1.0
     labelled: bool = False
-    decisions: dict[str, Decision] = field(default_factory=dict)
+    decisions: dict[str, list[Decision]] = field(default_factory=dict)
     counted: bool = False
     ran: dict[str, None] = field(default_factory=dict)
     first: int = 0

@@ -47,7 +47,7 @@ class AlphaLoraConfig(PeftConfig):
         exclude_modules (`Union[list[str], str]`, *optional*):
             Names or a regex of modules to leave alone.
         layers_to_transform (`Union[list[int], int]`, *optional*):
-            Indices of the blocks to adapt.
+            Indices of the blocks to adapt. Unlike in PEFT's LoRA, it counts for exact names too.
         layers_pattern (`Union[list[str], str]`, *optional*):
             Name of the list of blocks, where it is not the usual one.
         modules_to_save (`list[str]`, *optional*):

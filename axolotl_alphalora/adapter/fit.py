@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 import torch
 from peft import PeftModel
@@ -46,17 +46,21 @@ def check_known(config: AlphaLoraConfig, key: str, model: nn.Module) -> None:
         )
 
 
-def check_depth(config: AlphaLoraConfig, blocks: dict[str, int], model: nn.Module) -> None:
+def check_depth(config: AlphaLoraConfig, model: nn.Module) -> None:
     """Check that the lists of blocks of a model are as long as those an adapter was trained on.
+
+    A list that the model does not have is left to `check_known`, which names a layer in it.
 
     Raises:
         ValueError: Names the first list of another length, and both lengths.
     """
+    modules = dict(model.named_modules())
     for name, count in (config.base_blocks or {}).items():
-        if blocks.get(name, count) != count:
+        here = len(list(modules[name].children())) if name in modules else count
+        if here != count:
             raise ValueError(
-                f"The adapter was trained on {count} blocks in {name}, and the model has "
-                f"{blocks[name]}: " + _other_base(config, model)
+                f"The adapter was trained on {count} blocks in {name}, and the model has {here}: "
+                + _other_base(config, model)
             )
 
 
@@ -75,14 +79,35 @@ def check_counts(counts: dict[str, int], targets: list[str]) -> None:
     for name, count in counts.items():
         if count and name not in targets:
             raise ValueError(
-                f"num_experts gives {name} {count} experts, but target_modules or "
-                "exclude_modules leave it out."
+                f"num_experts gives {name} {count} experts, but target_modules, exclude_modules or "
+                "layers_to_transform leave it out. Give it 0 experts, or change those."
             )
     for name in targets:
         if name not in counts:
             raise ValueError(
                 f"Target module {name} has no entry in num_experts. Give it a count (0 leaves it "
                 "alone) or take it out of target_modules."
+            )
+
+
+def check_names(adapters: Collection[str], model: nn.Module) -> None:
+    """Check that the tensors of adapters beside each other can be told apart when they are saved.
+
+    PEFT leaves out of an adapter's file every tensor with another adapter's name anywhere in it.
+
+    Raises:
+        ValueError: Names the first adapter that is called like a part of a module's name.
+    """
+    if len(adapters) < 2:
+        return
+    parts = {"base_model", "model", "modules_to_save", "weight", "bias"}
+    parts.update(part for name, _ in outside_adapters(model) for part in name.split("."))
+    for adapter in adapters:
+        if adapter in parts:
+            raise ValueError(
+                f"An adapter beside another cannot be called {adapter!r}: that is a part of the "
+                "names of the model's tensors, by which PEFT tells adapters apart when it saves "
+                "them. Give that adapter another name."
             )
 
 

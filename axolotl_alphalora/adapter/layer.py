@@ -300,8 +300,13 @@ class AlphaLoraLayer(nn.Module, BaseTunerLayer):
         return torch.add(result, delta, alpha=self.scaling[name])
 
     def _balance(self, name: str) -> BalanceTerm:
-        coefficient = self.aux_loss_coef[name] * self.block_share[name] if self.training else 0.0
+        trained = self.training and self._trains_router(name)
+        coefficient = self.aux_loss_coef[name] * self.block_share[name] if trained else 0.0
         return self.balancer.term(coefficient, self.balance_over_ranks[name])
+
+    def _trains_router(self, name: str) -> bool:
+        parts = (self.part(part, name) for part in ("alphalora_router", "alphalora_router_down"))
+        return any(part is not None and part.requires_grad for part in parts)
 
     def trained_names(self) -> list[str]:
         """The active adapters that are trained here, as the balancer names their routers."""

@@ -13,8 +13,6 @@ from typing import Any
 
 import torch
 
-from ..hosts.transformers import ModelOutput
-
 _keys = itertools.count()
 _scales: weakref.WeakValueDictionary[int, LossScale] = weakref.WeakValueDictionary()
 
@@ -25,13 +23,19 @@ class LossScale:
     Attributes:
         default: Its value where no loss of the model's own has told; None where nobody has set
             it, and 1 is taken with a warning. A scale made with `of` has that one's.
+        of_shares: The same for passes whose weight is their share of the step, so that nothing is
+            left to divide by.
         recorded: What the loss's backward told, a 0-d fp32 tensor.
         key: Under which the operators find it; unique in the process.
     """
 
-    def __init__(self, default: float | None = None, of: LossScale | None = None) -> None:
+    def __init__(
+        self, default: float | None = None, of: LossScale | None = None, shares: bool = False
+    ) -> None:
         self.default = default
+        self.of_shares = 1.0
         self._of = of
+        self._shares = shares
         self.recorded: torch.Tensor | None = None
         self.key = next(_keys)
         self._warned = False
@@ -40,7 +44,8 @@ class LossScale:
     def guess(self) -> float:
         """The default, or 1 where there is none, with one warning."""
         if self._of is not None:
-            return self._of.guess()
+            guess = self._of.guess()
+            return self._of.of_shares if self._shares else guess
         if self.default is not None:
             return self.default
         if not self._warned:
@@ -149,13 +154,18 @@ def _(grad: torch.Tensor, key: int) -> torch.Tensor:
 
 
 def probe_output(output: Any, key: int) -> Any:
-    """Put the probe on the loss of a model's output: a ModelOutput, or a tuple led by it."""
-    if isinstance(output, ModelOutput):
-        loss = output.get("loss")
-        if loss is not None and loss.requires_grad:
-            output["loss"] = probe_loss(loss, key)
-    elif isinstance(output, tuple):
-        loss = output[0]
-        if isinstance(loss, torch.Tensor) and loss.ndim == 0 and loss.requires_grad:
-            return (probe_loss(loss, key), *output[1:])
+    """Put the probe on the loss of a model's output, if it is a 0-d tensor.
+
+    The output is a dictionary, as transformers' are, or a tuple led by the loss. The elements of
+    another loss may each count for something else.
+    """
+    if isinstance(output, dict):
+        if _is_loss(output.get("loss")):
+            output["loss"] = probe_loss(output["loss"], key)
+    elif isinstance(output, tuple) and output and _is_loss(output[0]):
+        return (probe_loss(output[0], key), *output[1:])
     return output
+
+
+def _is_loss(value: Any) -> bool:
+    return isinstance(value, torch.Tensor) and value.ndim == 0 and value.requires_grad

@@ -29,6 +29,7 @@ from .fit import (
     check_counts,
     check_depth,
     check_known,
+    check_names,
     check_ranks,
     check_sizes,
     check_weights,
@@ -85,6 +86,8 @@ class AlphaLoraModel(BaseTuner):
     def _prepare_model(self, peft_config: AlphaLoraConfig, model: nn.Module) -> None:
         """Resolve the counts and refuse what does not fit, before any module is replaced."""
         _keep_heads(peft_config, model)
+        if peft_config.saved:
+            check_depth(peft_config, model)
         check_known(peft_config, "num_experts", model)
         check_known(peft_config, "rank_pattern", model)
         targets = resolve_targets(peft_config, model)
@@ -94,10 +97,7 @@ class AlphaLoraModel(BaseTuner):
         else:
             peft_config.num_experts = dict.fromkeys(targets, peft_config.num_experts)
         check_ranks(peft_config.rank_pattern, peft_config.num_experts)
-        blocks = block_counts(targets, model)
-        if peft_config.saved:
-            check_depth(peft_config, blocks, model)
-        peft_config.base_blocks = blocks
+        peft_config.base_blocks = block_counts(targets, model)
         _warn_of_idle_head(peft_config, model)
         # Patterns may match otherwise in another model; the exact names cannot.
         peft_config.target_modules = set(targets)
@@ -162,6 +162,7 @@ class AlphaLoraModel(BaseTuner):
         The config is resolved in a copy, which is that of the adapted model. A new adapter starts
         from the LoRA in `init_from`, if there is one; TRL's reference from what it refers to.
         """
+        check_names(self.peft_config, model)
         given = self.peft_config[adapter_name]
         config: Any = copy.deepcopy(given)
         if state_dict is not None:
@@ -197,7 +198,7 @@ class AlphaLoraModel(BaseTuner):
 
     @contextmanager
     def _enable_peft_forward_hooks(self, *args: Any, **kwargs: Any) -> Iterator[None]:
-        if "adapter_names" in kwargs:
+        if kwargs.get("adapter_names") is not None:
             raise ValueError(
                 "AlphaLoRA cannot mix adapters within a batch (`adapter_names`): run one batch per "
                 "adapter, with `set_adapter` in between."

@@ -152,7 +152,7 @@ def resolve_targets(config: AlphaLoraConfig, model: nn.Module) -> list[str]:
         for name, module in modules
         if _is_match(probe, name)
         and (counted is None or name in counted)
-        and (not all_linear or _in_wanted_block(probe, name))
+        and _in_wanted_block(probe, name)
     )
     _check_called(names, uncalled)
     _check_layers(config, names, [name for name, _ in modules])
@@ -241,6 +241,8 @@ def _is_match(config: AlphaLoraConfig, name: str) -> bool:
 
 def _in_wanted_block(config: AlphaLoraConfig, name: str) -> bool:
     """Whether `layers_to_transform` admits a module; PEFT asks that only of names it shortens."""
+    if config.layers_to_transform is None:
+        return True
     shortened = copy.copy(config)
     shortened.target_modules = {name.rpartition(".")[2]}
     return _is_match(shortened, f"model.{name}")

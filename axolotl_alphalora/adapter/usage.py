@@ -106,6 +106,31 @@ class RouterUsage:
         return tuple(gate / total for gate in self.mean_gates)
 
 
+@dataclass
+class MeanMeter:
+    """Weighted mean of a scalar that stays on its device until it is read."""
+
+    total: torch.Tensor | None = None
+    weight: torch.Tensor | float = 0.0
+
+    def add(self, value: torch.Tensor, weight: torch.Tensor | float) -> None:
+        """Add a value that counts as much as its weight says."""
+        if isinstance(weight, torch.Tensor):
+            weight = weight.to(value.device)
+        value = value * weight
+        self.total = value if self.total is None else self.total.to(value.device) + value
+        self.weight = self.weight + weight
+
+    def pop(self, reduce: Reduce | None) -> float | None:
+        """The mean since the last call; None where nothing has a weight."""
+        total = torch.zeros(()) if self.total is None else self.total.float()
+        sums = torch.stack([total, torch.as_tensor(self.weight).to(total)])
+        self.total, self.weight = None, 0.0
+        total, weight = (sums if reduce is None else reduce(sums)).tolist()
+        # Micro-batches without a target have no weight.
+        return None if weight == 0.0 else total / weight
+
+
 class UsageMeter:
     """Sums over forward passes, router by router, that stay on their device until they are read."""
 
@@ -117,6 +142,9 @@ class UsageMeter:
         new = {name: value for name, value in sums.items() if name not in self._sums}
         old = [name for name in sums if name not in new]
         if old:
+            for name in old:
+                if self._sums[name].is_inference():  # outside of that mode its copy is none
+                    self._sums[name] = self._sums[name].clone()
             added = [sums[name].to(self._sums[name].device) for name in old]
             add_each([self._sums[name] for name in old], added)
         self._sums |= {name: value.clone() for name, value in new.items()}

@@ -36,9 +36,6 @@ from transformers.quantizers.auto import (
 from transformers.quantizers.quantizers_utils import (
     should_convert_module,  # which linear layers bitsandbytes leaves alone
 )
-from transformers.utils import (
-    ModelOutput,  # where the loss is
-)
 from transformers.utils.logging import (
     tqdm as progress,  # a bar in the run's output, by the run's own verbosity
 )

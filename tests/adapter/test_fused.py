@@ -69,7 +69,7 @@ def test_statistics_are_counted_in_fp32_under_autocast():
     for function in (True, False):
         with torch.autocast("cpu", torch.bfloat16):
             run(layer, x, function)
-        sums = layer.balancer.passes.now.decisions["m.default"].sums
+        sums = layer.balancer.passes.now.decisions["m.default"][0].sums
         tokens = int(layer.balancer.passes.now.padding.own.sum())
         assert tokens > 256  # which bf16 could not count
         assert sums[-1] == tokens and sums[:3].sum() == 2 * tokens

@@ -98,6 +98,15 @@ def test_targets_are_chosen_as_lora_chooses_them(tiny_llama, changes, expected):
     assert len(chosen) == expected
 
 
+@pytest.mark.parametrize("way", ["target_modules", "num_experts"])
+def test_layers_to_transform_chooses_among_exact_names_too(tiny_llama, way):
+    names = [f"model.layers.{index}.self_attn.q_proj" for index in (0, 1)]
+    counts = {"target_modules": None, "num_experts": dict(zip(names, (0, 2), strict=True))}
+    changes = {"target_modules": names} if way == "target_modules" else counts
+    model = get_peft_model(tiny_llama, config(layers_to_transform=[1], **changes))
+    assert list(layers(model)) == names[1:]
+
+
 def test_llama_2_7b_costs_660224_parameters_an_expert():
     shape = LlamaConfig(
         hidden_size=4096, intermediate_size=11008, num_hidden_layers=32, num_attention_heads=32
@@ -211,6 +220,9 @@ def test_mixed_batches_are_refused(tiny_llama):
     model = get_peft_model(tiny_llama, config())
     with pytest.raises(ValueError, match="cannot mix adapters within a batch"):
         model(IDS, adapter_names=["default"])
+    expected = model(IDS).logits
+    assert torch.equal(model(IDS, adapter_names=None).logits, expected)
+    assert model.generate(IDS, adapter_names=None, max_new_tokens=1).shape[1] == IDS.shape[1] + 1
 
 
 def tiny_mixtral():
@@ -264,6 +276,15 @@ def test_all_linear_on_a_moe_base_says_what_it_leaves_out():
             },
             ValueError,
             "gives model.layers.0.self_attn.q_proj 2 experts, but target_modules",
+        ),
+        (
+            {
+                "num_experts": {f"model.layers.{i}.self_attn.q_proj": 2 for i in (0, 1)},
+                "target_modules": None,
+                "layers_to_transform": [1],
+            },
+            ValueError,
+            "gives model.layers.0.self_attn.q_proj 2 experts, but .*layers_to_transform leave",
         ),
     ],
 )
@@ -319,10 +340,3 @@ def test_weights_that_do_not_fit_their_config_are_refused_by_name(tiny_llama, tm
             num_experts=good["num_experts"] | {"model.layers.0.mlp.up_proj": 2},
             target_modules=None,
         )
-
-
-def test_an_adapter_for_a_deeper_model_names_the_first_missing_block(tiny_llama, tmp_path):
-    get_peft_model(tiny_llama, config()).save_pretrained(tmp_path)
-    small = AutoModelForCausalLM.from_config(tiny_llama_config(num_hidden_layers=1))
-    with pytest.raises(ValueError, match="names model.layers.1.* does not have"):
-        PeftModel.from_pretrained(small, tmp_path)

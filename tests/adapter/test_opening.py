@@ -223,10 +223,7 @@ def test_what_the_caller_does_to_a_config_later_is_not_saved(tmp_path):
 @pytest.mark.parametrize(
     ("sizes", "message"),
     [
-        (
-            {"num_hidden_layers": 5},
-            r"names model\.layers\.5\.\S+, which the model does not have",
-        ),
+        ({"num_hidden_layers": 5}, r"trained on 6 blocks in model\.layers, and the model has 5"),
         ({"num_hidden_layers": 7}, r"trained on 6 blocks in model\.layers, and the model has 7"),
         (
             {"hidden_size": 64},
@@ -253,8 +250,10 @@ def test_another_base_is_called_that_with_both_sizes_and_the_right_ones_name(
     assert f"Open it on {folder / 'base'}." in str(caught.value)
 
 
-def test_adapters_without_the_number_of_blocks_open(deep_adapter, tmp_path):
+def test_adapters_without_the_number_of_blocks_open_on_no_shallower_base(deep_adapter, tmp_path):
     family, expected, folder = deep_adapter
     assert settings(folder / "adapter")["base_blocks"] == {"model.layers": 6}
     adapter = copied(folder / "adapter", tmp_path, base_blocks=None)
     assert_same_logits(PeftModel.from_pretrained(deep.base(family), adapter), expected)
+    with pytest.raises(ValueError, match=r"names model\.layers\.5\.\S+, which the model does not"):
+        PeftModel.from_pretrained(deep.base(family, num_hidden_layers=5), adapter)

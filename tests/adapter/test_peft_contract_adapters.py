@@ -120,6 +120,21 @@ def test_deleting_the_active_adapter_activates_another_and_the_last_leaves_the_b
     assert_same(outputs(model.base_model.model), outputs(fresh("linear")))
 
 
+@pytest.mark.parametrize("name", ["model", "0", "layers", "q_proj", "weight"])
+def test_a_name_by_which_adapters_cannot_be_told_apart_is_refused_beside_another(name, tmp_path):
+    model = adapted("linear")
+    with pytest.raises(ValueError, match=f"beside another cannot be called '{name}'"):
+        model.add_adapter(name, config("linear"))
+    assert list(model.peft_config) == ["default"]
+    alone = get_peft_model(fresh("linear"), config("linear"), name)
+    alone.save_pretrained(tmp_path)
+    before = outputs(alone)
+    with pytest.raises(ValueError, match=f"beside another cannot be called '{name}'"):
+        alone.add_adapter("other", config("linear"))
+    assert_same(outputs(alone), before)
+    assert_same(outputs(PeftModel.from_pretrained(fresh("linear"), tmp_path / name)), before)
+
+
 @pytest.mark.works("PEFT", "several adapters at once", "their outputs add up")
 def test_two_active_adapters_add_up():
     model = adapted("linear")

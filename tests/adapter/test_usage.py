@@ -91,6 +91,19 @@ def test_recomputation_is_not_counted_twice(tiny_llama, batch, mode):
         check(usage, plain)
 
 
+@pytest.mark.parametrize("order", [(True, False), (False, True), (True, True, False)])
+def test_passes_in_inference_mode_and_others_add_up(tiny_llama, batch, order):
+    model = adapted(tiny_llama).eval()
+    balancer = find_balancer(model)
+    meter = balancer.usage["eval"] = UsageMeter()
+    for inference in order:
+        with torch.inference_mode(inference):
+            model(**batch)
+    tokens = len(order) * int(batch["attention_mask"].sum())
+    assert {router.tokens for router in meter.pop(find_routers(model)).values()} == {tokens}
+    assert balancer.pop("eval") >= 2 - 1e-5
+
+
 def test_reading_starts_a_new_window(tiny_llama, batch):
     model = adapted(tiny_llama).train()
     meter = find_balancer(model).usage["train"] = UsageMeter()

@@ -32,6 +32,22 @@ class OwnLoss(Trainer):
         )
 
 
+class SharedLoss(Trainer):
+    """A trainer that gives the model the labels and the step's targets, and makes the loss itself.
+
+    That is the model's own, which nobody differentiates.
+    """
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        """Cross-entropy of the micro-batch as its share of the step's."""
+        logits = model(**inputs, num_items_in_batch=num_items_in_batch).logits
+        labels = inputs["labels"][:, 1:].flatten()
+        total = torch.nn.functional.cross_entropy(
+            logits[:, :-1].flatten(0, 1), labels, ignore_index=-100, reduction="sum"
+        )
+        return total / num_items_in_batch
+
+
 def trainer_for(cls, model, rows, trainer_folder, accumulation, callback=None, **options):
     trainer = cls(
         model=model,
@@ -61,6 +77,28 @@ def test_a_trainer_that_computes_its_own_loss_gets_the_loss_at_the_same_scale(
     halves = [stack(rows[:4]), stack(rows[4:])]
     want = [reference_gradients(tiny_llama, [half], [1.0], loss_scale=0.5) for half in halves]
     assert_same(catch.gradients, {name: want[0][name] + want[1][name] for name in want[0]})
+
+
+@pytest.mark.parametrize("loss_scale", [1.0, 256.0])
+@pytest.mark.parametrize("accumulation", [1, 2, 4])
+def test_a_micro_batch_that_knows_its_share_of_the_step_counts_by_it(
+    tiny_llama, trainer_folder, accumulation, loss_scale
+):
+    rows, catch = uneven_rows(), CatchGradients()
+    trainer = trainer_for(
+        SharedLoss, adapted(tiny_llama), rows, trainer_folder, accumulation, max_steps=1
+    )
+    if loss_scale != 1.0:
+        trainer.accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=loss_scale)
+    trainer.add_callback(catch)
+    trainer.train()
+    size = len(rows) // accumulation
+    batches = [stack(rows[i : i + size]) for i in range(0, len(rows), size)]
+    targets = [int(b["labels"][:, 1:].ne(-100).sum()) for b in batches]
+    shares = [n / sum(targets) for n in targets]
+    assert_same(
+        catch.gradients, reference_gradients(tiny_llama, batches, shares, loss_scale=loss_scale)
+    )
 
 
 @pytest.mark.works("Trainers", "fp16's loss scaling", "with a scaler on the CPU")

@@ -245,6 +245,30 @@ def test_trl_s_reference_is_the_adapter_as_it_was(base, trainer_folder, kind, ro
         assert torch.equal(copy, tensors[name.removesuffix("ref") + "default"]), name
 
 
+def test_an_evaluation_does_not_measure_the_reference(base, trainer_folder):
+    import trl
+
+    trained = get_peft_model(LlamaForCausalLM.from_pretrained(base), config())
+    trainer = trl.DPOTrainer(
+        model=trained,
+        args=trl.DPOConfig(str(trainer_folder), use_cpu=True, bf16=False, report_to="none"),
+        train_dataset=Dataset.from_list([PAIR]),
+        eval_dataset=Dataset.from_list([PAIR]),
+        processing_class=AutoTokenizer.from_pretrained(base),
+        callbacks=[AlphaLoraCallback()],
+    )
+    logged = []
+    for scale in (1.0, 1000.0):
+        with torch.no_grad():
+            for name, tensor in trainer.model.named_parameters():
+                if name.endswith("alphalora_router.ref"):
+                    tensor.mul_(scale)
+        found = trainer.evaluate()
+        logged.append({key: value for key, value in found.items() if "alphalora" in key})
+    assert "eval_alphalora/aux_loss" in logged[0]
+    assert logged[1] == pytest.approx(logged[0])
+
+
 @pytest.mark.parametrize("name", TRAINERS)
 def test_where_the_callback_is_missing_one_warning_names_it(base, trainer_folder, name):
     with warnings.catch_warnings(record=True) as caught:

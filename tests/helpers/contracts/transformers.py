@@ -114,14 +114,6 @@ def should_convert_module():
 
 
 @checks("transformers")
-def ModelOutput():
-    found = transformers_names.ModelOutput(loss=1)
-    assert found.get("loss") == 1
-    found["loss"] = 2
-    assert found["loss"] == 2
-
-
-@checks("transformers")
 def progress():
     bar = transformers_names.progress(total=1, desc="x", unit="row", disable=False)
     bar.update()
