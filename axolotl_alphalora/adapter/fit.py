@@ -101,7 +101,8 @@ def check_names(adapters: Collection[str], model: nn.Module) -> None:
     if len(adapters) < 2:
         return
     parts = {"base_model", "model", "modules_to_save", "weight", "bias"}
-    parts.update(part for name, _ in outside_adapters(model) for part in name.split("."))
+    names = (name.partition(".modules_to_save.")[0] for name, _ in outside_adapters(model))
+    parts.update(part for name in names for part in name.split("."))
     for adapter in adapters:
         if adapter in parts:
             raise ValueError(
