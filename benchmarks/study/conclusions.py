@@ -50,7 +50,9 @@ def headline(done: Done) -> str:
     again = [one for found in own for one in found.alone.values() if one.complete]
     if not first:
         return "Nothing has been compared with all its seeds yet."
-    bases = " and ".join(dict.fromkeys(TITLES[found.setting.base] for found in own))
+    bases = " and ".join(
+        dict.fromkeys(TITLES[found.setting.base] for found in own if _complete(found))
+    )
     fresh = f" Of {len(again)} with fresh seeds: {_counted(again)}." if again else ""
     return (
         f"{_nothing(first + again)}Of {len(first)} comparisons (short runs of {bases}; many share "
