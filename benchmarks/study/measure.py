@@ -51,11 +51,12 @@ def held_out(model: Any, rows: Sequence[Row], device: str) -> dict[str, Any]:
     for task in tasks:
         own = [row for row in rows if row.task == task]
         if balancer is not None:
-            balancer.evaluating, balancer.usage = True, {"eval": UsageMeter()}
+            balancer.evaluating = frozenset(routers)
+            balancer.usage = {"eval": UsageMeter()}
         found = row_losses(model, own, device)
         if balancer is not None:
             usage[task] = balancer.usage["eval"].pop(routers)
-            balancer.evaluating, balancer.usage = False, {}
+            balancer.evaluating, balancer.usage = frozenset(), {}
             balancer.pop("eval")
         by_task[task] = round(sum(found) / sum(row.tokens for row in own), DIGITS)
         losses += found

@@ -27,6 +27,7 @@ WRONG = {
     "base_model": [7, ["a"]],
     "revision_of_model": [2, ""],
     "trust_remote_code": ["sometimes", 2],
+    "overrides_of_model_config": ["rope_theta", [1]],
     "load_in_4bit": ["nf4", 4],
     "load_in_8bit": ["int8", 8],
     "bnb_config_kwargs": ["nf4", True],
