@@ -16,7 +16,6 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
-from ..adapter import AlphaLoraLayer
 from ..files import ADAPTER_CARD, ADAPTER_CONFIG, ADAPTER_WEIGHTS, write_whole
 from ..hosts.constants import SCHEDULER_FILE
 from ..report.markdown import experts_section
@@ -263,6 +262,8 @@ def check_trained(model: nn.Module) -> None:
     Raises:
         ValueError: If the experts or the router of a layer do not train; names the first.
     """
+    from ..adapter import AlphaLoraLayer
+
     frozen = [
         name
         for name, layer in model.named_modules()
