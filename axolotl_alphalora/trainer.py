@@ -162,7 +162,7 @@ class AlphaLoraCallback(TrainerCallback):
         """Layers that never ran are named here where the whole model is compiled."""
         trainer, balancer = self._attached()
         model: Any = trainer.model
-        balancer.name_idle(model)
+        balancer.calls.name_idle(model)
 
     def training_step(self, *args: Any, **kwargs: Any) -> Any:
         """The trainer's own; where no loss of the model's tells, micro-batches count equally."""

@@ -34,6 +34,7 @@ from .batch import (
     padding_of,
     positional_names,
 )
+from .calls import CallReport
 from .functional import load_balancing_loss
 from .loss_scale import LossScale, probe_output
 from .usage import MeanMeter, Reduce, UsageMeter
@@ -78,6 +79,7 @@ class LoadBalancer:
             without labels; a reference adapter's, which is active now and then, are not among
             them. Empty elsewhere.
         usage: What the routers decide in each phase, where somebody has put a meter to read it.
+        calls: Says which layers a training pass left out, or called more than once.
     """
 
     def __init__(self, default_scale: float | None = None) -> None:
@@ -88,12 +90,10 @@ class LoadBalancer:
         self.evaluating: frozenset[str] = frozenset()
         self.usage: dict[Phase, UsageMeter] = {}
         self.passes = Passes()
+        self.calls = CallReport(self.passes)
         self._last: dict[str, list[Decision]] = {}
         self._meters: dict[Phase, MeanMeter] = {"train": MeanMeter(), "eval": MeanMeter()}
-        self._idle_checked: set[str] = set()
-        self._idle: set[str] = set()
         self._outside_named = False
-        self._repeated_named = False
 
     def __reduce__(self) -> tuple[type[LoadBalancer], tuple[Any, ...]]:
         """Copy and pickle as a fresh balancer: the key must stay unique, the rest is transient."""
@@ -105,7 +105,7 @@ class LoadBalancer:
         Their handles are kept with the modules, so that they are copied with them. Those of a
         balancer whose layers another tuner has unloaded are taken off.
         """
-        self._idle_checked.clear()
+        self.calls.begin()
         if model.__dict__.get(HOOKS, (None,))[0] == self.scale.key:
             return
         self.remove(model)
@@ -190,36 +190,6 @@ class LoadBalancer:
         """Keep in mind that an adapter's layer ran; `layer` is named as its router would be."""
         self.passes.current().ran[layer] = None
 
-    def name_idle(self, model: nn.Module) -> None:
-        """Warn, once, of trained layers that the first training pass did not run.
-
-        Args:
-            model: The base model, its backbone, or a model around it.
-        """
-        kind, last = type(model).__name__, self.passes.training
-        if kind in self._idle_checked or last.phase is None:
-            return
-        layers = [
-            name
-            for module in model.modules()
-            if getattr(module, "balancer", None) is self
-            for name in module.trained_names()  # type: ignore[operator]
-        ]
-        if not layers:  # all are switched off for now
-            return
-        self._idle_checked.add(kind)
-        idle = [n.rpartition(".")[0] for n in layers if n not in {*last.ran, *self._idle}]
-        self._idle |= {name for name in layers if name not in last.ran}
-        if idle:
-            named = ", ".join(idle[:3]) + (f" and {len(idle) - 3} more" if len(idle) > 3 else "")
-            warnings.warn(
-                f"AlphaLoRA: {len(idle)} of {len(layers)} adapted layers did not run in the first "
-                f"training pass: {named}. The model reads their weights without calling them, or "
-                "the batch had nothing for them (no image, say). Experts that never run are never "
-                "trained: leave such layers out of the targets.",
-                stacklevel=2,
-            )
-
     def pop(self, phase: Phase, reduce: Reduce | None = None) -> float | None:
         """Mean load-balancing loss (sum over blocks, before the coefficient) since the last call.
 
@@ -276,8 +246,8 @@ class LoadBalancer:
         current = self.passes.end()
         failed = output is None
         if current.phase == "train" and not (failed or torch.compiler.is_compiling()):
-            self.name_idle(model)
-            self._name_repeated(current)
+            self.calls.name_idle(model)
+            self.calls.name_repeated(current)
         if current.phase is not None and current.decisions:
             self._meters[current.phase].add(_total_loss(current.decisions), current.weight)
             if current.phase in self.usage:
@@ -292,22 +262,6 @@ class LoadBalancer:
         if current.phase != "train" or not current.labelled:
             return output
         return probe_output(output, self._scale_of(current).key)
-
-    def _name_repeated(self, one: Pass) -> None:
-        """Warn, once, of layers that a training pass calls more than once."""
-        repeated = [name for name, calls in one.decisions.items() if len(calls) > 1]
-        if not repeated or self._repeated_named:
-            return
-        self._repeated_named = True
-        first, more = repeated[0], len(repeated) - 1
-        warnings.warn(
-            f"AlphaLoRA: {first.rpartition('.')[0]}{f' and {more} more layers' if more else ''} "
-            f"ran {len(one.decisions[first])} times in one forward pass. Each call is balanced by "
-            "itself, and their load-balancing losses add up: lower `aux_loss_coef` if that is too "
-            "much. Where a call sees only a part of the batch (chunked feed-forward), padding "
-            "counts in it.",
-            stacklevel=2,
-        )
 
     def _scale_of(self, one: Pass) -> LossScale:
         if isinstance(one.weight, torch.Tensor):

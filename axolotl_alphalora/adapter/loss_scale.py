@@ -44,7 +44,7 @@ class LossScale:
     def guess(self) -> float:
         """The default, or 1 where there is none, with one warning."""
         if self._of is not None:
-            guess = self._of.guess()
+            guess = self._of.guess()  # which warns
             return self._of.of_shares if self._shares else guess
         if self.default is not None:
             return self.default
@@ -53,7 +53,8 @@ class LossScale:
             warnings.warn(
                 "AlphaLoRA: the loss is not computed by the model, so that the load-balancing "
                 "loss cannot tell what it counts under gradient accumulation or loss scaling, and "
-                "is taken once for every training pass. Give the trainer "
+                "is taken once for every training pass, or by its share of the step where the "
+                "model is told that (`labels` and `num_items_in_batch`). Give the trainer "
                 "`callbacks=[AlphaLoraCallback()]` (from axolotl_alphalora import "
                 "AlphaLoraCallback); in a training loop of your own, set "
                 "`find_balancer(model).scale.default = 1 / accumulation_steps` (from "

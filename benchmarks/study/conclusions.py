@@ -175,10 +175,11 @@ def effort(done: Done) -> str:
 
 def _reached(setting: Setting, done: Done) -> Iterator[str]:
     """What was not run of each question in the main setting."""
+    run = {line["method"] for line in done.values() if is_in(line, setting)}
+    whole = _whole(setting, done)
     for question, methods in METHODS.items():
         own = [name for name in methods if name not in (LORA, MIXTURE)]
         seeds = {name: len(Runs(setting, name, done).lines) for name in own}
-        run = {line["method"] for line in done.values() if is_in(line, setting)}
         missing = [f"`{name}`" for name in own if name not in run]
         few = [
             f"`{name}` ({seeds[name]} of {len(SEEDS)} seeds)"
@@ -186,7 +187,7 @@ def _reached(setting: Setting, done: Done) -> Iterator[str]:
             if name in run and seeds[name] < len(SEEDS)
         ]
         yield (
-            f"- **{question}**, {setting.data}: {_whole(setting, question, done)}."
+            f"- **{question}**, {setting.data}: {whole[question]}."
             + (f" Too few seeds: {', '.join(few)}." if few else "")
             + (f" Not run: {', '.join(missing)}." if missing else "")
         )
@@ -199,21 +200,24 @@ def _reached_elsewhere(done: Done) -> Iterator[str]:
     wanted = [Setting(data="bbh", device=device), *further(device)]
     shown = []
     for setting in (own.get(replace(one, device=""), one) for one in wanted):
-        whole = [
-            f"{question.lower()} {_whole(setting, question, done)}"
-            for question in QUESTIONS
-            if planned(setting, question)
-        ]
-        started = any(is_in(line, setting) and line["steps"] for line in done.values())
-        shown.append(f"{setting.short} ({', '.join(whole) if started else 'not run'})")
+        reached = "not run"
+        if any(is_in(line, setting) and line["steps"] for line in done.values()):
+            whole = _whole(setting, done).items()
+            reached = ", ".join(f"{question.lower()} {said}" for question, said in whole)
+        shown.append(f"{setting.short} ({reached})")
     yield f"- **{FURTHER}**: {'; '.join(shown)}."
     yield "- **Forgetting** is measured in every cell."
 
 
-def _whole(setting: Setting, question: str, done: Done) -> str:
-    found = tables(setting, done).get(question, {}).values()
-    whole = sum(one.complete for table in found for one in table)
-    return f"{whole} of {len(planned(setting, question))} comparisons"
+def _whole(setting: Setting, done: Done) -> dict[str, str]:
+    """Question to how many of its comparisons have all their seeds; those without any left out."""
+    found = tables(setting, done)
+    said = {}
+    for question in QUESTIONS:
+        whole = sum(one.complete for table in found.get(question, {}).values() for one in table)
+        if pairs := planned(setting, question):
+            said[question] = f"{whole} of {len(pairs)} comparisons"
+    return said
 
 
 def defaults(done: Done) -> str:

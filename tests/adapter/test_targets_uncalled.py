@@ -11,7 +11,7 @@ from peft import PeftModel, get_peft_model
 from torch import nn
 
 from axolotl_alphalora.adapter import AlphaLoraConfig, AlphaLoraLayer, resolve_targets
-from axolotl_alphalora.adapter.targets import _TRANSFORMERS, uncalled_layers
+from axolotl_alphalora.adapter.uncalled import _TRANSFORMERS, uncalled_layers
 from axolotl_alphalora.planning import Targets
 from helpers import deep
 
