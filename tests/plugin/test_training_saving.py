@@ -1,7 +1,9 @@
 """An adapter's files are put in place only when all of them are written."""
 
 import json
+import logging
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -16,6 +18,7 @@ from axolotl_alphalora.plugin.training import (
     keep_settings,
     save_settings,
     save_whole,
+    warn_of_dropout,
 )
 from helpers.balancing import adapted
 
@@ -136,3 +139,14 @@ def test_what_trl_casts_is_put_back_to_fp32(tiny_llama):
     keep_fp32(model)
     assert {p.dtype for p in trained} == {torch.float32}
     assert model.get_input_embeddings().weight.dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize(
+    ("dropout", "disabled", "said"), [(0.05, True, 1), (0.0, True, 0), (0.05, False, 0)]
+)
+def test_dropout_that_a_trainer_switches_off_is_said(dropout, disabled, said, monkeypatch, caplog):
+    monkeypatch.setattr("axolotl.utils.logging.get_logger", logging.getLogger)
+    args = SimpleNamespace(disable_dropout=disabled)
+    warn_of_dropout(SimpleNamespace(args=args), dropout)
+    warn_of_dropout(SimpleNamespace(args=SimpleNamespace()), dropout)  # of transformers
+    assert caplog.text.count("`lora_dropout: 0.05` does nothing") == said

@@ -8,7 +8,13 @@ from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from axolotl_alphalora.adapter import find_balancer, find_routers
 from axolotl_alphalora.adapter.usage import RouterUsage, UsageMeter, summarise
-from axolotl_alphalora.trainer import AlphaLoraCallback, CollapseWatch, _check_threads, _loss_scale
+from axolotl_alphalora.trainer import (
+    AlphaLoraCallback,
+    CollapseWatch,
+    _check_threads,
+    _loss_scale,
+    _processes_of_a_share,
+)
 from helpers.balancing import (
     CatchGradients,
     Rows,
@@ -124,6 +130,14 @@ def test_deepspeed_s_loss_scale_is_that_of_its_optimizer():
     assert _loss_scale(host) == 64.0
     del optimizer.loss_scale  # in bf16
     assert _loss_scale(host) == 1.0
+
+
+@pytest.mark.parametrize(("across", "processes"), [(True, 2), (False, 1)])
+def test_shares_of_all_processes_are_averaged_over_them(across, processes):
+    """The shares of a step sum to 1 over the processes whose targets are counted together."""
+    args = SimpleNamespace(average_tokens_across_devices=across)
+    host = SimpleNamespace(args=args, accelerator=SimpleNamespace(num_processes=2))
+    assert _processes_of_a_share(host) == processes
 
 
 @pytest.mark.refused("Scale-out", "`nn.DataParallel` (one process, several GPUs)")
