@@ -103,12 +103,16 @@ def short(done: Done) -> str:
 
 def _elsewhere(done: Done, pairs: Sequence[Pair]) -> Iterator[str]:
     """What was found of some pairs on other data, more rows and other bases."""
+    before: list[str] = []
     for setting in _others(done):
-        found = Verdicts(setting, done)
-        known = [found.sentence(pair) for pair in pairs if pair in found.pairs]
-        if known:
-            where = _apart(setting, main(done))
-            yield f"On {where}: {' '.join(known)}"
+        found, where = Verdicts(setting, done), _apart(setting, main(done))
+        known = [pair for pair in pairs if pair in found.pairs]
+        named = [found.named(pair) for pair in known]
+        if len(known) == 1 and named == before:
+            yield f"The same on {where}: {found.told(known[0])}."
+        elif known:
+            yield f"On {where}: {' '.join(map(found.sentence, known))}"
+        before = named or before
 
 
 def _apart(setting: Setting, own: Setting) -> str:

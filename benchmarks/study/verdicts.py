@@ -38,7 +38,7 @@ FIRST = (PRIMARY[0], DEFAULT, CONTROL, FIXED)
 """Those of them for the README."""
 WORDS = {
     LORA: "a LoRA of rank 40",
-    MIXTURE: "5 experts of rank 8 in every block",
+    MIXTURE: "5 experts of rank 8 everywhere",
     PLAN: "AlphaLoRA's numbers by `hill`",
     CONTROL[1]: "the same numbers the other way round",
     CUT_MIXTURE: "20 quarter experts (`segments: 4`)",
@@ -99,10 +99,16 @@ class Verdicts:
         }
 
     def sentence(self, pair: Pair) -> str:
-        """One pair: its verdict, its figures and what fresh seeds say."""
-        method, against = (self.words(name) for name in pair)
-        said = phrases.told(self.pairs.get(pair), self.alone.get(pair))
-        return phrases.capital(f"{method} against {against}: {said}.")
+        """A pair and what is told of it."""
+        return phrases.capital(f"{self.named(pair)}: {self.told(pair)}.")
+
+    def named(self, pair: Pair) -> str:
+        """What a pair is called."""
+        return " against ".join(map(self.words, pair))
+
+    def told(self, pair: Pair) -> str:
+        """The verdict on a pair, its figures and what fresh seeds say."""
+        return phrases.told(self.pairs.get(pair), self.alone.get(pair))
 
     def defaults(self) -> Iterator[tuple[str, str, str]]:
         """A default, what it was compared with, and whether the study says to change it."""
