@@ -5,7 +5,7 @@ from contextlib import contextmanager
 
 import torch
 from peft import get_peft_model
-from transformers import TrainerCallback
+from transformers import Trainer, TrainerCallback
 
 from axolotl_alphalora.adapter import AlphaLoraConfig, AlphaLoraLayer
 from axolotl_alphalora.blocks import block_name
@@ -140,3 +140,20 @@ def uneven_rows(count=8, length=14):
 
 def stack(rows):
     return {key: torch.stack([row[key] for row in rows]) for key in rows[0]}
+
+
+class SharedLoss(Trainer):
+    """A trainer that gives the model the labels and the step's targets, and makes the loss itself.
+
+    That is the model's own, which nobody differentiates.
+    """
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        """Cross-entropy of the micro-batch as its share of the step's."""
+        logits = model(**inputs, num_items_in_batch=num_items_in_batch).logits
+        labels = inputs["labels"][:, 1:].flatten()
+        total = torch.nn.functional.cross_entropy(
+            logits[:, :-1].flatten(0, 1), labels, ignore_index=-100, reduction="sum"
+        )
+        # As the Trainer does: gradients are averaged over the processes, targets counted over them.
+        return self.accelerator.num_processes * total / num_items_in_batch

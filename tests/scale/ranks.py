@@ -36,7 +36,7 @@ from transformers import (  # noqa: E402
 
 from axolotl_alphalora.plugin.training import save_settings  # noqa: E402
 from axolotl_alphalora.trainer import AlphaLoraCallback  # noqa: E402
-from helpers.balancing import Rows, stack, uneven_rows  # noqa: E402
+from helpers.balancing import Rows, SharedLoss, stack, uneven_rows  # noqa: E402
 from helpers.models import tiny_llama  # noqa: E402
 from helpers.worlds import in_a_world  # noqa: E402
 from scale.starting import (  # noqa: E402
@@ -166,6 +166,7 @@ class Run:
     model: Callable[[Path], PeftModel] = fresh
     save: Callable[[Trainer, Path], None] = save
     resume: str | None = None
+    trainer: type[Trainer] = Trainer
 
     def train(self, folder: Path, name: str) -> None:
         settings = {
@@ -191,7 +192,7 @@ class Run:
         catch = FirstGradients()
         if args.deepspeed:
             _catch_before_the_engine_steps(catch)
-        trainer = Trainer(model=model, args=args, train_dataset=Rows(ROWS), callbacks=[catch])
+        trainer = self.trainer(model, args, train_dataset=Rows(ROWS), callbacks=[catch])
         trainer.add_callback(AlphaLoraCallback())
         save_settings(trainer)
         trainer.train(resume_from_checkpoint=self.resume and str(folder / self.resume))
@@ -229,6 +230,7 @@ RUNS = {
     "ddp-1-to-2": Run(2, ddp, resume="single/checkpoint-2"),
     "ddp-2-to-1": Run(1, ddp, resume="ddp/checkpoint-2"),
     "ddp-local-mean": Run(2, lambda: ddp(average_tokens_across_devices=False, **ONE_STEP)),
+    "ddp-own-loss": Run(2, lambda: ddp(**ONE_STEP), trainer=SharedLoss),
     "ddp-balanced": Run(2, lambda: ddp(**REENTRANT, **ONE_STEP), balanced_globally),
     "nf4-single": Run(1, ddp, on_nf4),
     "nf4": Run(2, ddp, on_nf4),

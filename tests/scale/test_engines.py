@@ -119,6 +119,11 @@ def test_ddp_where_each_rank_takes_the_mean_over_its_own_targets(runs):
     )
 
 
+@pytest.mark.works("Scale-out", "DDP")
+def test_ddp_where_the_trainer_computes_the_loss_by_the_share_of_each_rank(runs, whole_gradient):
+    assert_same(runs.gradients("ddp-own-loss"), whole_gradient)
+
+
 def globally_balanced_gradient(model):
     """As `reference_gradients`, each expert's share of the tokens counted over both ranks."""
     model = adapted(model, coefficient=0.0).train()

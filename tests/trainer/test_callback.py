@@ -13,11 +13,11 @@ from axolotl_alphalora.trainer import (
     CollapseWatch,
     _check_threads,
     _loss_scale,
-    _processes_of_a_share,
 )
 from helpers.balancing import (
     CatchGradients,
     Rows,
+    SharedLoss,
     adapted,
     assert_same,
     reference_gradients,
@@ -36,22 +36,6 @@ class OwnLoss(Trainer):
         return torch.nn.functional.cross_entropy(
             logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten(), ignore_index=-100
         )
-
-
-class SharedLoss(Trainer):
-    """A trainer that gives the model the labels and the step's targets, and makes the loss itself.
-
-    That is the model's own, which nobody differentiates.
-    """
-
-    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        """Cross-entropy of the micro-batch as its share of the step's."""
-        logits = model(**inputs, num_items_in_batch=num_items_in_batch).logits
-        labels = inputs["labels"][:, 1:].flatten()
-        total = torch.nn.functional.cross_entropy(
-            logits[:, :-1].flatten(0, 1), labels, ignore_index=-100, reduction="sum"
-        )
-        return total / num_items_in_batch
 
 
 def trainer_for(cls, model, rows, trainer_folder, accumulation, callback=None, **options):
@@ -130,14 +114,6 @@ def test_deepspeed_s_loss_scale_is_that_of_its_optimizer():
     assert _loss_scale(host) == 64.0
     del optimizer.loss_scale  # in bf16
     assert _loss_scale(host) == 1.0
-
-
-@pytest.mark.parametrize(("across", "processes"), [(True, 2), (False, 1)])
-def test_shares_of_all_processes_are_averaged_over_them(across, processes):
-    """The shares of a step sum to 1 over the processes whose targets are counted together."""
-    args = SimpleNamespace(average_tokens_across_devices=across)
-    host = SimpleNamespace(args=args, accelerator=SimpleNamespace(num_processes=2))
-    assert _processes_of_a_share(host) == processes
 
 
 @pytest.mark.refused("Scale-out", "`nn.DataParallel` (one process, several GPUs)")

@@ -220,6 +220,11 @@ def test_other_data_and_bases_are_answered_apart(done):
     both = "(short runs of SmolLM2-135M-Instruct and Gemma-3-270M;"
     assert both in conclusions.headline(done | other)
     few = {key: one for key, one in other.items() if one["data"] == "bbh" and one["seed"] < 2}
+    for data, base, device in (("bbh", "smollm2", "cuda"), ("gsm8k", "gemma3", "cpu")):
+        own = {"data": data, "base": base, "device": device}
+        elsewhere = {f"{device}/{base}/{data}/{n}": one | own for n, one in enumerate(few.values())}
+        said = conclusions.answer(done | elsewhere | other).splitlines()[3]
+        assert said == found, "where most of it was run"
     said = conclusions.answer(done | few).splitlines()[3]
     assert said.endswith("On bbh: " + worse.partition(": ")[0] + ": 2 of 5 seeds so far.")
 
