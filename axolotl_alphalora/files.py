@@ -63,7 +63,7 @@ def write_whole(path: Path, content: str | bytes, sync: bool = True) -> None:
     A link stays, and what it names is replaced. A device or a pipe is written to.
 
     Args:
-        path: The file to write; its directory must exist.
+        path: The file to write; directories on the way to it are made.
         content: The whole content; text is written as UTF-8 with `\\n` as line end.
         sync: Whether to wait until the disk has it; without, a power cut may leave less.
 
@@ -75,6 +75,7 @@ def write_whole(path: Path, content: str | bytes, sync: bool = True) -> None:
         path.write_bytes(data)
         return
     path = Path(os.path.realpath(path))
+    path.parent.mkdir(parents=True, exist_ok=True)
     descriptor, name = mkstemp(dir=path.parent, prefix=f".{path.name}.")
     draft = Path(name)
     try:
@@ -91,7 +92,7 @@ def write_whole(path: Path, content: str | bytes, sync: bool = True) -> None:
 
 
 def check_writable(path: Path) -> None:
-    """Check that `write_whole` can write a file, once the directories on the way are made.
+    """Check that `write_whole` can write a file, without making the directories on the way.
 
     Raises:
         OSError: If it cannot.

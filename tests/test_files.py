@@ -39,6 +39,11 @@ def test_a_link_stays_and_what_it_names_is_written(tmp_path):
         write_whole(link, "content")
         assert link.is_symlink() and (tmp_path / target).read_text() == "content"
     assert sorted(os.listdir(tmp_path / "there")) == ["new.json", "old.json"]
+    link = tmp_path / "nowhere"
+    link.symlink_to("not/there/yet.json")
+    check_writable(link)
+    write_whole(link, "content")
+    assert (tmp_path / "not/there/yet.json").read_text() == "content"
 
 
 def test_a_pipe_is_written_to(tmp_path):

@@ -117,7 +117,7 @@ class _ProbeLoss(torch.autograd.Function):
 
 @torch.library.custom_op("alphalora::record_loss_scale", mutates_args=())
 def _record_loss_scale(grad: torch.Tensor, key: int) -> torch.Tensor:
-    _scales[key].recorded = grad.detach().float().clone()
+    _scales[key].recorded = grad.detach().float().clone().reshape(())
     return grad.clone()
 
 
@@ -155,7 +155,7 @@ def _(grad: torch.Tensor, key: int) -> torch.Tensor:
 
 
 def probe_output(output: Any, key: int) -> Any:
-    """Put the probe on the loss of a model's output, if it is a 0-d tensor.
+    """Put the probe on the loss of a model's output, if it is one number.
 
     The output is a dictionary, as transformers' are, or a tuple led by the loss. The elements of
     another loss may each count for something else.
@@ -169,4 +169,4 @@ def probe_output(output: Any, key: int) -> Any:
 
 
 def _is_loss(value: Any) -> bool:
-    return isinstance(value, torch.Tensor) and value.ndim == 0 and value.requires_grad
+    return isinstance(value, torch.Tensor) and value.numel() == 1 and value.requires_grad

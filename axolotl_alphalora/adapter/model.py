@@ -162,7 +162,11 @@ class AlphaLoraModel(BaseTuner):
         The config is resolved in a copy, which is that of the adapted model. A new adapter starts
         from the LoRA in `init_from`, if there is one; TRL's reference from what it refers to.
         """
-        check_names(self.peft_config, model)
+        try:
+            check_names(self.peft_config, model)
+        except ValueError:
+            del self.peft_config[adapter_name]  # a model of transformers shares it, and goes on
+            raise
         given = self.peft_config[adapter_name]
         config: Any = copy.deepcopy(given)
         if state_dict is not None:

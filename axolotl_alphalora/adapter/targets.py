@@ -172,8 +172,11 @@ def _is_match(config: AlphaLoraConfig, name: str) -> bool:
 
 
 def _in_wanted_block(config: AlphaLoraConfig, name: str) -> bool:
-    """Whether `layers_to_transform` admits a module; PEFT asks that only of names it shortens."""
-    if config.layers_to_transform is None:
+    """Whether `layers_to_transform` admits a module; PEFT asks that only of names it shortens.
+
+    A layer outside of all blocks, such as an output head, is not asked.
+    """
+    if config.layers_to_transform is None or block_name(name) == name:
         return True
     shortened = copy.copy(config)
     shortened.target_modules = {name.rpartition(".")[2]}

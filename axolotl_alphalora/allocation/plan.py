@@ -269,7 +269,6 @@ class Plan(Record):
         """
         path = Path(path)
         text = json.dumps(self.to_dict(), indent=2, allow_nan=False) + "\n"
-        path.parent.mkdir(parents=True, exist_ok=True)
         write_whole(path, text)
 
     @classmethod

@@ -155,7 +155,7 @@ def export(
         from ..export import check_output, export_adapter
 
         check_adapter(adapter)
-        check_output(output)
+        check_output(output, gguf)
         trained = load_trained(adapter, data, eval_data)
         calibration, held_out, measured_on = _split(trained, data, eval_data)
         config = trained.model.peft_config["default"]

@@ -113,7 +113,6 @@ def plan(
             if output is None:
                 emit(text.removesuffix("\n"))
             else:
-                output.parent.mkdir(parents=True, exist_ok=True)
                 write_whole(output, text)
                 print_as_is(f"Saved to {output}", console)
             return

@@ -115,6 +115,8 @@ def _check(
     Raises:
         click.UsageError: If they do not; says what to do.
     """
+    if write != (source is not None):
+        raise click.UsageError("--write and --data belong together: rows make the prompts.")
     loads = any(wanted[name] for name in ("base_model", "load_in_4bit", "load_in_8bit"))
     idle = given("tolerance", "as_json") if write else given("samples", "seed", "sequence_len")
     if idle:
@@ -135,11 +137,9 @@ def _check(
         )
     if not _is_url(target) and model is not None:
         raise click.UsageError("--model is the name of a server's model, and this is a directory.")
-    if write != (source is not None):
-        raise click.UsageError("--write and --data belong together: rows make the prompts.")
     if write and source is not None:
         Data(source, **wanted).check()
-        check_files({"--probe": file}, source)
+        check_files({"--probe": file or folder / PROBE}, source)
     if not write and file is None and _is_url(target):
         raise click.UsageError("name the file that says what to ask: --probe DIR/probe.json")
     if not write and file is not None and not file.exists():

@@ -30,16 +30,25 @@ _TOKENIZER = (
 )
 
 
-def check_output(output: Path) -> None:
+def check_output(output: Path, gguf: Path | None = None) -> None:
     """Check that an export can be written, before any work is done for it.
 
+    Args:
+        output: Its directory.
+        gguf: The file for llama.cpp.
+
     Raises:
-        ValueError: If there is something already.
+        ValueError: If there is something already, or the file has no place.
         OSError: If nothing can be written there.
     """
     there = output.iterdir() if output.is_dir() else [output] if output.exists() else []
     if any(not path.name.startswith(_DRAFT) for path in there):
         raise ValueError(f"{output} is not empty: name a new directory with --output.")
+    if gguf is not None:
+        if gguf.exists() and not gguf.is_file() or gguf.resolve() == output.resolve():
+            raise ValueError(f"--gguf {gguf} is no file: name one.")
+        if not (gguf.parent.is_dir() or is_inside(gguf, output)):
+            raise ValueError(f"--gguf {gguf}: name a file in a directory that is there.")
     draft = _draft(output)
     draft.mkdir(parents=True)
     draft.rmdir()

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
-from ..adapter import AlphaLoraLayer, adapted_layers
+from ..adapter import adapted_layers
 from ..evaluation import Divergence, Moments, calibrate, measure_divergence
 from ..files import ADAPTER_CARD, PROBE
 from ..probe import Probe, make_probe, prompts_of
@@ -19,7 +19,7 @@ from .exported import Exported, check_divergence
 from .factors import DEFAULT_METHOD, Factors, Method, build
 from .llama_cpp import GgufType, check_gguf
 from .lora import attach, check_targets, placed
-from .output import RECORD, check_output, is_inside, write_export
+from .output import RECORD, check_output, write_export
 
 
 def export_adapter(
@@ -69,7 +69,7 @@ def export_adapter(
         ValueError: If the output is not empty, the divergence is above `max_kl` or not finite, or
             PEFT, llama.cpp or the prefix has no place for a module.
     """
-    check_output(output)
+    check_output(output, gguf)
     if rank == "auto" and max_kl is None:
         raise ValueError("--rank auto looks for the smallest rank within --max-kl: add it.")
     layers = adapted_layers(model)
@@ -77,7 +77,8 @@ def export_adapter(
         placed(layer.module_name, prefix)
     check_targets((layer.module_name for layer in layers), model.get_base_model())
     if gguf is not None:
-        _check_gguf(model, layers, gguf, output)
+        names = [layer.module_name for layer in layers]
+        check_gguf(names, model.get_base_model().config, _whole(model))
     moments = calibrate(model, calibration, progress=_step(stage, "Calibrating", calibration))
     notes = {"adapter": str(adapter), "rank": rank, "same_rank": same_rank, **(notes or {})}
     if rank == "auto":
@@ -177,14 +178,6 @@ def lowest(high: int, enough: Callable[[int], bool]) -> int:
         else:
             low = middle
     return high
-
-
-def _check_gguf(model: Any, layers: Sequence[AlphaLoraLayer], gguf: Path, output: Path) -> None:
-    names = [layer.module_name for layer in layers]
-    check_gguf(names, model.get_base_model().config, _whole(model))
-    special = gguf.exists() and not gguf.is_file()
-    if special or not (gguf.parent.is_dir() or is_inside(gguf, output)):
-        raise ValueError(f"--gguf {gguf}: name a file in a directory that is there.")
 
 
 def _whole(model: Any) -> list[str]:

@@ -29,6 +29,14 @@ _SPELLINGS = {PLUGIN, "axolotl_alphalora.plugin.plugin.AlphaLoraPlugin"}
 _NEAR = 0.85
 """How like one of our keys another key must be to be a misspelling: no key of the host's is."""
 
+_ALIASES = {
+    "model_config": "overrides_of_model_config",
+    "model_kwargs": "overrides_of_model_kwargs",
+    "model_revision": "revision_of_model",
+    "model_type": "type_of_model",
+}
+"""Other names that the host takes for its keys."""
+
 _PATHS = ("base_model", "lora_model_dir", "resume_from_checkpoint")
 """Keys of the host that may name a directory which the plugin reads."""
 
@@ -116,7 +124,7 @@ schema would take seconds to import."""
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """Read an Axolotl configuration as it is written.
+    """Read an Axolotl configuration as it is written, under the host's own names of its keys.
 
     Raises:
         ValueError: If it cannot be read, is not UTF-8 or not YAML, or holds no keys; names the
@@ -139,6 +147,8 @@ def read_yaml(path: Path) -> dict[str, Any]:
         hint = " Indent with spaces: YAML takes no tabs." if tab else ""
         raise ValueError(f"{path} is not YAML: {error}{hint}") from error
     if isinstance(found, dict):
+        for other in _ALIASES.keys() & found:
+            found[_ALIASES[other]] = found.pop(other)
         return found
     what = "is empty" if found is None else f"holds a {type(found).__name__} and no keys"
     raise ValueError(

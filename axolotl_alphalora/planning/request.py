@@ -11,7 +11,7 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 from .. import __version__
-from ..allocation import AllocationRequest
+from ..allocation import SAMPLED, AllocationRequest
 from ..blocks import Shapes
 from ..hosts.constants import OPTIMIZER
 from .config import AlphaLoraConfigBlock, plain
@@ -237,7 +237,7 @@ def layers(request: PlanRequest, base: BaseModel | None = None) -> Shapes:
     """
     base = base or base_model(request)
     found = base.layers(request.targets.resolve, request.targets.identity)
-    if request.overrides:
+    if request.overrides and request.needs not in SAMPLED:  # measured on the model as it is loaded
         _check_overrides(request, found)
     return found
 
@@ -245,21 +245,25 @@ def layers(request: PlanRequest, base: BaseModel | None = None) -> Shapes:
 def _check_overrides(request: PlanRequest, shapes: Shapes) -> None:
     from ..spectral.definition import skeleton
 
-    model = skeleton(
-        request.base_model,
-        request.revision,
-        request.trust_remote_code,
-        overrides=request.overrides,
-    )
+    where = f"overrides_of_model_config ({', '.join(request.overrides)})"
+    try:
+        model = skeleton(
+            request.base_model,
+            request.revision,
+            request.trust_remote_code,
+            overrides=request.overrides,
+        )
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from error
     try:
         same = request.targets.resolve(model) == shapes
-    except ValueError:
+    except (TypeError, ValueError):
         same = False
     if not same:
         raise ValueError(
-            f"overrides_of_model_config ({', '.join(request.overrides)}) changes the layers that "
-            "get experts, and a plan is made from those of the checkpoint. Remove what changes "
-            "them, or save a model with these settings and name it in `base_model`."
+            f"{where} changes the layers that get experts, and a plan is made from those of the "
+            "checkpoint. Remove what changes them, or save a model with these settings and name "
+            "it in `base_model`."
         )
 
 
@@ -267,26 +271,29 @@ def counted_optimizer(cfg: Mapping[str, Any]) -> str:
     """The optimizer that a memory budget counts.
 
     Raises:
-        ValueError: If adapter weights are not in fp32, which is what is counted, or options of the
-            optimizer may change its state.
+        ValueError: If something is trained that such a budget does not count.
     """
-    if cfg.get("lora_modules_to_save"):
+    missed = uncounted(cfg)
+    if missed is not None:
         raise ValueError(
-            "`alphalora.memory_mib` counts experts and routers, but `lora_modules_to_save` trains "
-            "whole modules beside them. Give `alphalora.total_parameters` instead."
-        )
-    if cfg.get("optim_args"):
-        raise ValueError(
-            "`alphalora.memory_mib` counts an optimizer's state with its defaults, which "
-            "`optim_args` may change. Remove it, or give `alphalora.total_parameters` instead."
-        )
-    if cfg.get("peft_autocast_adapter_dtype") is False:
-        raise ValueError(
-            "`alphalora.memory_mib` counts adapter weights in fp32, but "
-            "`peft_autocast_adapter_dtype: false` keeps them in the base model's dtype. Remove "
-            "that option, or give `alphalora.total_parameters` instead."
+            f"`alphalora.memory_mib` counts {missed}. Remove that option, or give "
+            "`alphalora.total_parameters` instead."
         )
     return str(cfg.get("optimizer") or OPTIMIZER)
+
+
+def uncounted(cfg: Mapping[str, Any]) -> str | None:
+    """What a memory budget counts, and which option adds to that; None if none does."""
+    if cfg.get("lora_modules_to_save"):
+        return "experts and routers, but `lora_modules_to_save` trains whole modules beside them"
+    if cfg.get("optim_args"):
+        return "an optimizer's state with its defaults, which `optim_args` may change"
+    if cfg.get("peft_autocast_adapter_dtype") is False:
+        return (
+            "adapter weights in fp32, but `peft_autocast_adapter_dtype: false` keeps them in the "
+            "base model's dtype"
+        )
+    return None
 
 
 def in_yaml(value: object) -> str:

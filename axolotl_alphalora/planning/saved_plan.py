@@ -7,8 +7,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from ..allocation import Plan
+from ..allocation.optimizers import RULES
 from .config import MIXTURE
-from .request import PlanRequest, counted_optimizer, in_yaml, layers
+from .request import PlanRequest, counted_optimizer, in_yaml, layers, uncounted
 
 
 def check_plan(plan: Plan, request: PlanRequest) -> None:
@@ -57,13 +58,15 @@ def check_optimizer(plan: Plan, cfg: Mapping[str, Any]) -> None:
     counted = plan.budget["optimizer"]
     if counted is None:
         return
-    try:
+    missed = uncounted(cfg)
+    if missed is None:
         found = counted_optimizer(cfg)
-    except ValueError as error:
-        raise ValueError(f"the plan has a budget in memory: {error}") from error
-    if found != counted:
-        raise ValueError(
-            f"the plan's budget in memory counts the state of `optimizer: {counted}`, but the YAML "
-            f"says {found}: make a new plan, or take the numbers alone with `allocation: "
-            "{strategy: counts, experts: PLAN}`"
-        )
+        if RULES.get(found, found) == RULES.get(counted, counted):  # as much for each matrix
+            return
+        missed = f"the state of `optimizer: {counted}`, but this run's is {found}"
+    spend = ", spend: rank" if plan.spend == "rank" else ""
+    raise ValueError(
+        f"the plan's budget in memory counts {missed}. Take `plan` out and make a new one, or "
+        f"take its numbers alone: `alphalora: {{allocation: {{strategy: counts, experts: PLAN}}"
+        f"{spend}}}`"
+    )

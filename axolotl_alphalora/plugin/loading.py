@@ -164,9 +164,10 @@ def check_frozen(cfg: Any, allocation: Allocation) -> None:
     parts = set(host.frozen_parts)
     for name, count in (allocation.counts or {}).items():
         if count and not parts.isdisjoint(name.split(".")):
+            out = "leave such layers out with `lora_exclude_modules`, or "
             raise ValueError(
-                f"`freeze_mm_modules` would freeze the experts of {name}: leave such layers out "
-                "with `lora_exclude_modules`, or remove the option."
+                f"`freeze_mm_modules` would freeze the experts of {name}: "
+                f"{'' if allocation.saved else out}remove the option."
             )
 
 

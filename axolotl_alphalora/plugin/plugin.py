@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +25,7 @@ class AlphaLoraPlugin(BasePlugin):
         super().__init__()
         self._allocation: Allocation | None = None
         self._config: Any = None
+        self._weights: Mapping[str, Any] = {}
 
     def register(self, cfg: Any) -> None:
         """Refuse, before the host's validators, what they would give their adapters' advice on."""
@@ -66,6 +68,7 @@ class AlphaLoraPlugin(BasePlugin):
         """Wrap the model; with `config_only` (DPO and its kin) the trainer does that."""
         if cfg.adapter != ADAPTER:
             return None
+        from .experts import weights
         from .loading import adapt, adapter_config
 
         assert self._allocation is not None
@@ -73,6 +76,7 @@ class AlphaLoraPlugin(BasePlugin):
             self._config = adapter_config(cfg, self._allocation, model)
             return None, self._config
         adapted, self._config = adapt(cfg, self._allocation, model)
+        self._weights = weights(adapted)
         # For GDPO the host would have TRL wrap the wrapped model a second time.
         return adapted, None if cfg.rl == "gdpo" else self._config
 
@@ -82,16 +86,14 @@ class AlphaLoraPlugin(BasePlugin):
             return []
         from ..adapter import find_balancer
         from ..trainer import AlphaLoraCallback
+        from .experts import check_trained, keep_fp32, warn_of_dropout
         from .training import (
-            check_trained,
             describe_in_cards,
-            keep_fp32,
             keep_settings,
             lr_ratios,
             save_settings,
             save_whole,
             scale_learning_rates,
-            warn_of_dropout,
         )
         from .verbs import warn_when_evaluated
 
@@ -100,7 +102,8 @@ class AlphaLoraPlugin(BasePlugin):
             return []
         check_trained(model)
         if cfg.peft_autocast_adapter_dtype is not False:
-            keep_fp32(model)
+            keep_fp32(model, self._weights)
+        self._weights = {}
         warn_of_dropout(trainer, cfg.lora_dropout)
         describe_in_cards(trainer)
         save_settings(trainer)

@@ -74,8 +74,8 @@ def read_saved(key: str, source: str) -> dict[str, Any]:
             hint = "If a run was killed while it saved, delete the directory."
             if find_flaw(Path(source)) is None:
                 hint = (
-                    f"Its weights are in an engine's shards: copy the {ADAPTER_CONFIG} of the run "
-                    "that saved them into it."
+                    f"Copy the {ADAPTER_CONFIG} of the run that saved it into it, if that was one "
+                    "with `adapter: alphalora`; else name another directory."
                 )
         raise ValueError(f"{where} has no readable {ADAPTER_CONFIG}. {hint}")
     if config.get("peft_type") != METHOD:

@@ -19,7 +19,6 @@ from typing import TYPE_CHECKING, Any
 from ..files import ADAPTER_CARD, ADAPTER_CONFIG, ADAPTER_WEIGHTS, write_whole
 from ..hosts.constants import SCHEDULER_FILE
 from ..report.markdown import experts_section
-from . import host
 
 if TYPE_CHECKING:
     import torch
@@ -211,9 +210,9 @@ def save_whole(model: Any) -> None:
 
 
 def save_settings(trainer: Trainer) -> None:
-    """Have every checkpoint hold the adapter's settings, also one that an engine saves in shards.
+    """Have every checkpoint hold the adapter's settings, also one that FSDP saves in shards.
 
-    FSDP and ZeRO-3 may leave the weights to their own files, and then nothing writes the settings,
+    With sharded states the weights are in FSDP's own files, and then nothing writes the settings,
     which a run reads before it resumes.
 
     Args:
@@ -251,54 +250,6 @@ def keep_settings(config: Any, folder: Path) -> None:
             save(save_directory, **kwargs)
 
     config.save_pretrained = save_pretrained
-
-
-def check_trained(model: nn.Module) -> None:
-    """Check that no expert was frozen after it was added.
-
-    Args:
-        model: The adapted model, as its trainer gets it.
-
-    Raises:
-        ValueError: If the experts or the router of a layer do not train; names the first.
-    """
-    from ..adapter import AlphaLoraLayer
-
-    frozen = [
-        name
-        for name, layer in model.named_modules()
-        if isinstance(layer, AlphaLoraLayer)
-        and any(
-            not parameter.requires_grad
-            for key, parameter in layer.named_parameters()
-            if key.startswith("alphalora_") and key.endswith(".default")
-        )
-    ]
-    if frozen:
-        raise ValueError(
-            f"The experts of {len(frozen)} layers are frozen, {frozen[0]} among them, so that they "
-            "would learn nothing: another option or plugin of the YAML freezes parameters after "
-            "experts are added. Remove it, or leave these layers out (`lora_exclude_modules`)."
-        )
-
-
-def keep_fp32(model: nn.Module) -> None:
-    """Put the adapter's weights back to fp32, which TRL casts to bf16 on a quantised base."""
-    import torch
-
-    for parameter in model.parameters():
-        if parameter.requires_grad and parameter.dtype in (torch.bfloat16, torch.float16):
-            parameter.data = parameter.data.float()
-
-
-def warn_of_dropout(trainer: Any, dropout: float | None) -> None:
-    """Say that a trainer switches dropout off, as those of TRL do for preferences and rewards."""
-    if dropout and getattr(trainer.args, "disable_dropout", False):
-        host.get_logger(__name__).warning(
-            "AlphaLoRA: `lora_dropout: %s` does nothing: %s switches all dropout off.",
-            dropout,
-            type(trainer).__name__,
-        )
 
 
 _START, _END = "<!-- axolotl-alphalora -->", "<!-- /axolotl-alphalora -->"

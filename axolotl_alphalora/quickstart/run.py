@@ -89,9 +89,7 @@ def run_quickstart(
         with locked(directory, console) as lock:
             found = Quickstart(directory, lock, console).run(model, steps)
             if json_path:
-                target = json_path.expanduser().resolve()
-                target.parent.mkdir(parents=True, exist_ok=True)
-                _write_json(target, found)
+                _write_json(json_path.expanduser(), found)
     except KeyboardInterrupt:
         print_as_is("\nInterrupted. Run the same command again to continue.", console)
         raise SystemExit(INTERRUPTED) from None

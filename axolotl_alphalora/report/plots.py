@@ -194,7 +194,6 @@ def _save(figure: Figure, path: Path, page: Page) -> None:
         content = page.html(_render(figure, "svg").decode())
     else:
         content = _render(figure, suffix.removeprefix("."))
-    path.parent.mkdir(parents=True, exist_ok=True)
     write_whole(path, content)
 
 

@@ -130,7 +130,6 @@ class Cache:
         if path is None or not self._writable:
             return
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
             write_whole(path, _FORMAT + hashlib.sha256(body).digest() + body, sync=False)
         except OSError as error:
             with self._lock:

@@ -78,11 +78,15 @@ def skeleton(
         overrides: Settings that the config is to have in place of its own.
 
     Raises:
-        ValueError: If the config cannot be read, or transformers has no such class for it.
+        ValueError: If the config cannot be read, does not take an override, or transformers has no
+            such class for it.
     """
     config = load_config(model, revision, trust_remote_code, gguf_file)
     for key, value in (overrides or {}).items():
-        setattr(config, key, value)
+        try:
+            setattr(config, key, value)
+        except Exception as error:  # what the checks of a config raise is no ValueError
+            raise ValueError(f"{key}: {value!r}: {error}") from error
     # Quantised or not, the linear layers have the same names.
     if hasattr(config, "quantization_config"):
         del config.quantization_config

@@ -78,6 +78,19 @@ def test_a_loss_of_each_row_tells_no_scale(batch):
     assert_same(halved, {name: value / 2 for name, value in whole.items()})
 
 
+def test_a_loss_of_one_row_tells_its_scale(batch):
+    call = {"input_ids": batch["input_ids"][:1], "labels": batch["input_ids"][:1]}
+    found = []
+    for parts in (1, 4):
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            got = balance_alone(
+                Wrapped(rows=True), lambda one, n=parts: (one(**call).loss / n).sum().backward()
+            )
+        found.append({name: value * parts for name, value in got.items()})
+    assert_same(*found)
+
+
 SPANS = {"start_positions": torch.tensor([1, 2, 3]), "end_positions": torch.tensor([4, 5, 6])}
 
 

@@ -88,6 +88,7 @@ def test_a_mapping_needs_no_target_modules_and_zero_leaves_a_module_alone(tiny_l
         ({"target_modules": "all-linear", "layers_to_transform": [1]}, 7),
         ({"target_modules": "all-linear", "layers_to_transform": 0}, 7),
         ({"layers_to_transform": 0, "layers_pattern": "layers"}, 2),
+        ({"target_modules": ["q_proj", "lm_head"], "layers_to_transform": [1]}, 2),
         ({"target_modules": ["q_proj", "lm_head"], "modules_to_save": ["lm_head"]}, 2),
     ],
 )

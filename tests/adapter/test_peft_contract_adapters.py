@@ -19,6 +19,7 @@ from peft.utils.hotswap import hotswap_adapter, prepare_model_for_compiled_hotsw
 from torchao.quantization import Int8WeightOnlyConfig, quantize_
 
 from axolotl_alphalora.adapter import AlphaLoraConfig
+from axolotl_alphalora.adapter.model import AlphaLoraModel
 from helpers.hosts import needs_add_adapter_of_transformers
 from helpers.kinds import (
     X,
@@ -126,6 +127,14 @@ def test_a_name_by_which_adapters_cannot_be_told_apart_is_refused_beside_another
     with pytest.raises(ValueError, match=f"beside another cannot be called '{name}'"):
         model.add_adapter(name, config("linear"))
     assert list(model.peft_config) == ["default"]
+    shared = fresh("linear")  # a model of transformers keeps its adapters' settings in such a place
+    shared.peft_config = {"default": config("linear")}
+    with (
+        pytest.warns(UserWarning, match="Already found"),
+        pytest.raises(ValueError, match=f"beside another cannot be called '{name}'"),
+    ):
+        AlphaLoraModel(shared, config("linear"), name)
+    assert list(shared.peft_config) == ["default"]
     alone = get_peft_model(fresh("linear"), config("linear"), name)
     alone.save_pretrained(tmp_path)
     before = outputs(alone)

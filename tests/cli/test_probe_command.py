@@ -244,11 +244,18 @@ def test_a_server_that_is_not_there_is_an_error(run, places):
 
 
 WRONG = {
-    "a server to write": (["http://x", "--write"], "for a directory, not for a server"),
+    "a server to write": (
+        ["http://x", "--write", "--data", __file__],
+        "for a directory, not for a server",
+    ),
     "a server without a probe": (["http://x"], "--probe DIR/probe.json"),
     "a directory's name of a model": (["here", "--model", "m"], "this is a directory"),
     "a server without http": (["localhost:8000", "--model", "m"], "begins with http://"),
     "write without rows": (["here", "--write"], "--write and --data belong together"),
+    "rows without write, and their number": (
+        ["here", "--data", __file__, "--samples", "9"],
+        "--write and --data belong together",
+    ),
     "rows without write": (
         ["here", "--samples", "9", "--seed", "1", "--sequence-len", "5"],
         "--samples, --seed, --sequence-len: for the rows of --write",

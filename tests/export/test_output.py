@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from transformers import DeepseekV3Config, DeepseekV3ForCausalLM, LlamaForCausalLM
 
 from axolotl_alphalora.evaluation import load_adapted
-from axolotl_alphalora.export import export_adapter
+from axolotl_alphalora.export import check_output, export_adapter
 from axolotl_alphalora.export.lora import check_targets
 from helpers.balancing import adapted
 from helpers.exporting import exported
@@ -22,6 +22,12 @@ def test_a_full_directory_is_refused(saved, tmp_path):
     (tmp_path / "mine").write_text("mine")
     with pytest.raises(ValueError, match="is not empty"):
         exported(saved, tmp_path)
+
+
+@pytest.mark.parametrize("place", ["lora", "/dev/null", "new/lora.gguf"])
+def test_a_file_for_llama_cpp_without_a_place_is_refused_before_any_work(tmp_path, place):
+    with pytest.raises(ValueError, match=f"--gguf .*{place}.*: name (one|a file in a directory)"):
+        check_output(tmp_path / "lora", tmp_path / place)
 
 
 @pytest.mark.parametrize("place", ["new", "empty", "linked", "."])

@@ -102,14 +102,19 @@ def test_a_saved_plan_of_another_shape_is_refused_with_every_difference():
 def test_a_saved_plan_of_a_budget_in_memory_is_for_its_optimizer(tmp_path):
     plan = planned("uniform", budget={"memory_mib": 1.0}, optimizer="adamw_8bit")
     check_optimizer(plan, {"optimizer": "adamw_8bit"})
+    check_optimizer(plan, {"optimizer": "paged_adamw_8bit"})  # whose state is as large
     check_optimizer(planned("uniform"), {"optimizer": "ademamix", "optim_args": "x=1"})
     for keys, message in (
-        ({"optimizer": "ademamix"}, "state of `optimizer: adamw_8bit`, but the YAML says ademamix"),
-        ({}, "but the YAML says adamw_torch_fused"),
-        ({"optimizer": "adamw_8bit", "optim_args": "x=1"}, "budget in memory: .*`optim_args`"),
+        ({"optimizer": "ademamix"}, "state of `optimizer: adamw_8bit`, but this run's is ademamix"),
+        ({}, "but this run's is adamw_torch_fused"),
+        ({"optimizer": "adamw_8bit", "optim_args": "x=1"}, "which `optim_args` may change. Take"),
+        ({"lora_modules_to_save": ["lm_head"]}, "beside them. Take .*experts: PLAN}}`"),
     ):
         with pytest.raises(ValueError, match=message):
             check_optimizer(plan, keys)
+    ranks = planned("uniform", budget={"memory_mib": 1.0}, optimizer="adamw_8bit", spend="rank")
+    with pytest.raises(ValueError, match="experts: PLAN}, spend: rank}`"):
+        check_optimizer(ranks, {})
     plan.save(tmp_path / "plan.json")
     config = tmp_path / "config.yml"
     block = f"alphalora: {{plan: {tmp_path}/plan.json}}"

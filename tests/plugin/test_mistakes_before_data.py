@@ -91,6 +91,14 @@ def test_what_is_there_may_be_excluded(tiny_llama, excluded):
             {"overrides_of_model_config": {"intermediate_size": 48}},
             ["overrides_of_model_config (intermediate_size) changes the layers"],
         ),
+        (
+            {"overrides_of_model_config": {"rms_norm_eps": "1e-5"}},
+            ["overrides_of_model_config (rms_norm_eps): rms_norm_eps: '1e-5': "],
+        ),
+        (
+            {"overrides_of_model_config": {"rope_scaling": {"type": "linear", "factor": 2.0}}},
+            ["overrides_of_model_config (rope_scaling): "],
+        ),
     ],
     ids=str,
 )

@@ -1,24 +1,18 @@
 """An adapter's files are put in place only when all of them are written."""
 
 import json
-import logging
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
-import torch
 from peft import PeftModel
 from transformers import Trainer, TrainingArguments
 
 from axolotl_alphalora import AlphaLoraConfig
 from axolotl_alphalora.plugin.saved import read_saved
 from axolotl_alphalora.plugin.training import (
-    check_trained,
-    keep_fp32,
     keep_settings,
     save_settings,
     save_whole,
-    warn_of_dropout,
 )
 from helpers.balancing import adapted
 
@@ -113,40 +107,8 @@ def test_a_sharded_checkpoint_has_the_settings(tiny_llama, tmp_path, monkeypatch
     earlier = tmp_path / "checkpoint-0"
     earlier.mkdir()
     (earlier / "trainer_state.json").write_text("{}")
-    with pytest.raises(ValueError, match=f"in an engine's shards: copy the {CONFIG} of the run"):
+    with pytest.raises(ValueError, match=f"Copy the {CONFIG} of the run that saved it"):
         read_saved("resume_from_checkpoint", str(earlier))
     monkeypatch.setattr(TrainingArguments, "should_save", False)
     trainer.save_model(str(tmp_path / "checkpoint-2"), _internal_call=True)
     assert not files(tmp_path / "checkpoint-2"), "another process writes them"
-
-
-def test_frozen_experts_are_an_error(tiny_llama):
-    model = adapted(tiny_llama)
-    model.add_adapter("ref", model.peft_config["default"])  # TRL's reference is frozen
-    check_trained(model)
-    name = "model.layers.1.self_attn.v_proj"
-    router = model.get_base_model().get_submodule(name).alphalora_router["default"]
-    router.requires_grad_(False)
-    with pytest.raises(ValueError, match=f"of 1 layers are frozen, .*{name} among them"):
-        check_trained(model)
-
-
-def test_what_trl_casts_is_put_back_to_fp32(tiny_llama):
-    model = adapted(tiny_llama.to(torch.bfloat16))
-    trained = [p for p in model.parameters() if p.requires_grad]
-    for parameter in trained:
-        parameter.data = parameter.data.to(torch.bfloat16)
-    keep_fp32(model)
-    assert {p.dtype for p in trained} == {torch.float32}
-    assert model.get_input_embeddings().weight.dtype == torch.bfloat16
-
-
-@pytest.mark.parametrize(
-    ("dropout", "disabled", "said"), [(0.05, True, 1), (0.0, True, 0), (0.05, False, 0)]
-)
-def test_dropout_that_a_trainer_switches_off_is_said(dropout, disabled, said, monkeypatch, caplog):
-    monkeypatch.setattr("axolotl.utils.logging.get_logger", logging.getLogger)
-    args = SimpleNamespace(disable_dropout=disabled)
-    warn_of_dropout(SimpleNamespace(args=args), dropout)
-    warn_of_dropout(SimpleNamespace(args=SimpleNamespace()), dropout)  # of transformers
-    assert caplog.text.count("`lora_dropout: 0.05` does nothing") == said

@@ -118,6 +118,18 @@ def test_an_interrupt_ends_with_130_and_leaves_no_lock(tmp_path, console, monkey
     assert "Run the same command again to continue" in printed(console)
 
 
+def test_the_summary_may_go_to_a_pipe(tmp_path, console, monkeypatch):
+    monkeypatch.setattr(quickstart_run.Quickstart, "run", lambda *_: {"answer": 42})
+    reading, writing = os.pipe()
+    try:
+        path = Path(f"/dev/fd/{writing}")
+        run_quickstart(directory=tmp_path, json_path=path, console=console)
+        assert json.loads(os.read(reading, 999)) == {"answer": 42}
+    finally:
+        os.close(reading)
+        os.close(writing)
+
+
 def test_no_steps_are_refused(tmp_path, console):
     with pytest.raises(QuickstartError, match="--steps 0"):
         run_quickstart(directory=tmp_path / "new", steps=0, console=console)
