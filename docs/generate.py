@@ -44,7 +44,7 @@ lora_r: 8                       # rank of one expert
 lora_alpha: 16                  # experts are scaled with lora_alpha / lora_r
 lora_dropout: 0.05
 lora_target_linear: true        # or lora_target_modules
-alphalora:                      # every key is optional, and these are the defaults"""
+alphalora:                      # write only what you change; these are the defaults"""
 BUDGETS = ("total_experts", "total_parameters", "memory_mib")
 
 

@@ -21,8 +21,9 @@ import click
 import yaml
 
 from ..files import ADAPTER_CONFIG, expanded, read_adapter_config
+from ..hosts.constants import OUTPUT_DIR
 from ..planning.keys import read_yaml
-from ..plugin.host import OUTPUT_DIR, REQUIREMENT
+from ..plugin.host import REQUIREMENT
 from .options import FilePath, errors_in_words
 
 

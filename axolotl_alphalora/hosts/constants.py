@@ -46,6 +46,9 @@ LORA_ALPHA = 8
 OPTIMIZER = "adamw_torch_fused"
 """Axolotl: the optimizer of a YAML that names none."""
 
+OUTPUT_DIR = "./model-out"
+"""Axolotl: where a run's output goes if the YAML does not say."""
+
 SCHEDULER_FILE = "scheduler.pt"
 """transformers: what a checkpoint keeps of the learning rates."""
 

@@ -14,7 +14,7 @@ import yaml
 from ..allocation import Plan
 from ..blocks import group_by_block
 from ..files import KEY_PREFIX
-from ..hosts.constants import LORA_ALPHA
+from ..hosts.constants import LORA_ALPHA, OUTPUT_DIR
 from ..mixture import Mixture
 from .config import ADAPTER, plain
 from .keys import PLUGIN
@@ -211,7 +211,10 @@ def _run(config: dict[str, Any]) -> dict[str, Any]:
             kept |= {"plugins": others} if others else {}
         elif key not in dropped:
             kept[key] = value
-    return kept | {"adapter": "qlora" if config.get("load_in_4bit") else "lora"}
+    kept["adapter"] = "qlora" if config.get("load_in_4bit") else "lora"
+    # The run of the YAML must not lose its adapter, nor have this one resume from its checkpoints.
+    kept["output_dir"] = f"{str(config.get('output_dir') or OUTPUT_DIR).rstrip('/')}-lora"
+    return kept
 
 
 def comment(plan: Plan, source: Source, for_host: bool = True) -> list[str]:
@@ -265,8 +268,8 @@ def comment(plan: Plan, source: Source, for_host: bool = True) -> list[str]:
             f"The plan's experts start from the LoRA in {start} (alphalora.init_from); this LoRA "
             "starts anew."
         )
-    if for_host and config.get("output_dir"):
-        lines.append(f"output_dir is still {config['output_dir']}: name another one.")
+    if for_host and config.get("hub_model_id"):
+        lines.append(f"hub_model_id is still {config['hub_model_id']}: name another one.")
     if source.path is None:
         lines.append(
             "To be completed: base_model, adapter: lora, lora_alpha, datasets."

@@ -16,11 +16,12 @@ from typing import TYPE_CHECKING, Any, Self
 from pydantic import BaseModel, Field, ModelWrapValidatorHandler, model_validator
 
 from ..allocation import SAMPLED
+from ..hosts.constants import OUTPUT_DIR
 from ..planning import ADAPTER, AlphaLoraConfigBlock, plan_request
 from ..planning.keys import as_written, check_adapter, check_spelling
 from . import host, quantization, refusals
 from .checkpoints import trained_adapter
-from .host import OUTPUT_DIR, running_verb
+from .host import running_verb
 from .options import where_trl_wraps
 from .quantised_base import check_checkpoint
 from .training import lr_ratios

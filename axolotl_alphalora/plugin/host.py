@@ -58,9 +58,6 @@ _HOMES: Mapping[str, str] = {
 }
 """Our name to its module there; after a colon its name there, if another, or none: the module."""
 
-OUTPUT_DIR = "./model-out"
-"""Copied: where a run's output goes if the YAML does not say."""
-
 PREPARED_IN = "last_run_prepared"
 """Copied: where the host keeps prepared data if `dataset_prepared_path` does not say."""
 

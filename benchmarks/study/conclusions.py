@@ -94,18 +94,24 @@ def answer(done: Done) -> str:
 
 def short(done: Done) -> str:
     """The main comparisons, for the README."""
-    found = Verdicts(main(done), done)
-    said = {**found.lines(FIRST), FURTHER: list(_elsewhere(done, PRIMARY[:1]))}
+    found = Verdicts(main(done), done, brief=True)
+    said = {**found.lines(FIRST), FURTHER: list(_elsewhere(done, PRIMARY[:1], brief=True))}
     lines = [f"**{what}.** {' '.join(sentences)}" for what, sentences in said.items() if sentences]
     nothing = _nothing([*_complete(found), *found.alone.values()]).strip()
-    return "\n".join(f"- {line}" for line in [nothing, *lines] if line)
+    terms = (
+        "Held-out loss, the first against the second (minus: the first is better), 95 % "
+        f"intervals; {_where(found.setting)}, {len(SEEDS)} seeds unless said. *Undecided*: neither "
+        "a difference nor a tie within 0.5 % is shown; *needed*: seeds to find 0.5 %. `xmin_peak` "
+        "and `hill` measure alpha. In full: [the study](docs/study.md)."
+    )
+    return "\n".join(f"- {line}" for line in [nothing, terms, *lines] if line)
 
 
-def _elsewhere(done: Done, pairs: Sequence[Pair]) -> Iterator[str]:
+def _elsewhere(done: Done, pairs: Sequence[Pair], brief: bool = False) -> Iterator[str]:
     """What was found of some pairs on other data, more rows and other bases."""
     before: list[str] = []
     for setting in _others(done):
-        found, where = Verdicts(setting, done), _apart(setting, main(done))
+        found, where = Verdicts(setting, done, brief), _apart(setting, main(done))
         known = [pair for pair in pairs if pair in found.pairs]
         named = [found.named(pair) for pair in known]
         if len(known) == 1 and named == before:
@@ -233,8 +239,11 @@ def defaults(done: Done) -> str:
 def findings(done: Done) -> dict[str, Any]:
     """What `alphalora plan` says of the study, see `axolotl_alphalora.report.evidence`."""
     setting = main(done)
-    where = f"{TITLES[setting.base]}, {setting.rows} rows of {setting.data}"
-    return {"where": where, "plans": Verdicts(setting, done).findings()}
+    return {"where": _where(setting), "plans": Verdicts(setting, done).findings()}
+
+
+def _where(setting: Setting) -> str:
+    return f"{TITLES[setting.base]}, {setting.rows} rows of {setting.data}"
 
 
 def write_findings(path: Path = results.RESULTS, file: Path = FINDINGS) -> None:

@@ -11,13 +11,18 @@ FINER = 0.002
 """The least part of a loss by which rates between those that were tried are worth a word."""
 
 
-def told(one: Comparison | None, fresh: Comparison | None = None) -> str:
-    """Its verdict and figures, and what fresh seeds say of it."""
+def told(one: Comparison | None, fresh: Comparison | None = None, brief: bool = False) -> str:
+    """Its verdict and figures, and what fresh seeds say of it.
+
+    Unless it is to be brief, also what other rates or weights of the tasks might make of it.
+    """
     if one is None:
         return "not run yet"
     if not one.complete:
         return _seeds(one)
-    shown = [_judged(one), more(one), _finer(one), _tasks(one)]
+    shown = [_judged(one), more(one)]
+    if not brief:
+        shown += [_finer(one), _tasks(one)]
     if fresh is not None and fresh.complete:
         shown.append(f"by {fresh.wanted} fresh seeds {_judged(fresh)}")
     return "; ".join(filter(None, shown))

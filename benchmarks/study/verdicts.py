@@ -31,7 +31,7 @@ FIXED = ("fixed-router", MIXTURE)
 ASKED: dict[str, Sequence[Pair]] = {
     "Shape": [PRIMARY[0], (CUT_MIXTURE, LORA), (CUT_MIXTURE, "lora-equal-seg4")],
     "Allocation": [DEFAULT, PRIMARY[1], CONTROL, (DEFAULT[0], LORA), (PLAN, LORA)],
-    "Routing": [FIXED],
+    "Routing": [FIXED, ("shared-router", MIXTURE), ("unbalanced", MIXTURE)],
 }
 """Question to the comparisons that a user asks for first."""
 FIRST = (PRIMARY[0], DEFAULT, CONTROL, FIXED)
@@ -50,6 +50,8 @@ WORDS = {
     "sensitivity": "numbers by sensitivity",
     "eva": "numbers by EVA",
     FIXED[0]: "routers that stay as they were drawn",
+    "shared-router": "one router for all layers of a width",
+    "unbalanced": "no load-balancing loss",
 }
 """What methods are called in sentences; the others by their names."""
 DEFAULTS: dict[str, Sequence[Pair]] = {
@@ -70,14 +72,15 @@ Done = Mapping[str, Line]
 class Verdicts:
     """What was found in one setting, in words."""
 
-    def __init__(self, setting: Setting, done: Done) -> None:
+    def __init__(self, setting: Setting, done: Done, brief: bool = False) -> None:
         """Compare.
 
         Args:
             setting: Where.
             done: Key of a cell to its line.
+            brief: Whether sentences leave out what no verdict goes by.
         """
-        self.setting, self.done = setting, done
+        self.setting, self.done, self.brief = setting, done, brief
         found = [one for own in tables(setting, done).values() for one in own.values()]
         self.pairs = _by_pair(one for table in found for one in table)
         self.alone = _by_pair(again(setting, done).get(ALONE, ()))
@@ -108,7 +111,7 @@ class Verdicts:
 
     def told(self, pair: Pair) -> str:
         """The verdict on a pair, its figures and what fresh seeds say."""
-        return phrases.told(self.pairs.get(pair), self.alone.get(pair))
+        return phrases.told(self.pairs.get(pair), self.alone.get(pair), self.brief)
 
     def defaults(self) -> Iterator[tuple[str, str, str]]:
         """A default, what it was compared with, and whether the study says to change it."""

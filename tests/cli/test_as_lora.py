@@ -266,8 +266,10 @@ def test_4bit_becomes_qlora_and_other_plugins_stay(made):
 
 
 def test_what_differs_is_said(made, tmp_path, model, run):
-    _, text = made(output_dir="./out", peft_use_rslora=True)
-    assert "# output_dir is still ./out: name another one." in text
+    _, text = made(output_dir="./out/", peft_use_rslora=True, hub_model_id="me/mine")
+    assert yaml.safe_load(text)["output_dir"] == "./out-lora", "what the YAML's run wrote stays"
+    assert "# hub_model_id is still me/mine: name another one." in text
+    assert yaml.safe_load(made(output_dir=None)[1])["output_dir"] == "./model-out-lora"
     assert "sqrt(N)" in text
     path = tmp_path / "config.yml"
     (tmp_path / "adapter_config.json").write_text("{}")

@@ -59,7 +59,7 @@ ELSEWHERE = {
     "alphalora export outputs/alphalora --output lora --data config.yml": (
         "tests/plugin/test_export.py::test_the_run_s_own_rows_calibrate_and_measure"
     ),
-    "alphalora export outputs/alphalora --output lora --data rows.jsonl --rank 16 --same-rank "
+    "alphalora export outputs/alphalora --output lora-16 --data rows.jsonl --rank 16 --same-rank "
     "--max-kl 0.05": (
         "tests/plugin/test_export.py::test_a_price_above_the_limit_is_an_error_and_leaves_nothing"
     ),
@@ -88,8 +88,13 @@ ELSEWHERE = {
     "alphalora strategies width": (
         "tests/allocation/test_installed_package.py::test_the_strategy_is_listed_with_its_options"
     ),
-    "torchrun --nproc-per-node=4 -m benchmarks.ranks --engine fsdp2": (
-        "tests/scale/test_gpus.py::test_two_gpus_train_like_one"
+    **dict.fromkeys(
+        (
+            "torchrun --nproc-per-node=4 -m benchmarks.ranks --engine fsdp2 --model 1b",
+            "CUDA_VISIBLE_DEVICES=0 python -m benchmarks.ranks --engine ddp --accumulation 4 "
+            "--model 1b",
+        ),
+        "tests/scale/test_gpus.py::test_two_gpus_train_like_one",
     ),
     **dict.fromkeys(
         (

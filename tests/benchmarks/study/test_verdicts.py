@@ -170,7 +170,10 @@ def test_the_answer_has_a_line_for_each_question_and_names_what_was_run(done):
     assert "Not run yet." in routing and "Not run yet." in other
     assert "adds to the losses on other sets, in nats: bbh +0.00, text +0.00." in forgotten
     assert "against the LoRA: bbh +0.00 (+0.00 to +0.00), text +0.00 (" in forgotten
-    assert [line[:10] for line in conclusions.short(done).splitlines()] == ["- **Shape."]
+    assert [line[:10] for line in conclusions.short(done).splitlines()] == [
+        "- Held-out",
+        "- **Shape.",
+    ]
     scatter(done, "alphalora-hill-opposite", 1.07, *CLOSE)
     scatter(done, "uniform-seg4", 0.97, *CLOSE)
     scatter(done, "lora-equal-seg4", 1.0, *CLOSE)

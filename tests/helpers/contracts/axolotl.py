@@ -155,13 +155,6 @@ def has_printed_banner():
 
 
 @checks("axolotl")
-def OUTPUT_DIR():
-    from axolotl.utils.schemas.config import AxolotlInputConfig
-
-    assert AxolotlInputConfig.model_fields["output_dir"].default == host.OUTPUT_DIR
-
-
-@checks("axolotl")
 def PREPARED_IN():
     from axolotl.common.const import DEFAULT_DATASET_PREPARED_PATH
 

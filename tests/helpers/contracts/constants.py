@@ -92,6 +92,13 @@ def OPTIMIZER():
 
 
 @checks("constants")
+def OUTPUT_DIR():
+    from axolotl.utils.schemas.config import AxolotlInputConfig
+
+    assert AxolotlInputConfig.model_fields["output_dir"].default == constants.OUTPUT_DIR
+
+
+@checks("constants")
 def SCHEDULER_FILE():
     from transformers.trainer import SCHEDULER_NAME
 
