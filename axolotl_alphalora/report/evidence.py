@@ -34,9 +34,10 @@ def read_study() -> dict[str, Any]:
         `where`, in words, and `plans`: for each its `strategy`, the `options` that make it that
         plan, its `segments`, what it is `named` in a sentence, and `against`, a key of `PLAINER`
         to the comparison with that: `verdict`, `difference`, `low` and `high` of held-out loss as
-        a part (negative where the plan is better), `more`, the trained parameters that the plan
-        has beyond the other's, as a part of them, and `seeds`. Comparisons with too few seeds are
-        left out.
+        a part (negative where the plan is better), `p` after correction, `seeds`, `more`, the
+        trained parameters that the plan has beyond the other's, as a part of them, and, where it
+        was made again with fresh seeds, the same figures of those, `fresh`. Comparisons with too
+        few seeds are left out.
     """
     text = files(__package__).joinpath("study.json").read_text(encoding="utf-8")
     return json.loads(text)
@@ -76,12 +77,20 @@ def _likeness(row: Mapping[str, Any], plan: Plan) -> tuple[bool, bool]:
 
 
 def _figures(found: Mapping[str, Any]) -> str:
-    names = ("difference", "low", "high", "more")
-    difference, low, high, more = (100 * found[name] for name in names)
-    trained = ""
+    more = 100 * found["more"]
+    said = f"the plan's loss {_difference(found)}"
+    if found["low"] * found["high"] > 0 and "p" in found:
+        said += f", p {found['p']:.3f} after correction"
+    if "fresh" in found:
+        said += f"; with fresh seeds {_difference(found['fresh'])}"
     if abs(more) >= 2:
-        trained = f", with {abs(more):.0f} % {'more' if more > 0 else 'fewer'} parameters"
+        said += f"; {abs(more):.0f} % {'more' if more > 0 else 'fewer'} parameters"
+    return said
+
+
+def _difference(found: Mapping[str, Any]) -> str:
+    difference, low, high = (100 * found[name] for name in ("difference", "low", "high"))
     return (
-        f"the plan's loss {abs(difference):.2f} % {'lower' if difference < 0 else 'higher'}, 95 %: "
-        f"{low:+.2f} to {high:+.2f} %, {found['seeds']} seeds{trained}"
+        f"{abs(difference):.2f} % {'lower' if difference < 0 else 'higher'}, 95 %: {low:+.2f} to "
+        f"{high:+.2f} %, {found['seeds']} seeds"
     )

@@ -183,13 +183,15 @@ class Comparison:
         return str(found) if found else "over 100"
 
     @property
-    def chance(self) -> str:
-        """How often these seeds would find a true difference of `MINIMUM` in its family."""
+    def chance(self) -> float | None:
+        """How often these seeds would find a true difference of `MINIMUM` in its family.
+
+        None without all seeds.
+        """
         if not self.complete:
-            return ""
+            return None
         level = LEVEL / self.family
-        found = power(*reversed(self._spread), pairs=len(self.seeds), level=level)
-        return f"{100 * found:.0f} %"
+        return power(*reversed(self._spread), pairs=len(self.seeds), level=level)
 
     @property
     def _spread(self) -> tuple[float, float]:
@@ -218,7 +220,7 @@ class Comparison:
             "" if self.corrected is None else f"{self.corrected:.3f}",
             self.verdict,
             self.needed,
-            self.chance,
+            "" if self.chance is None else f"{100 * self.chance:.0f} %",
             "" if self.of_tasks is None else percent(*self.of_tasks),
             f"{better} of {tasks}" if tasks > 1 else "",
         ]

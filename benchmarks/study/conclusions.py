@@ -54,9 +54,15 @@ def headline(done: Done) -> str:
         dict.fromkeys(TITLES[found.setting.base] for found in own if _complete(found))
     )
     fresh = f" Of {len(again)} with fresh seeds: {_counted(again)}." if again else ""
+    blind = sum(one.chance is not None and one.chance < 0.5 for one in first)
+    if blind:
+        fresh += (
+            f" But {blind} of the {len(first)} had less than an even chance to find a true "
+            "difference of 0.5 %."
+        )
     return (
-        f"{_nothing(first + again)}Of {len(first)} comparisons (short runs of {bases}; many share "
-        f"theirs): {_counted(first)}.{fresh}"
+        f"{_nothing(first + again)}Of {len(first)} comparisons (short runs of {bases}; many use "
+        f"the same runs): {_counted(first)}.{fresh}"
     )
 
 
@@ -83,9 +89,13 @@ def answer(done: Done) -> str:
     """The answer, a line for each question."""
     setting = main(done)
     said = Verdicts(setting, done).lines()
-    said["Routing"] += _told_of_tasks(done)
+    said["Routing"] += [*_unused(done), *_told_of_tasks(done)]
     said[FURTHER] = list(_elsewhere(done, ELSEWHERE))
-    said["Forgetting"] = forgetting.against_lora(setting, done)
+    said["Forgetting"] = [
+        *forgetting.against_lora(setting, done),
+        *forgetting.counted(setting, done),
+        *_forgotten_elsewhere(done),
+    ]
     return "\n".join(
         f"{number}. **{what}.** {' '.join(sentences) or 'Not run yet.'}"
         for number, (what, sentences) in enumerate(said.items(), 1)
@@ -94,24 +104,25 @@ def answer(done: Done) -> str:
 
 def short(done: Done) -> str:
     """The main comparisons, for the README."""
-    found = Verdicts(main(done), done, brief=True)
-    said = {**found.lines(FIRST), FURTHER: list(_elsewhere(done, PRIMARY[:1], brief=True))}
+    found = Verdicts(main(done), done)
+    said = {**found.lines(FIRST), FURTHER: list(_elsewhere(done, PRIMARY[:1]))}
     lines = [f"**{what}.** {' '.join(sentences)}" for what, sentences in said.items() if sentences]
     nothing = _nothing([*_complete(found), *found.alone.values()]).strip()
     terms = (
-        "Held-out loss, the first against the second (minus: the first is better), 95 % "
-        f"intervals; {_where(found.setting)}, {len(SEEDS)} seeds unless said. *Undecided*: neither "
-        "a difference nor a tie within 0.5 % is shown; *needed*: seeds to find 0.5 %. `xmin_peak` "
-        "and `hill` measure alpha. In full: [the study](docs/study.md)."
+        "Held-out loss of the first against the second (minus: the first is better) with its 95 % "
+        f"interval; {_where(found.setting)}, {len(SEEDS)} seeds, two experts a token, unless said. "
+        "*Undecided*: neither a difference nor a tie within 0.5 % is shown, after correction for "
+        "the number of comparisons. *Needed*: so many seeds would find 0.5 % four times in five. "
+        "`xmin_peak` and `hill` are ways to measure alpha. In full: [the study](docs/study.md)."
     )
     return "\n".join(f"- {line}" for line in [nothing, terms, *lines] if line)
 
 
-def _elsewhere(done: Done, pairs: Sequence[Pair], brief: bool = False) -> Iterator[str]:
+def _elsewhere(done: Done, pairs: Sequence[Pair]) -> Iterator[str]:
     """What was found of some pairs on other data, more rows and other bases."""
     before: list[str] = []
     for setting in _others(done):
-        found, where = Verdicts(setting, done, brief), _apart(setting, main(done))
+        found, where = Verdicts(setting, done), _apart(setting, main(done))
         known = [pair for pair in pairs if pair in found.pairs]
         named = [found.named(pair) for pair in known]
         if len(known) == 1 and named == before:
@@ -119,6 +130,13 @@ def _elsewhere(done: Done, pairs: Sequence[Pair], brief: bool = False) -> Iterat
         elif known:
             yield f"On {where}: {' '.join(map(found.sentence, known))}"
         before = named or before
+
+
+def _forgotten_elsewhere(done: Done) -> Iterator[str]:
+    for setting in _others(done):
+        beside = forgetting.beside(setting, done)
+        if beside:
+            yield f"On {_apart(setting, main(done))}: {beside}."
 
 
 def _apart(setting: Setting, own: Setting) -> str:
@@ -142,6 +160,18 @@ def _others(done: Done) -> list[Setting]:
     return [one for named, one in most.items() if named != replace(main(done), device="")]
 
 
+def _unused(done: Done) -> Iterator[str]:
+    """How many experts nearly no token uses, with the load-balancing loss and without."""
+    setting = main(done)
+    found = means(setting, (MIXTURE, "unbalanced"), done, lambda line: line["routers"])
+    if len(found) == 2 and all("dead_experts" in one for one in found.values()):
+        with_it, without = (100 * one["dead_experts"] for one in found.values())
+        yield (
+            f"Without that loss {without:.1f} % of the experts get under a tenth of their share of "
+            f"tokens, with it {with_it:.1f} %."
+        )
+
+
 def _told_of_tasks(done: Done) -> Iterator[str]:
     """How much the routers' choices give away of the task, where there are several tasks."""
     for setting in settings(done):
@@ -155,8 +185,8 @@ def _told_of_tasks(done: Done) -> Iterator[str]:
                 told.append(f"`{method}` {one[TOLD]:.3f}{few}")
         if told:
             yield (
-                f"How far experts specialise by task on {setting.data} (0: not at all; "
-                f"{TWO_OF_FIVE:.2f}: as far as two of five can): {', '.join(told)}."
+                f"How much its experts tell of a token's task on {setting.data} (0 to "
+                f"{TWO_OF_FIVE:.2f}, not corrected for chance): {', '.join(told)}."
             )
 
 

@@ -63,20 +63,34 @@ def tables(setting: Setting, methods: Sequence[str], done: Done) -> Iterator[str
 
 def against_lora(setting: Setting, done: Done) -> list[str]:
     """What a LoRA forgets, and a mixture against it."""
-    rises = apart(setting, LORA, None, done)
-    found = apart(setting, MIXTURE, LORA, done)
-    if not rises or not found or any(len(values) < len(SEEDS) for values in found.values()):
+    rises, said = apart(setting, LORA, None, done), beside(setting, done)
+    if not rises or not said:
         return []
     own = ", ".join(f"{name} {signed(fmean(values))}" for name, values in rises.items())
-    beside = ", ".join(f"{name} {_interval(values)}" for name, values in found.items())
     return [
         f"Training on {setting.data} with the LoRA adds to the losses on other sets, in nats: "
-        f"{own}. With the mixture, against the LoRA: {beside}."
+        f"{own}. With the mixture, against the LoRA: {said}."
     ]
+
+
+def beside(setting: Setting, done: Done) -> str:
+    """A mixture against a LoRA, set by set, with their rates; empty without all seeds."""
+    found = apart(setting, MIXTURE, LORA, done)
+    if not found or any(len(values) < len(SEEDS) for values in found.values()):
+        return ""
+    sets = ", ".join(f"{name} {_interval(values)}" for name, values in found.items())
+    own, theirs = (Runs(setting, method, done).rate for method in (MIXTURE, LORA))
+    return f"{sets} (rates {own:g} and {theirs:g})"
 
 
 def notes(setting: Setting, done: Done) -> Iterator[str]:
     """How many intervals exclude 0, and what the learning rate does."""
+    yield from counted(setting, done)
+    yield from _with_the_rate(setting, done)
+
+
+def counted(setting: Setting, done: Done) -> Iterator[str]:
+    """How many intervals exclude 0, of all methods against a LoRA."""
     known = [
         values
         for method in NAMED
@@ -90,7 +104,6 @@ def notes(setting: Setting, done: Done) -> Iterator[str]:
             f"Intervals without 0 among the {len(known)} differences to `{LORA}` that have all "
             f"seeds: {len(shown)} (by chance {LEVEL * len(known):.1f}, were they independent)."
         )
-    yield from _with_the_rate(setting, done)
 
 
 def _with_the_rate(setting: Setting, done: Done) -> Iterator[str]:

@@ -11,18 +11,13 @@ FINER = 0.002
 """The least part of a loss by which rates between those that were tried are worth a word."""
 
 
-def told(one: Comparison | None, fresh: Comparison | None = None, brief: bool = False) -> str:
-    """Its verdict and figures, and what fresh seeds say of it.
-
-    Unless it is to be brief, also what other rates or weights of the tasks might make of it.
-    """
+def told(one: Comparison | None, fresh: Comparison | None = None) -> str:
+    """Its verdict and figures, and what fresh seeds say of it."""
     if one is None:
         return "not run yet"
     if not one.complete:
         return _seeds(one)
-    shown = [_judged(one), more(one)]
-    if not brief:
-        shown += [_finer(one), _tasks(one)]
+    shown = [_judged(one), more(one), _finer(one), _tasks(one)]
     if fresh is not None and fresh.complete:
         shown.append(f"by {fresh.wanted} fresh seeds {_judged(fresh)}")
     return "; ".join(filter(None, shown))
@@ -33,8 +28,8 @@ def _judged(one: Comparison) -> str:
     said = percent(one.middle, one.low, one.high)
     if one.verdict != OPEN:
         return f"{one.verdict}, {said}"
-    if one.corrected is not None and one.low * one.high > 0:
-        said += f", p {one.corrected:.2f} after correction"
+    if one.corrected is not None and round(100 * one.low, 2) * round(100 * one.high, 2) > 0:
+        said += f", p {one.p:.3f}, after correction {one.corrected:.3f}"
     return f"{OPEN} ({one.needed} seeds needed), {said}"
 
 
@@ -75,7 +70,7 @@ def _finer(one: Comparison) -> str:
     """The difference at rates between those that were tried, where it is another."""
     if one.finer is None or abs(one.finer - one.middle) < FINER:
         return ""
-    return f"some {percent(one.finer)} at rates between those that were tried (a guess by seed 0)"
+    return f"rates between those that were tried might make it {percent(one.finer)} (a guess)"
 
 
 def _tasks(one: Comparison) -> str:

@@ -38,7 +38,7 @@ FIRST = (PRIMARY[0], DEFAULT, CONTROL, FIXED)
 """Those of them for the README."""
 WORDS = {
     LORA: "a LoRA of rank 40",
-    MIXTURE: "5 experts of rank 8 everywhere",
+    MIXTURE: "5 experts of rank 8 in every block",
     PLAN: "AlphaLoRA's numbers by `hill`",
     CONTROL[1]: "the same numbers the other way round",
     CUT_MIXTURE: "20 quarter experts (`segments: 4`)",
@@ -50,7 +50,7 @@ WORDS = {
     "sensitivity": "numbers by sensitivity",
     "eva": "numbers by EVA",
     FIXED[0]: "routers that stay as they were drawn",
-    "shared-router": "one router for all layers of a width",
+    "shared-router": "one router for all layers with inputs of one width",
     "unbalanced": "no load-balancing loss",
 }
 """What methods are called in sentences; the others by their names."""
@@ -72,15 +72,14 @@ Done = Mapping[str, Line]
 class Verdicts:
     """What was found in one setting, in words."""
 
-    def __init__(self, setting: Setting, done: Done, brief: bool = False) -> None:
+    def __init__(self, setting: Setting, done: Done) -> None:
         """Compare.
 
         Args:
             setting: Where.
             done: Key of a cell to its line.
-            brief: Whether sentences leave out what no verdict goes by.
         """
-        self.setting, self.done, self.brief = setting, done, brief
+        self.setting, self.done = setting, done
         found = [one for own in tables(setting, done).values() for one in own.values()]
         self.pairs = _by_pair(one for table in found for one in table)
         self.alone = _by_pair(again(setting, done).get(ALONE, ()))
@@ -111,7 +110,7 @@ class Verdicts:
 
     def told(self, pair: Pair) -> str:
         """The verdict on a pair, its figures and what fresh seeds say."""
-        return phrases.told(self.pairs.get(pair), self.alone.get(pair), self.brief)
+        return phrases.told(self.pairs.get(pair), self.alone.get(pair))
 
     def defaults(self) -> Iterator[tuple[str, str, str]]:
         """A default, what it was compared with, and whether the study says to change it."""
@@ -154,9 +153,9 @@ class Verdicts:
         one = self.pairs.get(pair)
         if one is None or one.verdict == FEW:
             return None
-        found = {"difference": one.middle, "low": one.low, "high": one.high, "more": one.more}
-        rounded = {name: round(value, DIGITS) for name, value in found.items()}
-        return {"verdict": one.verdict, **rounded, "seeds": len(one.seeds)}
+        found = _figures(one) | {"more": round(one.more, DIGITS)}
+        fresh = self.alone.get((one.method, one.against))
+        return found | ({"fresh": _figures(fresh)} if fresh and fresh.complete else {})
 
     def words(self, method: str) -> str:
         """What a method is called; a plan with the numbers of its blocks."""
@@ -171,6 +170,12 @@ class Verdicts:
     def listed(self, pairs: Iterable[Pair]) -> str:
         """Pairs by verdict with their differences; those that were not run are left out."""
         return phrases.listed(self.pairs[pair] for pair in pairs if pair in self.pairs)
+
+
+def _figures(one: Comparison) -> dict[str, Any]:
+    found = {"difference": one.middle, "low": one.low, "high": one.high, "p": one.corrected}
+    rounded = {name: round(value, DIGITS) for name, value in found.items() if value is not None}
+    return {"verdict": one.verdict, **rounded, "seeds": len(one.seeds)}
 
 
 def _by_pair(found: Iterable[Comparison]) -> dict[Pair, Comparison]:

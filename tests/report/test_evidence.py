@@ -66,7 +66,7 @@ def test_a_plan_is_told_of_its_own_kind_and_else_by_name_of_the_nearest():
 
 @pytest.mark.parametrize(
     ("more", "said"),
-    [(0.25, "with 25 % more parameters)"), (-0.06, "with 6 % fewer parameters)"), (0.01, "seeds)")],
+    [(0.25, "seeds; 25 % more parameters)"), (-0.06, "; 6 % fewer parameters)"), (0.01, "seeds)")],
 )
 def test_a_plan_that_trains_more_is_told_so(more, said):
     line = study_line(plan("uniform"), study(row("uniform", lora=finding("better", more=more))))
@@ -89,3 +89,15 @@ def test_the_study_comes_with_the_package():
     told = {row["strategy"] for row in found["plans"]}
     assert told <= {"uniform", "alphalora", "mola", "sensitivity", "eva"}
     assert (study_line(plan("uniform")) is not None) == ("uniform" in told)
+
+
+def test_what_speaks_against_a_first_look_is_told_with_it():
+    """A difference that is not one after correction, and what fresh seeds say of it."""
+    first = finding("undecided", -0.0064) | {"p": 0.098, "fresh": finding("within 0.5 %", -0.0014)}
+    line = study_line(plan("uniform"), study(row("uniform", lora=first)))
+    assert line.endswith(
+        "(the plan's loss 0.64 % lower, 95 %: -1.04 to -0.24 %, 5 seeds, p 0.098 after correction; "
+        "with fresh seeds 0.14 % lower, 95 %: -0.54 to +0.26 %, 5 seeds)."
+    )
+    around = finding("undecided", -0.001) | {"p": 0.5}
+    assert "after correction" not in study_line(plan("uniform"), study(row("uniform", lora=around)))

@@ -53,6 +53,15 @@ def test_the_page_counts_the_intervals_without_nought(forgetful):
     assert said in report.questions(forgetful)
     answer = conclusions.answer(forgetful).splitlines()[4]
     assert "With the mixture, against the LoRA: bbh +0.20 (+0.10 to +0.30), text" in answer
+    assert said in answer and "On " not in answer
+    gemma = {
+        key.replace("smollm2", "gemma3"): line | {"base": "gemma3"}
+        for key, line in forgetful.items()
+    }
+    answer = conclusions.answer(forgetful | gemma).splitlines()[4]
+    rates = f"(rates {GRID[2]:g} and {GRID[2]:g})"
+    told = f"On Gemma-3-270M: bbh +0.20 (+0.10 to +0.30), text +0.00 (+0.00 to +0.00) {rates}."
+    assert answer.endswith(told)
 
 
 def test_what_one_seed_says_has_no_interval(done):

@@ -150,7 +150,7 @@ def test_a_comparison_says_how_many_seeds_the_least_difference_takes(done):
     for seed in range(1, 5):
         del done[HERE.cell("dense", GRID[2], seed).key]
     (found,) = comparisons(HERE, [("dense", "uniform")], done).values()
-    assert found.needed == found.chance == "" and len(found.seeds) == 1
+    assert found.needed == "" and found.chance is None and len(found.seeds) == 1
     row = dict(zip(report.COMPARED, found.row(), strict=True))
     assert row["95 % interval"] == "" and row["difference"], "of one seed it speaks of rows alone"
 
