@@ -1,4 +1,4 @@
-"""What the host and its trainers do to experts: they freeze them, cast them, drop no input."""
+"""What the host and its trainers do to experts: freeze them, cast them, switch their dropout off."""
 
 from __future__ import annotations
 

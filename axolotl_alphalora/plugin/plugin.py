@@ -76,7 +76,8 @@ class AlphaLoraPlugin(BasePlugin):
             self._config = adapter_config(cfg, self._allocation, model)
             return None, self._config
         adapted, self._config = adapt(cfg, self._allocation, model)
-        self._weights = weights(adapted)
+        if not inference:
+            self._weights = weights(adapted)
         # For GDPO the host would have TRL wrap the wrapped model a second time.
         return adapted, None if cfg.rl == "gdpo" else self._config
 
