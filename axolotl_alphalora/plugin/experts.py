@@ -1,4 +1,4 @@
-"""What the host and its trainers do to experts: freeze them, cast them, switch off their dropout."""
+"""What the host and its trainers do to experts: freeze them, cast them, switch dropout off."""
 
 from __future__ import annotations
 
