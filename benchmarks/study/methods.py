@@ -29,7 +29,9 @@ from axolotl_alphalora.planning import (
 from axolotl_alphalora.sensitivity import measure_sensitivity
 
 from .. import contestants
+from .bases import load
 from .cells import ALLOCATIONS, CUT, EQUALS, STRATEGIES, UNTRAINED
+from .devices import RoundedLinear
 from .rows import Row
 
 RANK, EXPERTS, TOP_K = 8, 5, 2
@@ -220,7 +222,10 @@ def _request(directory: str, options: Mapping[str, Any]) -> PlanRequest:
 
 def _from_rows(bench: Bench, request: PlanRequest) -> Any:
     """Plan by what is measured on training rows, evenly picked from the cell's own."""
-    settings, names = request.settings, list(request.targets.resolve(bench.model))
+    model = bench.model
+    if any(isinstance(module, RoundedLinear) for module in model.modules()):
+        model = load(bench.directory, "cpu")[0]  # what is measured is measured in fp32
+    settings, names = request.settings, list(request.targets.resolve(model))
     wanted = getattr(settings, "samples", SAMPLES)
     rows = bench.rows[:: max(1, math.ceil(len(bench.rows) / wanted))]
     samples = [row.sample() for row in rows]
@@ -228,18 +233,18 @@ def _from_rows(bench: Bench, request: PlanRequest) -> Any:
     def measured(*_: Any) -> tuple[Any, Mapping[str, Any]]:
         found: Any
         if request.needs == "sensitivity":
-            found = measure_sensitivity(bench.model, names, samples)
+            found = measure_sensitivity(model, names, samples)
         else:
             from axolotl_alphalora.activations import measure_explained_variance
             from axolotl_alphalora.allocation import components_needed
 
-            components = components_needed(request, request.targets.resolve(bench.model))
-            found = measure_explained_variance(bench.model, names, samples, components)
+            components = components_needed(request, request.targets.resolve(model))
+            found = measure_explained_variance(model, names, samples, components)
         tasks = dict(Counter(row.task for row in rows))
         digest = sha256(repr([row.ids for row in rows]).encode()).hexdigest()[:16]
         return found, {"tasks": tasks, "seed": 0, "digest": digest}
 
-    return plan_from_model(request, bench.model, None, measured)
+    return plan_from_model(request, model, None, measured)
 
 
 _SHAPES: dict[str, dict[str, Any]] = {

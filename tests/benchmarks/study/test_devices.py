@@ -47,6 +47,14 @@ def test_all_frozen_linear_layers_but_the_head_are_rounded(tiny_base):
     assert all(module.weight.dtype == torch.float32 for module in rounded)
 
 
+@pytest.mark.parametrize("method", ["alphalora-hill", "sensitivity", "eva"])
+def test_a_plan_is_that_of_fp32(bench_of, method):
+    built = [METHODS[method](bench_of(device)) for device in ("cpu", "cpu-bf16")]
+    plain, rounded = (one.model.peft_config["default"].num_experts for one in built)
+    assert plain == rounded
+    assert any(isinstance(module, RoundedLinear) for module in built[1].model.modules())
+
+
 @pytest.mark.parametrize("method", ["lora-r8", "uniform", "alphalora-hill"])
 def test_gradients_of_an_adapter_are_those_of_fp32_but_for_the_rounding(bench_of, method):
     found = {}
