@@ -25,12 +25,26 @@ from .questions import ALONE, again, tables
 
 DEFAULT = ("alphalora-xmin_peak", MIXTURE)
 """The plan that a user gets who says nothing, and a uniform mixture."""
-CONTROL = (PLAN, f"{PLAN}-opposite")
-"""A plan, and its numbers the other way round: whether it matters which blocks get more."""
+CONTROL, SHUFFLED = (PLAN, f"{PLAN}-opposite"), (PLAN, f"{PLAN}-shuffled")
+"""A plan, and its numbers the other way round, or at random: whether it matters which blocks get
+more."""
 FIXED = ("fixed-router", MIXTURE)
 ASKED: dict[str, Sequence[Pair]] = {
-    "Shape": [PRIMARY[0], (CUT_MIXTURE, LORA), (CUT_MIXTURE, "lora-equal-seg4")],
-    "Allocation": [DEFAULT, PRIMARY[1], CONTROL, (DEFAULT[0], LORA), (PLAN, LORA)],
+    "Shape": [
+        PRIMARY[0],
+        (CUT_MIXTURE, LORA),
+        (CUT_MIXTURE, "lora-equal-seg4"),
+        ("dense", MIXTURE),
+    ],
+    "Allocation": [
+        DEFAULT,
+        PRIMARY[1],
+        CONTROL,
+        SHUFFLED,
+        (DEFAULT[0], LORA),
+        (PLAN, LORA),
+        ("sensitivity", MIXTURE),
+    ],
     "Routing": [FIXED, ("shared-router", MIXTURE), ("unbalanced", MIXTURE)],
 }
 """Question to the comparisons that a user asks for first."""
@@ -41,6 +55,8 @@ WORDS = {
     MIXTURE: "5 experts of rank 8 in every block",
     PLAN: "AlphaLoRA's numbers by `hill`",
     CONTROL[1]: "the same numbers the other way round",
+    SHUFFLED[1]: "the same numbers at random",
+    "dense": "all 5 experts active",
     CUT_MIXTURE: "20 quarter experts (`segments: 4`)",
     "lora-equal-seg4": "a LoRA of as many parameters",
     "alphalora-xmin_peak": "AlphaLoRA's numbers by `xmin_peak`",
@@ -162,7 +178,7 @@ class Verdicts:
         runs = Runs(self.setting, method, self.done).lines
         blocks = next((line["blocks"] for line in runs.values() if line.get("blocks")), [])
         named = WORDS.get(method, f"`{method}`")
-        if len(set(blocks)) < 2 or method == CONTROL[1]:
+        if len(set(blocks)) < 2 or method in (CONTROL[1], SHUFFLED[1]):
             return named
         default = "the default, " if method == DEFAULT[0] else ""
         return f"{named} ({default}{min(blocks):g} to {max(blocks):g} a block)"
