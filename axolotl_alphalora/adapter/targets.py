@@ -84,7 +84,7 @@ def resolve_targets(config: AlphaLoraConfig, model: nn.Module) -> list[str]:
         for name, module in modules
         if _is_match(probe, name)
         and (counted is None or name in counted)
-        and _in_wanted_block(probe, name)
+        and _in_wanted_block(probe, name, named=not all_linear)
     )
     _check_called(names, uncalled)
     _check_layers(config, names, [name for name, _ in modules])
@@ -171,12 +171,12 @@ def _is_match(config: AlphaLoraConfig, name: str) -> bool:
     return bool(check_target_module_exists(config, name))
 
 
-def _in_wanted_block(config: AlphaLoraConfig, name: str) -> bool:
+def _in_wanted_block(config: AlphaLoraConfig, name: str, named: bool) -> bool:
     """Whether `layers_to_transform` admits a module; PEFT asks that only of names it shortens.
 
-    A layer outside of all blocks, such as an output head, is not asked.
+    A layer outside of all blocks, such as an output head, is not asked if it is `named`.
     """
-    if config.layers_to_transform is None or block_name(name) == name:
+    if config.layers_to_transform is None or (named and block_name(name) == name):
         return True
     shortened = copy.copy(config)
     shortened.target_modules = {name.rpartition(".")[2]}
