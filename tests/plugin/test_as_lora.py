@@ -25,8 +25,10 @@ def test_an_exported_lora_trains_with_the_planned_ranks(host, tmp_path):
     keys = yaml.safe_load(lora.read_text())
     gone = dict.fromkeys(host.base_config().keys() - keys.keys(), ...)
     run = host.train(tmp_path, **keys, **gone)
-    assert json.loads((run.out / "adapter_config.json").read_text())["peft_type"] == "LORA"
-    weights = load_file(run.out / "adapter_model.safetensors")
+    out = tmp_path / "out-lora"
+    assert run.config["output_dir"].endswith("-lora") and not run.out.exists()
+    assert json.loads((out / "adapter_config.json").read_text())["peft_type"] == "LORA"
+    weights = load_file(out / "adapter_model.safetensors")
     ranks = {
         name.removeprefix("base_model.model.").removesuffix(".lora_A.weight"): len(tensor)
         for name, tensor in weights.items()
