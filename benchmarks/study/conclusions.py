@@ -109,13 +109,14 @@ def short(done: Done) -> str:
     lines = [f"**{what}.** {' '.join(sentences)}" for what, sentences in said.items() if sentences]
     nothing = _nothing([*_complete(found), *found.alone.values()]).strip()
     terms = (
-        "Held-out loss of the first against the second (minus: the first is better) with its 95 % "
-        f"interval; {_where(found.setting)}, {len(SEEDS)} seeds, two experts a token, unless said. "
+        "Each line: held-out loss of the first against the second (minus: the first is better), "
+        f"95 % interval; {_where(found.setting)}, {len(SEEDS)} seeds, two experts a token, unless "
+        "said. "
         "*Undecided*: neither a difference nor a tie within 0.5 % is shown, after correction for "
         "the number of comparisons. *Needed*: so many seeds would find 0.5 % four times in five. "
         "`xmin_peak` and `hill` are ways to measure alpha. In full: [the study](docs/study.md)."
     )
-    return "\n".join(f"- {line}" for line in [nothing, terms, *lines] if line)
+    return "\n".join([f"{nothing} {terms}".strip(), "", *(f"- {line}" for line in lines)])
 
 
 def _elsewhere(done: Done, pairs: Sequence[Pair]) -> Iterator[str]:

@@ -171,7 +171,8 @@ def test_the_answer_has_a_line_for_each_question_and_names_what_was_run(done):
     assert "adds to the losses on other sets, in nats: bbh +0.00, text +0.00." in forgotten
     assert "against the LoRA: bbh +0.00 (+0.00 to +0.00), text +0.00 (" in forgotten
     assert [line[:10] for line in conclusions.short(done).splitlines()] == [
-        "- Held-out",
+        "Each line:",
+        "",
         "- **Shape.",
     ]
     scatter(done, "alphalora-hill-opposite", 1.07, *CLOSE)
@@ -200,7 +201,7 @@ def test_the_first_sentence_counts_the_verdicts(done):
     )
     rare = "But 2 of the 3 had less than an even chance to find a true difference of 0.5 %."
     assert said.endswith(f": 1 within 0.5 %, 2 undecided. {rare}")
-    assert conclusions.short(done).startswith("- Not so far: neither")
+    assert conclusions.short(done).startswith("Not so far: neither")
     scatter(done, "lora-r40", 1.0, *CLOSE)
     said = conclusions.headline(done)
     assert said.startswith("Of 3 comparisons (") and ": 1 undecided, 2 worse. But " in said
