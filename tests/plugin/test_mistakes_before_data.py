@@ -113,9 +113,17 @@ def test_what_is_missing_comes_before_the_data(plugin, model, changes, parts):
     plugin.load_datasets(cfg, preprocess=True)  # its data serve other runs too
 
 
-def test_settings_of_the_model_that_leave_its_layers_alone_may_change(plugin, model):
-    overrides = {"max_position_embeddings": 64}
-    allocation = {"allocation": "uniform"}
+@pytest.mark.parametrize(
+    ("strategy", "overrides"),
+    [
+        ("uniform", {"max_position_embeddings": 64}),  # which leaves the layers alone
+        ("sensitivity", {"num_hidden_layers": 1}),  # which is measured on the model as it is loaded
+    ],
+)
+def test_settings_of_the_model_may_change_where_the_plan_follows(
+    plugin, model, strategy, overrides
+):
+    allocation = {"allocation": strategy}
     plugin.load_datasets(
         validate(base_model=str(model), overrides_of_model_config=overrides, alphalora=allocation)
     )
