@@ -111,10 +111,10 @@ def short(done: Done) -> str:
     terms = (
         "Each line: held-out loss of the first against the second (minus: the first is better), "
         f"95 % interval; {_where(found.setting)}, {len(SEEDS)} seeds, two experts a token, unless "
-        "said. "
-        "*Undecided*: neither a difference nor a tie within 0.5 % is shown, after correction for "
-        "the number of comparisons. *Needed*: so many seeds would find 0.5 % four times in five. "
-        "`xmin_peak` and `hill` are ways to measure alpha. In full: [the study](docs/study.md)."
+        "said. *Undecided*: neither a difference nor a tie within 0.5 % is shown, after correction "
+        "for the number of comparisons. *Needed*: so many seeds would find 0.5 % four times in "
+        "five. `xmin_peak` and `hill` are ways to measure alpha. In full: [the "
+        "study](docs/study.md)."
     )
     return "\n".join([f"{nothing} {terms}".strip(), "", *(f"- {line}" for line in lines)])
 
