@@ -6,7 +6,7 @@ import copy
 import difflib
 import re
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from torch import nn
@@ -41,7 +41,9 @@ _REGEX_HINT = (
 )
 
 
-def resolve_targets(config: AlphaLoraConfig, model: nn.Module) -> list[str]:
+def resolve_targets(
+    config: AlphaLoraConfig, model: nn.Module, beside: Sequence[str] = ()
+) -> list[str]:
     """Exact names of the modules that `config` targets in `model`, in the model's order.
 
     Works on a model on the meta device too. The config is not changed. `"all-linear"` leaves out
@@ -53,12 +55,14 @@ def resolve_targets(config: AlphaLoraConfig, model: nn.Module) -> list[str]:
             that decides; else its `target_modules`, `exclude_modules`, `layers_to_transform`,
             `layers_pattern` and `modules_to_save`.
         model: The base model, adapted already or not.
+        beside: Names that are chosen already. A block of `layers_to_transform` needs a target here
+            or there.
 
     Raises:
         TypeError: If a target is not a linear layer that PEFT can adapt; names the module.
         ValueError: If a target names stacked expert weights of a mixture-of-experts base or a layer
-            that the model does not call, or an entry of `target_modules` or `exclude_modules`
-            matches nothing.
+            that the model does not call, or an entry of `target_modules`, `exclude_modules` or
+            `layers_to_transform` matches nothing.
     """
     modules = outside_adapters(model)
     counted = None if config.counted is None else set(config.counted)
@@ -87,7 +91,7 @@ def resolve_targets(config: AlphaLoraConfig, model: nn.Module) -> list[str]:
         and _in_wanted_block(probe, name, named=not all_linear)
     )
     _check_called(names, uncalled)
-    _check_layers(config, names, [name for name, _ in modules])
+    _check_layers(config, [*beside, *names], [name for name, _ in modules])
     idle = _idle_targets(probe, [name for name, _ in modules])
     if idle or not names:
         leaves = {

@@ -10,7 +10,7 @@ from typing import Any
 from uuid import uuid4
 
 from ..adapter import AlphaLoraLayer
-from ..files import ADAPTER_CONFIG
+from ..files import ADAPTER_CONFIG, check_writable
 from ..hosts.peft import get_peft_model_state_dict
 from ..hosts.transformers import Conv1D
 from .factors import Factors
@@ -38,7 +38,7 @@ def check_output(output: Path, gguf: Path | None = None) -> None:
         gguf: The file for llama.cpp.
 
     Raises:
-        ValueError: If there is something already, or the file has no place.
+        ValueError: If there is something already, or the file for llama.cpp would be no file.
         OSError: If nothing can be written there.
     """
     there = output.iterdir() if output.is_dir() else [output] if output.exists() else []
@@ -47,8 +47,7 @@ def check_output(output: Path, gguf: Path | None = None) -> None:
     if gguf is not None:
         if gguf.exists() and not gguf.is_file() or gguf.resolve() == output.resolve():
             raise ValueError(f"--gguf {gguf} is no file: name one.")
-        if not (gguf.parent.is_dir() or is_inside(gguf, output)):
-            raise ValueError(f"--gguf {gguf}: name a file in a directory that is there.")
+        check_writable(gguf)
     draft = _draft(output)
     draft.mkdir(parents=True)
     draft.rmdir()
@@ -71,10 +70,13 @@ def write_export(
     """
     whole = bool(model.peft_config["default"].modules_to_save)
     saved = get_peft_model_state_dict(model, save_embedding_layers="auto" if whole else False)
-    draft = _draft(output)
+    beside = None
     if gguf is not None:
         gguf = Path(os.path.realpath(gguf))  # a link stays
-    beside = None if gguf is None or is_inside(gguf, output) else _draft(gguf)
+        if not is_inside(gguf, output):
+            gguf.parent.mkdir(parents=True, exist_ok=True)
+            beside = _draft(gguf)
+    draft = _draft(output)
     try:
         draft.mkdir()
         save_lora(

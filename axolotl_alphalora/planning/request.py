@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from difflib import get_close_matches
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 from .. import __version__
-from ..allocation import SAMPLED, AllocationRequest
+from ..allocation import AllocationRequest
 from ..blocks import Shapes
 from ..hosts.constants import OPTIMIZER
 from .config import AlphaLoraConfigBlock, plain
@@ -65,8 +65,10 @@ class Targets:
         wanted: list[str | list[str]] = ["all-linear"] if self.linear else []
         if self.modules:
             wanted.append(self.modules)
+        chosen: list[str] = []
         try:
-            chosen = {name for target in wanted for name in self._matches(model, target)}
+            for target in wanted:
+                chosen += self._matches(model, target, chosen)
         except (TypeError, ValueError) as error:
             raise type(error)(_in_yaml_words(str(error))) from error
         _check_whole(self.modules_to_save or (), model)
@@ -83,7 +85,9 @@ class Targets:
         """A text that differs where the layers chosen may differ."""
         return json.dumps([asdict(self), version("peft"), __version__, _RULES])
 
-    def _matches(self, model: nn.Module, target: str | list[str]) -> list[str]:
+    def _matches(
+        self, model: nn.Module, target: str | list[str], beside: Sequence[str]
+    ) -> list[str]:
         from ..adapter import AlphaLoraConfig, resolve_targets
 
         for option in (target, self.exclude):
@@ -101,6 +105,7 @@ class Targets:
                 modules_to_save=self.modules_to_save,
             ),
             model,
+            beside,
         )
 
 
@@ -237,7 +242,7 @@ def layers(request: PlanRequest, base: BaseModel | None = None) -> Shapes:
     """
     base = base or base_model(request)
     found = base.layers(request.targets.resolve, request.targets.identity)
-    if request.overrides and request.needs not in SAMPLED:  # measured on the model as it is loaded
+    if request.overrides:
         _check_overrides(request, found)
     return found
 
@@ -261,7 +266,7 @@ def _check_overrides(request: PlanRequest, shapes: Shapes) -> None:
         same = False
     if not same:
         raise ValueError(
-            f"{where} changes the layers that get experts, and a plan is made from those of the "
+            f"{where} changes the layers that get experts, which are counted in the "
             "checkpoint. Remove what changes them, or save a model with these settings and name "
             "it in `base_model`."
         )

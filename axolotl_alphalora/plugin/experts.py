@@ -1,4 +1,4 @@
-"""What the host and its trainers do to experts: freeze them, cast them, switch dropout off."""
+"""What the host and its trainers do to what trains: freeze it, cast it, switch dropout off."""
 
 from __future__ import annotations
 
@@ -10,6 +10,9 @@ from . import host
 if TYPE_CHECKING:
     import torch
     from torch import nn
+
+_COPY, _OWN = ".modules_to_save.default.", ".original_module."
+"""What PEFT calls its trained copy of a module, and the module itself, in names of parameters."""
 
 
 def _trained(model: nn.Module) -> Iterator[tuple[str, str, nn.Parameter]]:
@@ -43,24 +46,34 @@ def check_trained(model: nn.Module) -> None:
 
 
 def weights(model: nn.Module) -> dict[str, torch.Tensor]:
-    """Experts and routers by their names in the model: the tensors themselves, no copies."""
-    return {name: parameter.data for _, name, parameter in _trained(model)}
+    """All that trains by its names in the model: the tensors themselves, no copies."""
+    return {name: part.data for name, part in model.named_parameters() if part.requires_grad}
 
 
-def keep_fp32(model: nn.Module, before: Mapping[str, torch.Tensor]) -> None:
-    """Put experts and routers back to fp32, which TRL casts to bf16 on a quantised base.
+def undo_casts(model: nn.Module, before: Mapping[str, torch.Tensor], fp32: bool) -> None:
+    """Give back the precision of what trains; TRL casts it to bf16 on a quantised base.
 
     Args:
         model: The adapted model, as its trainer gets it.
-        before: What `weights` gave before the trainer was made. What is not in it keeps the
-            values that the cast left.
+        before: What `weights` gave before the trainer was made: what was cast gets that back. Empty
+            where the trainer wrapped the model; then the values that the cast left are kept, and
+            modules that are trained in full get the dtype of the model's own.
+        fp32: Whether experts and routers that are not in `before` are to be in fp32.
     """
     import torch
 
-    for _, name, parameter in _trained(model):
-        if parameter.dtype in (torch.bfloat16, torch.float16):
-            exact = before.get(name, parameter.data)
-            parameter.data = exact.to(parameter.device, torch.float32)
+    now = dict(model.named_parameters())
+    experts = {name for _, name, _ in _trained(model)}
+    for name, parameter in now.items():
+        if not parameter.requires_grad or parameter.dtype not in (torch.bfloat16, torch.float16):
+            continue
+        if (exact := before.get(name)) is not None:
+            if exact.dtype != parameter.dtype:
+                parameter.data = exact.to(parameter.device)
+        elif name in experts:
+            parameter.data = parameter.data.to(torch.float32 if fp32 else parameter.dtype)
+        elif (own := now.get(name.replace(_COPY, _OWN))) is not None and own.is_floating_point():
+            parameter.data = parameter.data.to(own.dtype)
 
 
 def warn_of_dropout(trainer: Any, dropout: float | None) -> None:

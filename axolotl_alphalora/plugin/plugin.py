@@ -87,7 +87,7 @@ class AlphaLoraPlugin(BasePlugin):
             return []
         from ..adapter import find_balancer
         from ..trainer import AlphaLoraCallback
-        from .experts import check_trained, keep_fp32, warn_of_dropout
+        from .experts import check_trained, undo_casts, warn_of_dropout
         from .training import (
             describe_in_cards,
             keep_settings,
@@ -102,8 +102,7 @@ class AlphaLoraPlugin(BasePlugin):
         if find_balancer(model) is None:
             return []
         check_trained(model)
-        if cfg.peft_autocast_adapter_dtype is not False:
-            keep_fp32(model, self._weights)
+        undo_casts(model, self._weights, fp32=cfg.peft_autocast_adapter_dtype is not False)
         self._weights = {}
         warn_of_dropout(trainer, cfg.lora_dropout)
         describe_in_cards(trainer)

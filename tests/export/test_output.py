@@ -24,10 +24,20 @@ def test_a_full_directory_is_refused(saved, tmp_path):
         exported(saved, tmp_path)
 
 
-@pytest.mark.parametrize("place", ["lora", "/dev/null", "new/lora.gguf"])
-def test_a_file_for_llama_cpp_without_a_place_is_refused_before_any_work(tmp_path, place):
-    with pytest.raises(ValueError, match=f"--gguf .*{place}.*: name (one|a file in a directory)"):
+@pytest.mark.parametrize("place", ["lora", "/dev/null"])
+def test_a_place_for_llama_cpp_that_is_no_file_is_refused_before_any_work(tmp_path, place):
+    with pytest.raises(ValueError, match=f"--gguf .*{place} is no file: name one"):
         check_output(tmp_path / "lora", tmp_path / place)
+
+
+@pytest.mark.parametrize("place", ["new/lora.gguf", "out/lora.gguf", "out/new/lora.gguf"])
+def test_directories_on_the_way_to_a_file_for_llama_cpp_are_made(saved, tmp_path, place):
+    output, gguf = tmp_path / "out" / "lora", tmp_path / place
+    check_output(output, gguf)
+    assert not output.exists() and not gguf.parent.exists() or gguf.parent == output.parent
+    exported(saved, output, gguf=gguf)
+    assert gguf.stat().st_size and (output / "adapter_config.json").is_file()
+    assert not [path for path in tmp_path.rglob("*") if path.name.startswith(".exporting-")]
 
 
 @pytest.mark.parametrize("place", ["new", "empty", "linked", "."])

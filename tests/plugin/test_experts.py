@@ -8,7 +8,7 @@ import torch
 from peft import get_peft_model
 
 from axolotl_alphalora.adapter import AlphaLoraConfig
-from axolotl_alphalora.plugin.experts import check_trained, keep_fp32, warn_of_dropout, weights
+from axolotl_alphalora.plugin.experts import check_trained, undo_casts, warn_of_dropout, weights
 from helpers.balancing import adapted
 
 
@@ -23,29 +23,41 @@ def test_frozen_experts_are_an_error(tiny_llama):
         check_trained(model)
 
 
-def test_what_trl_casts_is_put_back_to_fp32(tiny_llama):
+def cast(model):
+    """What TRL does to what trains on a quantised base."""
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.to(torch.bfloat16)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_what_trl_casts_has_its_precision_and_values_back(tiny_llama, dtype):
     torch.manual_seed(0)
-    base = tiny_llama.to(torch.bfloat16)
     names = ["q_proj", "v_proj"]
     config = AlphaLoraConfig(target_modules=names, modules_to_save=["lm_head"], init_weights=False)
-    model = get_peft_model(base, config)
+    model = get_peft_model(tiny_llama.to(dtype), config)
     before = weights(model)
     for value in before.values():
         value.add_(torch.rand_like(value))  # as training leaves them: bf16 has no such values
     values = {name: value.clone() for name, value in before.items()}
-    assert len(values) == 12 and {value.dtype for value in values.values()} == {torch.float32}
-    for parameter in model.parameters():
-        if parameter.requires_grad:
-            parameter.data = parameter.data.to(torch.bfloat16)
-    keep_fp32(model, before)
+    head = next(name for name in before if "lm_head" in name)
+    assert len(values) == 13 and before[head].dtype == dtype
+    assert {value.dtype for name, value in values.items() if name != head} == {torch.float32}
+    cast(model)
+    undo_casts(model, before, fp32=True)
     for name, value in weights(model).items():
         torch.testing.assert_close(value, values[name], rtol=0, atol=0)
-    head = model.get_base_model().lm_head.modules_to_save["default"].weight
-    assert head.requires_grad and head.dtype == torch.bfloat16, "is trained as the base is"
-    experts = next(part for name, part in model.named_parameters() if name in values)
-    experts.data = experts.data.to(torch.bfloat16)
-    keep_fp32(model, {})
-    assert experts.dtype == torch.float32
+
+
+@pytest.mark.parametrize("fp32", [True, False])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_what_a_trainer_wraps_and_casts_has_the_precision_it_needs(tiny_llama, dtype, fp32):
+    config = AlphaLoraConfig(target_modules=["q_proj"], modules_to_save=["lm_head"])
+    model = get_peft_model(tiny_llama.to(dtype), config, autocast_adapter_dtype=fp32)
+    cast(model)
+    undo_casts(model, {}, fp32=fp32)
+    found = {"lm_head" in name: value.dtype for name, value in weights(model).items()}
+    assert found == {True: dtype, False: torch.float32 if fp32 else torch.bfloat16}
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ from peft import get_peft_model
 
 from axolotl_alphalora.adapter import AlphaLoraConfig, resolve_targets
 from axolotl_alphalora.cli import alphalora
+from axolotl_alphalora.planning import Targets
 from axolotl_alphalora.planning.config import MIXTURE
 from axolotl_alphalora.plugin import loading
 from helpers.checkpoints import tiny_model
@@ -113,20 +114,35 @@ def test_what_is_missing_comes_before_the_data(plugin, model, changes, parts):
     plugin.load_datasets(cfg, preprocess=True)  # its data serve other runs too
 
 
-@pytest.mark.parametrize(
-    ("strategy", "overrides"),
-    [
-        ("uniform", {"max_position_embeddings": 64}),  # which leaves the layers alone
-        ("sensitivity", {"num_hidden_layers": 1}),  # which is measured on the model as it is loaded
-    ],
-)
-def test_settings_of_the_model_may_change_where_the_plan_follows(
-    plugin, model, strategy, overrides
-):
-    allocation = {"allocation": strategy}
+def test_a_head_may_be_named_beside_the_blocks_of_all_linear_layers(tiny_llama):
+    found = Targets(linear=True, modules=["lm_head"], layers=[1]).resolve(tiny_llama)
+    assert list(found) == [
+        name
+        for name, module in tiny_llama.named_modules()
+        if name == "lm_head" or name.startswith("model.layers.1.") and name.endswith("_proj")
+    ]
+
+
+def test_settings_of_the_model_that_leave_its_layers_alone_may_change(plugin, model):
+    overrides = {"max_position_embeddings": 64}
+    allocation = {"allocation": "uniform"}
     plugin.load_datasets(
         validate(base_model=str(model), overrides_of_model_config=overrides, alphalora=allocation)
     )
+
+
+@pytest.mark.parametrize("strategy", ["alphalora", "sensitivity"])
+def test_settings_of_the_model_that_change_its_layers_are_refused(plugin, model, strategy):
+    """Continuing, evaluating and planning go by the layers of the checkpoint, so training too."""
+    cfg = validate(
+        base_model=str(model),
+        overrides_of_model_config={"num_hidden_layers": 1},
+        alphalora={"allocation": strategy},
+    )
+    with pytest.raises(
+        ValueError, match=r"overrides_of_model_config \(num_hidden_layers\) changes"
+    ):
+        plugin.load_datasets(cfg)
 
 
 def test_experts_in_layers_that_the_host_freezes_are_refused_before_the_data(plugin, tmp_path):

@@ -3,6 +3,7 @@
 import json
 
 import pytest
+import torch
 from peft import AutoPeftModelForCausalLM, PeftModel
 from safetensors.torch import load_file
 from transformers import AutoModelForSequenceClassification, AutoModelForTokenClassification
@@ -91,7 +92,7 @@ def rewards(host):
     return host.importable("rewards_of_tests", REWARDS)
 
 
-def train(host, folder, name):
+def train(host, folder, name, **more):
     (rows, kind), changes = TRAINERS[name]
     file = folder / "rows.jsonl"
     file.write_text("".join(json.dumps(ROWS[rows](i)) + "\n" for i in range(16)))
@@ -104,7 +105,7 @@ def train(host, folder, name):
         "max_grad_norm": 1e9,
         "alphalora": BLOCK,
     }
-    return host.train(folder, **(settings | changes))
+    return host.train(folder, **(settings | changes | more))
 
 
 @pytest.mark.parametrize(
@@ -148,6 +149,18 @@ def test_each_trainer_trains_with_a_balance_of_the_right_size(host, rewards, tmp
     for key, tensor in saved.items():
         if "alphalora_" in key:
             assert loaded[key + ".default"].equal(tensor), key
+
+
+@pytest.mark.parametrize(
+    ("name", "head"), [("reward", "score"), ("grpo", "lm_head"), ("dpo", "lm_head")]
+)
+def test_a_head_trains_in_full_on_a_quantised_base(host, rewards, tmp_path, name, head):
+    """TRL casts what trains to bf16, which no fp32 input goes through without autocast."""
+    whole = {} if name == "reward" else {"lora_modules_to_save": [head]}
+    run = train(host, tmp_path, name, load_in_4bit=True, **whole)
+    saved = load_file(run.out / "adapter_model.safetensors")
+    assert any(head in key for key in saved)
+    assert {value.dtype for value in saved.values()} == {torch.float32}
 
 
 def opened(host, run, name):
