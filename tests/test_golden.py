@@ -75,8 +75,9 @@ def page_text(path):
 
 
 @pytest.fixture(autouse=True)
-def no_study(monkeypatch):
-    """What `plan` says of the study changes as that goes on."""
+def settled(monkeypatch):
+    """What `plan` says of the study changes as that goes on, and `--as-lora` asks for a GPU."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     nothing = {"where": "nowhere", "plans": []}
     monkeypatch.setattr("axolotl_alphalora.report.evidence.read_study", lambda: nothing)
 

@@ -287,7 +287,9 @@ class Plan(Record):
         except OSError as error:
             raise PlanError(f"cannot read the plan {path}: {error.strerror}") from error
         except ValueError as error:
-            raise PlanError(f"{path} is not JSON: {error}") from error
+            raise PlanError(
+                f"{path} is not JSON, as `alphalora plan --output` saves a plan: {error}"
+            ) from error
         try:
             return cls.from_dict(document)
         except PlanError as error:

@@ -15,6 +15,7 @@ from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
 from .. import __version__
+from ..settings import ESTIMATORS
 from . import strategy as hooks
 from .strategies import BUILT_IN
 from .strategy import GROUP, Needs, Options, Problem, Strategy
@@ -171,9 +172,11 @@ class Registry:
                 f"the strategy {name!r} is in {packages}: uninstall one of these packages"
             )
         if not found:
-            broken = "".join(f". {problem}" for problem in self.problems)
+            hint = "".join(f". {problem}" for problem in self.problems)
+            if name in ESTIMATORS:
+                hint = f". {name} is an estimator of alphalora: write alphalora:{name}{hint}"
             raise StrategyError(
-                f"unknown strategy {name!r}: choose one of {', '.join(self.names())}{broken}"
+                f"unknown strategy {name!r}: choose one of {', '.join(self.names())}{hint}"
             )
         return found[0]
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 from rich.console import Console
 
+from ..planning.keys import YAML_SUFFIXES
 from ..planning.source import AS_GIVEN, check_estimator, quality_options
 from ..progress import working
 from ..report.documents import analyses_document, analysis_document
@@ -97,6 +98,11 @@ def analyze(
     distance, tail_size, num_eigenvalues, numerical_rank, note, standard_error). With --compare it
     is an object whose `columns` hold `label`, `rank_correlation`, `trust` and `analysis` each.
     """
+    if model.endswith(YAML_SUFFIXES):
+        raise click.UsageError(
+            f"{model} is a YAML, and this analyses a model: give its `base_model`, or use "
+            f"`alphalora plan {model}`."
+        )
     display = Display.read(**wanted)
     check_files({"--plot": display.plot}, model)
     console = Console(stderr=as_json)

@@ -40,7 +40,10 @@ class Rank(click.ParamType):
         """Read a whole number of at least 1, or `auto`."""
         if value == _AUTO:
             return value
-        return click.IntRange(min=1).convert(value, param, ctx)
+        try:
+            return click.IntRange(min=1).convert(value, param, ctx)
+        except click.BadParameter:
+            self.fail(f"{value!r} is no whole number of at least 1, and not {_AUTO}.", param, ctx)
 
 
 @click.command()

@@ -179,6 +179,8 @@ def _message(error: Exception) -> str:
     for item in error.errors():
         where = ".".join([*prefix, *(str(part) for part in item["loc"])])
         said = item["msg"].removeprefix("Value error, ")
+        if item["type"] != "value_error":
+            said = f"{said}, got {item['input']!r}"
         lines.append(f"`{where}`: {said}" if where else said)
     return "\n".join(lines)
 

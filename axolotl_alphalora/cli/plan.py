@@ -181,7 +181,8 @@ def _show_plan(
         print_plan(plan, console)
         print_lines(filter(None, [study_line(plan)]), console)
     print_lines(_data(source, plan), console)
-    print_lines((f"{WARNING}{line}" for line in (*source.notes, *cautions(plan))), console)
+    warnings = (*source.notes, *_refused(source), *cautions(plan))
+    print_lines((f"{WARNING}{line}" for line in warnings), console)
     if display.per_module and not quiet:
         console.print()
         print_table(modules_table(plan, findings), console)
@@ -192,6 +193,15 @@ def _show_plan(
         save_plan(plan, findings, display.plot, spectra)
         print_as_is(f"\nDrawn in {display.plot}", console)
     return plan.to_dict(), plan
+
+
+def _refused(source: Source) -> list[str]:
+    """Name the options of the YAML that a run refuses."""
+    from ..plugin.refusals import offending
+
+    if source.path is None:
+        return []
+    return [f"`axolotl train` refuses {row.message()}" for row in offending(source.config)]
 
 
 def _data(source: Source, plan: Plan) -> list[str]:

@@ -49,6 +49,9 @@ OPTIMIZER = "adamw_torch_fused"
 OUTPUT_DIR = "./model-out"
 """Axolotl: where a run's output goes if the YAML does not say."""
 
+LORA_KERNELS = ("lora_mlp_kernel", "lora_qkv_kernel", "lora_o_kernel", "lora_embedding_kernel")
+"""Axolotl: the switches of its fused kernels for LoRA; where none is set it switches all on."""
+
 SCHEDULER_FILE = "scheduler.pt"
 """transformers: what a checkpoint keeps of the learning rates."""
 

@@ -14,12 +14,12 @@ import yaml
 from ..allocation import Plan
 from ..blocks import group_by_block
 from ..files import KEY_PREFIX
-from ..hosts.constants import LORA_ALPHA, OUTPUT_DIR
+from ..hosts.constants import LORA_ALPHA, LORA_KERNELS, OUTPUT_DIR
 from ..mixture import Mixture
 from .config import ADAPTER, plain
 from .keys import PLUGIN
 from .request import base_model
-from .source import Source
+from .source import CONTINUED, Source
 
 _NAMING = ("lora_target_modules", "peft_layers_to_transform", "peft_layers_pattern")
 _TARGETS = (*_NAMING, "lora_target_linear", "lora_exclude_modules")
@@ -145,7 +145,7 @@ def lora_yaml(source: Source, plan: Plan) -> str:
     """
     keys = lora_keys(plan, source.config)
     if source.path is not None:
-        for key in ("lora_model_dir", "resume_from_checkpoint"):
+        for key in CONTINUED:
             if source.config.get(key):
                 raise ValueError(
                     f"{source.path}: `{key}` names an AlphaLoRA adapter, which no LoRA can "
@@ -212,6 +212,9 @@ def _run(config: dict[str, Any]) -> dict[str, Any]:
         elif key not in dropped:
             kept[key] = value
     kept["adapter"] = "qlora" if config.get("load_in_4bit") else "lora"
+    if not _has_gpu():
+        # Axolotl switches them on for a LoRA on any machine.
+        kept |= {key: False for key in LORA_KERNELS if config.get(key) is None}
     # The run of the YAML must not lose its adapter, nor have this one resume from its checkpoints.
     kept["output_dir"] = f"{str(config.get('output_dir') or OUTPUT_DIR).rstrip('/')}-lora"
     return kept
@@ -268,8 +271,15 @@ def comment(plan: Plan, source: Source, for_host: bool = True) -> list[str]:
             f"The plan's experts start from the LoRA in {start} (alphalora.init_from); this LoRA "
             "starts anew."
         )
+    if for_host and source.path is not None and not _has_gpu():
+        lines.append(
+            "Axolotl's fused kernels for LoRA need a GPU, and there is none here: they are off. To "
+            "train on one, remove lora_*_kernel."
+        )
     if for_host and config.get("hub_model_id"):
         lines.append(f"hub_model_id is still {config['hub_model_id']}: name another one.")
+    if source.path is not None and config.get("lora_alpha") is None:
+        lines.append("To be completed: lora_alpha.")
     if source.path is None:
         lines.append(
             "To be completed: base_model, adapter: lora, lora_alpha, datasets."
@@ -278,6 +288,12 @@ def comment(plan: Plan, source: Source, for_host: bool = True) -> list[str]:
             "lora_dropout (0)."
         )
     return lines
+
+
+def _has_gpu() -> bool:
+    import torch
+
+    return torch.cuda.is_available()
 
 
 def _in_routers(plan: Plan) -> int:

@@ -171,9 +171,8 @@ class AlphaLoraConfigBlock(BaseModel):
             )
         unknown = [key for key in data if key not in cls.model_fields]
         if unknown:
-            raise ValueError(
-                " ".join(_unknown(f"{ADAPTER}.", key, cls.model_fields) for key in unknown)
-            )
+            lines = (_unknown(key, data[key], cls.model_fields) for key in unknown)
+            raise ValueError(" ".join(lines))
         return _without_blanks(data)
 
     @property
@@ -278,7 +277,9 @@ class AlphaLoraConfigBlock(BaseModel):
         options = dict(self.allocation)
         name = options.pop("strategy")
         try:
-            settings = registry().get(name).options(options)
+            strategy = registry().get(name)
+            _check_place(options, strategy.fields, type(self).model_fields)
+            settings = strategy.options(options)
         except ValueError as error:
             raise ValueError(f"`alphalora.allocation`: {error}") from error
         try:
@@ -324,7 +325,27 @@ def plain(value: Any) -> Any:
     return value
 
 
-def _unknown(prefix: str, key: Any, valid: Iterable[str]) -> str:
+def _unknown(key: Any, value: Any, valid: Iterable[str]) -> str:
     close = get_close_matches(str(key), list(valid), n=1)
-    advice = f"Did you mean `{prefix}{close[0]}`?" if close else f"Valid: {', '.join(valid)}."
-    return f"`{prefix}{key}` is not an option. {advice}"
+    if str(key).startswith(("lora_", "peft_", "loraplus_")):
+        advice = f"Keys of Axolotl's own stand outside of the `{ADAPTER}:` block."
+    elif close:
+        advice = f"Did you mean `{ADAPTER}.{close[0]}`?"
+    elif key in registry().get(ADAPTER).fields:
+        advice = (
+            "Options of a strategy stand in its `allocation`: "
+            f"`allocation: {{strategy: {ADAPTER}, {key}: {value}}}`."
+        )
+    else:
+        advice = f"Valid: {', '.join(valid)}."
+    return f"`{ADAPTER}.{key}` is not an option. {advice}"
+
+
+def _check_place(options: Iterable[str], own: Iterable[str], block: Iterable[str]) -> None:
+    """Refuse an option of the block among those of a strategy."""
+    for key in options:
+        if key in block and key not in own:
+            raise ValueError(
+                f"`{key}` is no option of a strategy but of the `{ADAPTER}:` block: write it "
+                "beside `allocation`."
+            )

@@ -19,7 +19,10 @@ def check_plan(plan: Plan, request: PlanRequest) -> None:
         ValueError: Names the first difference.
     """
     if plan.rank != request.rank:
-        raise ValueError(f"the plan is for rank {plan.rank}, but lora_r is {request.rank}")
+        raise ValueError(
+            f"the plan is for rank {plan.rank}, but lora_r is {request.rank}. Set "
+            f"`lora_r: {plan.rank}`, or make the plan again with `alphalora plan --output`."
+        )
     differ = [key for key in MIXTURE if getattr(plan, key) != getattr(request.mixture, key)]
     if differ:
         raise ValueError(

@@ -7,7 +7,7 @@ command line.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -31,6 +31,9 @@ from .keys import (
 )
 from .request import PlanRequest, plan_request, read_block
 from .saved_plan import check_optimizer
+
+CONTINUED = ("lora_model_dir", "resume_from_checkpoint")
+"""Keys of the host for an adapter that a run goes on with."""
 
 
 @dataclass(frozen=True)
@@ -151,7 +154,10 @@ def _read(source: str) -> tuple[dict[str, Any], Path | None]:
         check_adapter(cfg.get("adapter"))
         check_plugins(cfg.get("plugins"))
         if cfg.get("adapter") not in (None, ADAPTER):
-            raise ValueError(f"`adapter` is {cfg['adapter']}, so there is nothing to plan.")
+            raise ValueError(
+                f"`adapter` is {cfg['adapter']}, so there is nothing to plan: set "
+                f"`adapter: {ADAPTER}`."
+            )
         check_spelling(cfg, REFUSED_KEYS | KEYS.keys())
         return as_written(cfg), path
     except ValueError as error:
@@ -165,7 +171,15 @@ def _notes(cfg: dict[str, Any], path: Path | None) -> Iterator[str]:
             f"`adapter: {ADAPTER}` needs `plugins: [{PLUGIN}]`, without which `axolotl train` does "
             "not know it."
         )
-    for key in ("lora_model_dir", "resume_from_checkpoint"):
+    if path is not None and cfg.get("adapter") is None:
+        yield f"`adapter: {ADAPTER}` is missing, without which `axolotl train` adds no experts."
+    missing = [f"`{key}`" for key in ("lora_r", "lora_alpha") if cfg.get(key) is None]
+    if path is not None and missing and not any(cfg.get(key) for key in CONTINUED):
+        yield (
+            f"`axolotl train` needs {' and '.join(missing)}: the rank and the scaling of one "
+            "expert, for example `lora_r: 8` and `lora_alpha: 16`."
+        )
+    for key in CONTINUED:
         adapter = cfg.get(key)
         if not isinstance(adapter, str):
             continue
@@ -189,13 +203,14 @@ AS_GIVEN = "as given"
 _TOKEN = re.compile(r""""(?:\\.|[^"\\])*"|(?<!\w)'(?:''|[^'])*'|.""", re.DOTALL)
 
 
-def read_spec(spec: str) -> dict[str, Any]:
+def read_spec(spec: str, measuring: bool = False) -> dict[str, Any]:
     """Read what one specification changes.
 
     Args:
         spec: Parts joined by `+`: the name of a strategy (`mola`, `mola:2468`), the name of
             an estimator, `opposite` or `shuffled` (values of `order`), or `option=value`,
             with values as in YAML: `estimator=hill+beta=1`, `counts+experts=[1, 2]`.
+        measuring: Whether it is one of measuring only: no strategy and no order.
 
     Returns:
         Option to value, `strategy` among them.
@@ -203,29 +218,28 @@ def read_spec(spec: str) -> dict[str, Any]:
     Raises:
         ValueError: If a part is none of these, or an option is named twice.
     """
+    words: dict[str, Sequence[str]] = {"estimator": ESTIMATORS}
+    if not measuring:
+        words = {"strategy": registry().names(), **words, "order": CONTROLS}
     found: dict[str, Any] = {}
     for part in split_outside(spec, "+"):
         pieces = (*re.split("([:=])", part, maxsplit=1), "", "")
         key, sign, text = (piece.strip() for piece in pieces[:3])
-        if sign == ":":
+        option = next((option for option in reversed(words) if key in words[option]), None)
+        if sign == ":" and not measuring:
             read = registry().read(part)
         elif sign == "=":
             try:
                 read = {key: read_value(text)}
             except ValueError as error:
                 raise ValueError(f"{spec}: {error}") from error
-        elif key in ESTIMATORS:
-            read = {"estimator": key}
-        elif key in CONTROLS:
-            read = {"order": key}
-        elif key in registry().names():
-            read = {"strategy": key}
+        elif option is not None and not sign:
+            read = {option: key}
         else:
-            raise ValueError(
-                f"{spec}: {part!r} is no strategy ({', '.join(registry().names())}), no "
-                f"estimator ({', '.join(ESTIMATORS)}), no order ({', '.join(CONTROLS)}) and no "
-                "option=value"
+            choices = "".join(
+                f" no {option} ({', '.join(names)})," for option, names in words.items()
             )
+            raise ValueError(f"{spec}: {part!r} is{choices.removesuffix(',')} and no option=value")
         for name, value in read.items():
             if name in found:
                 raise ValueError(f"{spec}: {name} is named twice")
@@ -239,7 +253,7 @@ def quality_options(spec: str) -> dict[str, Any]:
     Raises:
         ValueError: As `read_spec` does, and if it names an option of sharing out.
     """
-    found = read_spec(spec)
+    found = read_spec(spec, measuring=True)
     for key in found:
         if key not in QualitySettings.names():
             raise ValueError(

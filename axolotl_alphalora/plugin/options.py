@@ -44,7 +44,7 @@ def differs_from(default: Any) -> Callable[[Any, Mapping[str, Any]], bool]:
 
 
 def more_than_one(value: Any, _cfg: Mapping[str, Any]) -> bool:
-    return int(value or 1) > 1
+    return str(value).isdecimal() and int(value) > 1
 
 
 def on_quantised_base(value: Any, cfg: Mapping[str, Any]) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from ..hosts.constants import LORA_KERNELS
 from .options import (
     Refusal,
     differs_from,
@@ -82,12 +83,12 @@ REFUSED: tuple[Refusal, ...] = (
     ),
     *(
         Refusal(
-            f"lora_{part}_kernel",
+            key,
             "the fused kernels compute one A and one B per layer, not routed experts",
             _OR_FALSE,
-            {f"lora_{part}_kernel": True},
+            {key: True},
         )
-        for part in ("mlp", "qkv", "o", "embedding")
+        for key in LORA_KERNELS
     ),
     Refusal(
         "peft_init_lora_weights",

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from textwrap import fill
+from typing import Any
 
 from rich import box
 from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
@@ -139,6 +140,7 @@ def _parts(table: Table, console: Console) -> list[Table]:
 def _rich(table: Table) -> RichTable:
     """Return rich's table, which shares out the width."""
     totals = len(table.footer) == 1
+    stands: Any = "top" if any(column.wraps for column in table.columns) else "bottom"
     shown = RichTable(
         box=box.SIMPLE,
         show_edge=False,
@@ -153,7 +155,7 @@ def _rich(table: Table) -> RichTable:
             Text(column.short or column.head),
             footer=Text(footer[0] if totals and footer else ""),
             justify="left" if column.left else "right",
-            vertical="bottom",
+            vertical=stands,
             no_wrap=not column.wraps and not _gives_way(column),
             overflow="fold" if column.wraps else "ellipsis",
         )

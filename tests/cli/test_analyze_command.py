@@ -68,6 +68,12 @@ def test_bad_options_are_refused_before_the_model_is_read(run, options, message)
     assert "Traceback" not in result.output
 
 
+def test_a_yaml_is_no_model(tmp_path, run):
+    result = run("analyze", tmp_path / "run.yml")
+    assert result.exit_code == 2
+    assert f"or use `alphalora plan {tmp_path}/run.yml`" in " ".join(result.output.split())
+
+
 def test_a_directory_without_a_model_is_named(tmp_path, run):
     result = run("analyze", tmp_path)
     assert result.exit_code == 1 and str(tmp_path) in result.output

@@ -14,6 +14,7 @@ from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
 
 from axolotl_alphalora.allocation import Plan
+from axolotl_alphalora.hosts.constants import LORA_KERNELS
 from axolotl_alphalora.planning import Source
 from axolotl_alphalora.planning.as_lora import lora_config, lora_keys
 from helpers.allocating import plan as planned
@@ -62,6 +63,21 @@ def adapted_ranks(model, keys):
     for layer in layers.values():
         assert layer.scaling["default"] == cfg.lora_alpha / layer.r["default"]
     return {name: layer.r["default"] for name, layer in layers.items()}, adapted
+
+
+@pytest.mark.parametrize("gpu", [True, False])
+def test_the_hosts_kernels_are_off_where_there_is_no_gpu_for_them(made, monkeypatch, gpu):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
+    _, text = made(lora_o_kernel=False)
+    keys = yaml.safe_load(text)
+    found = {key: keys.get(key) for key in LORA_KERNELS}
+    assert found == dict.fromkeys(LORA_KERNELS, None if gpu else False) | {"lora_o_kernel": False}
+    assert ("need a GPU" in text) == (not gpu)
+
+
+def test_a_scale_that_the_yaml_leaves_out_is_named(made):
+    for alpha, said in ((None, True), (8, False)):
+        assert ("# To be completed: lora_alpha." in made(lora_alpha=alpha)[1]) == said
 
 
 @pytest.mark.usefixtures("combinations")

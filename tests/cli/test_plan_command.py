@@ -306,7 +306,12 @@ def test_a_picture_of_a_plan_without_scores_is_drawn(tmp_path, model):
         ({"peft_layers_to_transform": [9]}, "names block 9"),
         ({"base_model": None}, "`base_model` is missing"),
         ({"base_model": "no/such-model"}, "model no/such-model cannot be opened"),
-        ({"adapter": "lora"}, "`adapter` is lora, so there is nothing to plan"),
+        ({"adapter": "lora"}, "`adapter` is lora, so there is nothing to plan: set `adapter: alph"),
+        (
+            {"alphalora": {"experts_per_block": "five"}},
+            "experts_per_block`: .*number.*, got 'five'",
+        ),
+        ({"alphalora": {"spend": "ranks"}}, "alphalora.spend`: .*'rank', got 'ranks'"),
     ],
 )
 def test_what_is_wrong_is_said_in_one_sentence(tmp_path, model, changes, message):
@@ -314,6 +319,28 @@ def test_what_is_wrong_is_said_in_one_sentence(tmp_path, model, changes, message
     assert result.exit_code == 1
     assert re.search(message, " ".join(result.output.split())), result.output
     assert "Traceback" not in result.output
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"adapter": None}, "`adapter: alphalora` is missing"),
+        ({"lora_alpha": None}, "`axolotl train` needs `lora_alpha`: the rank and"),
+        ({"lora_r": None, "lora_alpha": None}, "needs `lora_r` and `lora_alpha`: the rank"),
+        ({"plugins": None}, "`adapter: alphalora` needs `plugins:"),
+        ({"peft_use_dora": True}, "`axolotl train` refuses `peft_use_dora`: DoRA rescales"),
+        ({"tensor_parallel_size": "2"}, "`axolotl train` refuses `tensor_parallel_size`"),
+        ({"load_in_4bit": True, "load_in_8bit": True}, "`axolotl train` refuses `load_in_8bit`"),
+    ],
+    ids=str,
+)
+def test_what_a_run_would_refuse_is_said_beside_its_plan(tmp_path, model, changes, message):
+    plugins = ["axolotl_alphalora.AlphaLoraPlugin"]
+    settings = {"plugins": plugins, "lora_alpha": 8, "tensor_parallel_size": "auto"}
+    quiet, said = (
+        plan(config(tmp_path, model, **(settings | more))).output for more in ({}, changes)
+    )
+    assert "Warning" not in quiet and message in " ".join(said.split())
 
 
 @pytest.mark.parametrize("key", ["lora_model_dir", "resume_from_checkpoint"])

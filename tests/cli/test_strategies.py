@@ -23,6 +23,8 @@ def test_every_strategy_is_listed_with_its_options(run):
         strategy = registry().get(name).strategy
         assert f"\n{name}\n" in f"\n{shown.output}"
         assert all(f" {option} " in words for option in strategy.options.model_fields)
+    (line,) = {line for line in shown.output.splitlines() if line.startswith("  window ")}
+    assert "windows whose" in line, "a name stands where its description begins"
     assert "Needs: the weights. Budget: needed (5 experts per block" in words
     assert "Short form: mola:VALUE sets shape." in words
 

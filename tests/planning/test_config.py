@@ -225,6 +225,13 @@ def test_a_plan_contradicts_what_it_decides(options):
         ({"allocation": ""}, ["alphalora.allocation", "strategy"]),
         ({"allocation": 5}, ["allocation", "name of a strategy"]),
         ({"allocation": "uniforme"}, ["alphalora.allocation", "unknown strategy 'uniforme'"]),
+        ({"allocation": "hill"}, ["hill is an estimator of alphalora: write alphalora:hill"]),
+        (
+            {"allocation": {"strategy": "alphalora", "experts_per_block": 5}},
+            ["`experts_per_block` is no option of a strategy", "beside `allocation`"],
+        ),
+        ({"estimator": "hill"}, ["`allocation: {strategy: alphalora, estimator: hill}`"]),
+        ({"lora_r": 8}, ["`alphalora.lora_r`", "outside of the `alphalora:` block"]),
         (
             {"allocation": {"strategy": "alphalora", "estimator": "hil"}},
             ["alphalora.allocation", "unknown estimator 'hil'", "xmin_peak, "],

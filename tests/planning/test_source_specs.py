@@ -82,8 +82,13 @@ def test_options_are_kept_within_a_strategy_only():
 
 
 def test_a_way_of_measuring_takes_no_option_of_sharing_out():
-    with pytest.raises(ValueError, match="strategy is no option of measuring"):
-        quality_options("uniform")
+    with pytest.raises(ValueError, match="order is no option of measuring"):
+        quality_options("order=opposite")
+    for spec in ("uniform", "mola:2468", "opposite", "hill:3", "hil"):
+        with pytest.raises(ValueError) as error:
+            quality_options(spec)
+        said = str(error.value)
+        assert f"{spec!r} is no estimator" in said and "mola," not in said, spec
 
 
 NESTED = r"counts+experts={'.*layers.\d+.(mlp|self_attn).[qkv]_proj': 2, '.*': 6}"

@@ -9,13 +9,12 @@ from safetensors.torch import load_file
 from axolotl_alphalora.allocation import Plan
 from axolotl_alphalora.cli import alphalora
 
-KERNELS = {f"lora_{part}_kernel": False for part in ("mlp", "qkv", "o")}
 SHORT = {"max_steps": 1, "save_steps": 1, "val_set_size": 0, "eval_steps": ...}
 
 
 def test_an_exported_lora_trains_with_the_planned_ranks(host, tmp_path):
     block = {"allocation": {"strategy": "counts", "experts": {"k_proj": 0, "up_proj": 3, ".*": 2}}}
-    config = host.write(tmp_path, alphalora=block, **KERNELS, **SHORT)
+    config = host.write(tmp_path, alphalora=block, **SHORT)
     written = yaml.safe_load(config.read_text())
     config.write_text(yaml.safe_dump(written | {"alphalora": block}, sort_keys=False))
     plan, lora = tmp_path / "plan.json", tmp_path / "lora.yml"

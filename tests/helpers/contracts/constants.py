@@ -99,6 +99,15 @@ def OUTPUT_DIR():
 
 
 @checks("constants")
+def LORA_KERNELS():
+    from axolotl.utils.schemas.validation import lora_kernels_auto_enable
+
+    for key in constants.LORA_KERNELS:
+        assert lora_kernels_auto_enable({"adapter": "lora"}.get)
+        assert not lora_kernels_auto_enable({"adapter": "lora", key: False}.get), key
+
+
+@checks("constants")
 def SCHEDULER_FILE():
     from transformers.trainer import SCHEDULER_NAME
 
