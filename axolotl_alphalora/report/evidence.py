@@ -25,6 +25,8 @@ _SAID = {
     "undecided": "was not shown to do better or worse",
 }
 """Verdict on a plan to what is said of the plainer one."""
+_SMALL = 0.05
+"""A p value, after correction, that is told though the interval reaches 0."""
 
 
 def read_study() -> dict[str, Any]:
@@ -79,7 +81,7 @@ def _likeness(row: Mapping[str, Any], plan: Plan) -> tuple[bool, bool]:
 def _figures(found: Mapping[str, Any]) -> str:
     more = 100 * found["more"]
     said = f"the plan's loss {_difference(found)}"
-    if found["low"] * found["high"] > 0 and "p" in found:
+    if "p" in found and (found["low"] * found["high"] > 0 or found["p"] < _SMALL):
         said += f", p {found['p']:.3f} after correction"
     if "fresh" in found:
         said += f"; with fresh seeds {_difference(found['fresh'])}"

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 
 from .chart import signed
 from .compare import FEW, OPEN, VERDICTS, Comparison, percent
+from .stats import LEVEL
 
 FINER = 0.002
 """The least part of a loss by which rates between those that were tried are worth a word."""
@@ -28,7 +29,8 @@ def _judged(one: Comparison) -> str:
     said = percent(one.middle, one.low, one.high)
     if one.verdict != OPEN:
         return f"{one.verdict}, {said}"
-    if one.corrected is not None and round(100 * one.low, 2) * round(100 * one.high, 2) > 0:
+    apart = round(100 * one.low, 2) * round(100 * one.high, 2) > 0
+    if one.corrected is not None and (apart or one.corrected < LEVEL):
         said += f", p {one.p:.3f}, after correction {one.corrected:.3f}"
     return f"{OPEN} ({one.needed} seeds needed), {said}"
 

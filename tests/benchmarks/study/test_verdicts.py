@@ -1,5 +1,6 @@
 """What the page says in words follows from its figures."""
 
+from dataclasses import replace
 from itertools import chain
 
 import pytest
@@ -7,6 +8,7 @@ import pytest
 from benchmarks.study import conclusions, report
 from benchmarks.study.cells import AGAIN, FRESH, GRID, PRIMARY, SHORT, Setting
 from benchmarks.study.compare import BETTER, FEW, OPEN, SAME, WORSE, comparisons
+from benchmarks.study.phrases import told
 from benchmarks.study.questions import ALONE, QUESTIONS, TOGETHER, again, planned, tables
 from benchmarks.study.verdicts import Verdicts
 from helpers.study_lines import HERE, add, line, scatter
@@ -51,6 +53,9 @@ def test_many_comparisons_ask_for_more(done):
     found.pairs[PAIR] = comparisons(HERE, pairs, done)[PAIR]
     assert f"{OPEN} ({found.pairs[PAIR].needed} seeds needed), +" in found.sentence(PAIR)
     assert found.sentence(PAIR).endswith("), p 0.003, after correction 0.054.")
+    reaching = replace(alone, low=-0.0001, corrected=0.03)
+    assert reaching.verdict == OPEN and "after correction 0.030" in told(reaching)
+    assert "after correction" not in told(replace(reaching, corrected=0.06))
     among = comparisons(HERE, pairs, done)[PAIR]
     assert among.p == alone.p and among.verdict == OPEN and among.family == 21
     assert int(among.needed) > int(alone.needed)
