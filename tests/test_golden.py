@@ -77,7 +77,7 @@ def page_text(path):
 @pytest.fixture(autouse=True)
 def settled(monkeypatch):
     """What `plan` says of the study changes as that goes on, and `--as-lora` asks for a GPU."""
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr("axolotl_alphalora.planning.as_lora._has_gpu", lambda: False)
     nothing = {"where": "nowhere", "plans": []}
     monkeypatch.setattr("axolotl_alphalora.report.evidence.read_study", lambda: nothing)
 

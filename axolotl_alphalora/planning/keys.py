@@ -185,6 +185,17 @@ def as_written(cfg: Mapping[str, Any]) -> dict[str, Any]:
     return found | {key: expanded(found[key]) for key in _PATHS if isinstance(found.get(key), str)}
 
 
+def lacking(cfg: Mapping[str, Any]) -> str | None:
+    """What a new adapter needs of the configuration, in words; None if it is all there."""
+    missing = [f"`{key}`" for key in ("lora_r", "lora_alpha") if not cfg.get(key)]
+    if not missing:
+        return None
+    return (
+        f"`adapter: {ADAPTER}` needs {' and '.join(missing)}: the rank and the scaling of one "
+        "expert, for example `lora_r: 8` and `lora_alpha: 16`."
+    )
+
+
 def check_adapter(name: Any) -> None:
     """Refuse a name that looks like a misspelling of ours.
 

@@ -27,6 +27,7 @@ from .keys import (
     check_adapter,
     check_plugins,
     check_spelling,
+    lacking,
     read_yaml,
 )
 from .request import PlanRequest, plan_request, read_block
@@ -173,12 +174,8 @@ def _notes(cfg: dict[str, Any], path: Path | None) -> Iterator[str]:
         )
     if path is not None and cfg.get("adapter") is None:
         yield f"`adapter: {ADAPTER}` is missing, without which `axolotl train` adds no experts."
-    missing = [f"`{key}`" for key in ("lora_r", "lora_alpha") if cfg.get(key) is None]
-    if path is not None and missing and not any(cfg.get(key) for key in CONTINUED):
-        yield (
-            f"`axolotl train` needs {' and '.join(missing)}: the rank and the scaling of one "
-            "expert, for example `lora_r: 8` and `lora_alpha: 16`."
-        )
+    if path is not None and not any(cfg.get(key) for key in CONTINUED):
+        yield from filter(None, [lacking(cfg)])
     for key in CONTINUED:
         adapter = cfg.get(key)
         if not isinstance(adapter, str):

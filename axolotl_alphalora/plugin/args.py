@@ -18,7 +18,7 @@ from pydantic import BaseModel, Field, ModelWrapValidatorHandler, model_validato
 from ..allocation import SAMPLED
 from ..hosts.constants import OUTPUT_DIR
 from ..planning import ADAPTER, AlphaLoraConfigBlock, plan_request
-from ..planning.keys import as_written, check_adapter, check_spelling
+from ..planning.keys import as_written, check_adapter, check_spelling, lacking
 from . import host, quantization, refusals
 from .checkpoints import trained_adapter
 from .host import running_verb
@@ -177,13 +177,9 @@ def _check_lora_options(cfg: Mapping[str, Any]) -> None:
         return
     if cfg.get("resume_from_checkpoint"):
         return
-    missing = [key for key in ("lora_r", "lora_alpha") if not cfg.get(key)]
-    if missing:
-        names = " and ".join(f"`{key}`" for key in missing)
-        raise ValueError(
-            f"`adapter: alphalora` needs {names}: the rank and the scaling of one expert, for "
-            "example `lora_r: 8` and `lora_alpha: 16`."
-        )
+    missing = lacking(cfg)
+    if missing is not None:
+        raise ValueError(missing)
     if not (cfg.get("lora_target_modules") or cfg.get("lora_target_linear")):
         raise ValueError(
             "`adapter: alphalora` needs `lora_target_linear: true`, or `lora_target_modules` with "

@@ -71,7 +71,8 @@ def undo_casts(model: nn.Module, before: Mapping[str, torch.Tensor], fp32: bool)
             if exact.dtype != parameter.dtype:
                 parameter.data = exact.to(parameter.device)
         elif name in experts:
-            parameter.data = parameter.data.to(torch.float32 if fp32 else parameter.dtype)
+            if fp32:
+                parameter.data = parameter.data.to(torch.float32)
         elif (own := now.get(name.replace(_COPY, _OWN))) is not None and own.is_floating_point():
             parameter.data = parameter.data.to(own.dtype)
 

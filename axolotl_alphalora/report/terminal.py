@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from textwrap import fill
-from typing import Any
 
 from rich import box
+from rich.align import VerticalAlignMethod
 from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
 from rich.measure import Measurement
 from rich.table import Table as RichTable
@@ -140,7 +140,9 @@ def _parts(table: Table, console: Console) -> list[Table]:
 def _rich(table: Table) -> RichTable:
     """Return rich's table, which shares out the width."""
     totals = len(table.footer) == 1
-    stands: Any = "top" if any(column.wraps for column in table.columns) else "bottom"
+    stands: VerticalAlignMethod = (
+        "top" if any(column.wraps for column in table.columns) else "bottom"
+    )
     shown = RichTable(
         box=box.SIMPLE,
         show_edge=False,

@@ -1,5 +1,7 @@
 """A tiny model on disk, a cache of its own, and the command line in this process."""
 
+import json
+
 import pytest
 from click.testing import CliRunner
 from transformers import LlamaForCausalLM
@@ -41,3 +43,13 @@ def run():
         return CliRunner().invoke(alphalora, [str(argument) for argument in arguments])
 
     return invoke
+
+
+@pytest.fixture
+def columns(run):
+    def compare(source, *specs):
+        result = run("plan", source, "--compare", *specs, "--json")
+        assert result.exit_code == 0, result.output
+        return json.loads(result.stdout)["columns"]
+
+    return compare

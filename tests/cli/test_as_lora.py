@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
 
 from axolotl_alphalora.allocation import Plan
 from axolotl_alphalora.hosts.constants import LORA_KERNELS
-from axolotl_alphalora.planning import Source
+from axolotl_alphalora.planning import Source, as_lora
 from axolotl_alphalora.planning.as_lora import lora_config, lora_keys
 from helpers.allocating import plan as planned
 from helpers.deep import BASES
@@ -67,7 +67,7 @@ def adapted_ranks(model, keys):
 
 @pytest.mark.parametrize("gpu", [True, False])
 def test_the_hosts_kernels_are_off_where_there_is_no_gpu_for_them(made, monkeypatch, gpu):
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
+    monkeypatch.setattr(as_lora, "_has_gpu", lambda: gpu)
     _, text = made(lora_o_kernel=False)
     keys = yaml.safe_load(text)
     found = {key: keys.get(key) for key in LORA_KERNELS}

@@ -43,7 +43,7 @@ def test_what_is_wrong_is_said_in_one_sentence(tmp_path, model, changes, message
     ("changes", "message"),
     [
         ({"adapter": None}, "`adapter: alphalora` is missing"),
-        ({"lora_alpha": None}, "`axolotl train` needs `lora_alpha`: the rank and"),
+        ({"lora_alpha": None}, "`adapter: alphalora` needs `lora_alpha`: the rank and"),
         ({"lora_r": None, "lora_alpha": None}, "needs `lora_r` and `lora_alpha`: the rank"),
         ({"plugins": None}, "`adapter: alphalora` needs `plugins:"),
         ({"peft_use_dora": True}, "`axolotl train` refuses `peft_use_dora`: DoRA rescales"),

@@ -51,7 +51,7 @@ ELSEWHERE = {
         "tests/plugin/test_verbs.py::test_lm_eval_scores_the_adapter"
     ),
     "alphalora plan config.yml --compare alphalora mola:2468 sensitivity uniform "
-    "--plot compare.png": "tests/cli/test_compare.py::"
+    "--plot compare.png": "tests/cli/test_compare_measured.py::"
     "test_a_plan_by_gradients_varies_with_the_halves_of_its_sample",
     "alphalora inspect outputs/alphalora --data config.yml --per-module": (
         "tests/plugin/test_export.py::test_the_routers_are_watched_on_the_run_s_own_rows"

@@ -1,4 +1,4 @@
-"""`alphalora plan` in this process, and a small YAML for it."""
+"""`alphalora plan` in this process, and small YAMLs for it."""
 
 import yaml
 from click.testing import CliRunner
@@ -21,3 +21,16 @@ def config(tmp_path, model, **changes):
     }
     path.write_text(yaml.safe_dump(settings | changes))
     return path
+
+
+def linear(folder, model, **block):
+    """A YAML for all linear layers with a block."""
+    path = folder / "config.yml"
+    settings = {"base_model": str(model), "lora_target_linear": True, "lora_r": 4}
+    path.write_text(yaml.safe_dump(settings | {"alphalora": block}, sort_keys=False))
+    return path
+
+
+def labels(rows):
+    """The labels of a comparison's columns."""
+    return [row["label"] for row in rows]

@@ -5,7 +5,8 @@ import itertools
 import pytest
 import torch
 
-from axolotl_alphalora.report.figures import Picture, draw, draw_comparison, panels
+from axolotl_alphalora.report.figures import Picture, draw, draw_comparison
+from axolotl_alphalora.report.spectra_panels import panels
 from axolotl_alphalora.settings import MatrixQuality
 from axolotl_alphalora.spectral import Spectra, assess
 
