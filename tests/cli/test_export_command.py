@@ -62,7 +62,8 @@ def test_a_base_that_has_moved(run, adapter, rows, tmp_path):
     [
         (["--load-in-4bit", "--load-in-8bit"], "not both"),
         (["--max-kl", "-1"], "--max-kl"),
-        (["--rank", "0"], "--rank"),
+        (["--rank", "0"], "is no whole number of at least 1, and not auto"),
+        (["--rank", "x"], "is no whole number of at least 1, and not auto"),
         (["--gguf-type", "f16"], "--gguf-type is of the file for llama.cpp"),
         (["--method", "magic"], "least-squares"),
     ],

@@ -318,6 +318,7 @@ def test_a_plan_for_other_settings_is_refused(host, trained, tmp_path):
     block = {"plan": "plan.json"}
     run = host.run(tmp_path, "train", alphalora=block, lora_r=8)
     assert "alphalora.plan plan.json does not fit this run: the plan is for rank 4" in flat(run.log)
+    assert "but lora_r is 8. Set `lora_r: 4`, or make the plan again" in flat(run.log)
     (tmp_path / "plan.json").write_text("{}")
     run = host.run(tmp_path, "train", alphalora=block)
     assert "plan.json: format is None" in flat(run.log)
